@@ -1,0 +1,126 @@
+use ssh_key::private::{Ed25519Keypair, KeypairData};
+use ssh_key::{LineEnding, PrivateKey};
+
+use super::*;
+use crate::mask::{MaskKey, Masker};
+use crate::record::{Job, Proof};
+
+const NOW: u64 = 1_790_000_000_000_000;
+
+fn key(seed: u8) -> PrivateKey {
+    PrivateKey::new(KeypairData::Ed25519(Ed25519Keypair::from_seed(&[seed; 32])), "").unwrap()
+}
+
+fn signers() -> AllowedSigners {
+    AllowedSigners::parse(&format!("alice {}", key(1).public_key().to_openssh().unwrap())).unwrap()
+}
+
+fn hold() -> SubmittedHold {
+    let masker = Masker::new(MaskKey::new([3; 32]));
+    let text = |s: &str| masker.text(s);
+    Hold {
+        approval_id: ApprovalId::from_random([1; 16]),
+        call_id: CallId::from_random([2; 16]),
+        tenant: "t".into(),
+        origin: Origin::from_random([3; 16]),
+        host: "h".into(),
+        call_digest: "d".into(),
+        policy_digest: "p".into(),
+        rule: "deploys".into(),
+        server: Server {
+            address: "127.0.0.1".into(),
+            port: 1,
+            name: text("localhost"),
+            proof: Proof::Certificate,
+        },
+        tool: text("deploy"),
+        arguments: Payload { text: text("{}"), bytes: 2, truncated: false, masked: vec![] },
+        requester: Caller {
+            pid: 1,
+            start_time: Some(2),
+            uid: 3,
+            gid: 3,
+            comm: text("node"),
+            executable: text("/usr/bin/node"),
+            command_line: text("node a"),
+            cgroup: text("/job"),
+            job: Job::default(),
+            seen_alive: true,
+        },
+        created_us: NOW,
+        expires_us: NOW + 60_000_000,
+        nonce: "n".into(),
+    }
+}
+
+/// What an approver sees.
+fn shown() -> Hold<String> {
+    serde_json::from_value(serde_json::to_value(hold()).unwrap()).unwrap()
+}
+
+fn statement() -> Statement {
+    Statement::new(shown(), Answer::Approve, "alice".into(), "a release as planned".into(), NOW + 1)
+}
+
+fn sign(statement: &Statement, namespace: &str, key: &PrivateKey) -> SignedStatement {
+    let statement = statement.canonical().unwrap();
+    let signature = key.sign(namespace, HashAlg::Sha512, statement.as_bytes()).unwrap();
+    SignedStatement { statement, signature: signature.to_pem(LineEnding::LF).unwrap() }
+}
+
+fn verify(signed: SignedStatement) -> Result<Decision, DecisionError> {
+    Decision::verify(&hold(), signed, &signers(), NOW + 2)
+}
+
+#[test]
+fn an_allowed_key_decides_in_both_directions() {
+    let approved = verify(sign(&statement(), NAMESPACE, &key(1))).unwrap();
+    assert!(approved.is_approval() && approved.fingerprint().starts_with("SHA256:"));
+    let no = Statement { answer: Answer::Refuse, ..statement() };
+    assert!(!verify(sign(&no, NAMESPACE, &key(1))).unwrap().is_approval());
+}
+
+#[test]
+fn another_key_or_another_name_decides_nothing() {
+    assert!(matches!(verify(sign(&statement(), NAMESPACE, &key(2))), Err(DecisionError::UnknownKey(_))));
+    let mallory = Statement { approver: "bob".into(), ..statement() };
+    assert!(matches!(verify(sign(&mallory, NAMESPACE, &key(1))), Err(DecisionError::NotTheApprovers { .. })));
+}
+
+#[test]
+fn a_signature_for_another_purpose_or_text_decides_nothing() {
+    assert!(matches!(verify(sign(&statement(), "git", &key(1))), Err(DecisionError::BadSignature(_))));
+    let refused = sign(&Statement { answer: Answer::Refuse, ..statement() }, NAMESPACE, &key(1));
+    let swapped = SignedStatement { statement: statement().canonical().unwrap(), ..refused };
+    assert!(matches!(verify(swapped), Err(DecisionError::BadSignature(_))));
+    let garbage = SignedStatement { statement: statement().canonical().unwrap(), signature: "x".into() };
+    assert!(matches!(verify(garbage), Err(DecisionError::BadSignature(_))));
+}
+
+#[test]
+fn any_change_of_what_was_shown_voids_the_statement() {
+    let mut other = statement();
+    other.hold.call_digest = "e".into();
+    assert_eq!(verify(sign(&other, NAMESPACE, &key(1))), Err(DecisionError::OtherCall("call_digest")));
+    let mut other = statement();
+    other.hold.arguments.text = "{\"force\":true}".into();
+    assert_eq!(verify(sign(&other, NAMESPACE, &key(1))), Err(DecisionError::OtherCall("arguments")));
+    let reusable = Statement { max_uses: 9, ..statement() };
+    assert_eq!(
+        verify(sign(&reusable, NAMESPACE, &key(1))),
+        Err(DecisionError::OtherCall("the statement's form"))
+    );
+}
+
+#[test]
+fn a_decision_needs_a_reason_and_comes_in_time() {
+    let terse = Statement { justification: "ok               ".into(), ..statement() };
+    assert_eq!(verify(sign(&terse, NAMESPACE, &key(1))), Err(DecisionError::NoJustification));
+    for issued_us in [NOW - CLOCK_SKEW_US - 1, NOW + 60_000_001] {
+        let stale = Statement { issued_us, ..statement() };
+        assert_eq!(verify(sign(&stale, NAMESPACE, &key(1))), Err(DecisionError::OutOfTime));
+    }
+    let late =
+        Decision::verify(&hold(), sign(&statement(), NAMESPACE, &key(1)), &signers(), NOW + 60_000_001);
+    assert_eq!(late, Err(DecisionError::OutOfTime));
+}

@@ -1,0 +1,181 @@
+//! Server-Sent Events, sans I/O. Bytes come in as they arrive, whole events go out. Lines end in LF, CR or
+//! CRLF; a byte order mark at the start is skipped (WHATWG HTML, 9.2.6).
+
+/// One event. An event without data is never dispatched by a client; it is kept here when it has an id.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Event {
+    /// The `event:` field, empty for the default `message`.
+    pub name: String,
+    /// The `data:` lines, joined by LF.
+    pub data: String,
+    /// The last `id:` field of the event.
+    pub id: Option<String>,
+}
+
+/// An event past the limit. The rest of it is skipped, and reading goes on behind it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("an event of more than {limit} bytes")]
+pub struct TooLarge {
+    pub limit: usize,
+}
+
+/// Reads events out of a byte stream that arrives in pieces.
+#[derive(Debug)]
+pub struct Parser {
+    limit: usize,
+    line: Vec<u8>,
+    event: Event,
+    size: usize,
+    overflown: bool,
+    after_cr: bool,
+    at_start: bool,
+}
+
+impl Parser {
+    /// `limit` bounds the bytes of one event's lines.
+    pub fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            line: Vec::new(),
+            event: Event::default(),
+            size: 0,
+            overflown: false,
+            after_cr: false,
+            at_start: true,
+        }
+    }
+
+    /// Takes the next bytes; hands each event that they complete to `on_event`.
+    pub fn feed(&mut self, bytes: &[u8], mut on_event: impl FnMut(Result<Event, TooLarge>)) {
+        for &byte in bytes {
+            let newline_of_crlf = std::mem::take(&mut self.after_cr) && byte == b'\n';
+            match byte {
+                b'\n' if newline_of_crlf => {}
+                b'\n' | b'\r' => {
+                    self.after_cr = byte == b'\r';
+                    self.end_of_line(&mut on_event);
+                }
+                _ => self.push(byte),
+            }
+        }
+    }
+
+    /// The stream ended: hands over an event that only its blank line was missing from. A client would drop
+    /// it; a record must not.
+    pub fn finish(mut self, mut on_event: impl FnMut(Result<Event, TooLarge>)) {
+        if !self.line.is_empty() {
+            self.end_of_line(&mut on_event);
+        }
+        self.end_of_line(&mut on_event);
+    }
+
+    fn push(&mut self, byte: u8) {
+        self.size += 1;
+        if self.size > self.limit {
+            self.overflown = true;
+            self.line.truncate(1);
+            return;
+        }
+        self.line.push(byte);
+    }
+
+    fn end_of_line(&mut self, on_event: &mut impl FnMut(Result<Event, TooLarge>)) {
+        let mut line = std::mem::take(&mut self.line);
+        if std::mem::take(&mut self.at_start) && line.starts_with(b"\xef\xbb\xbf") {
+            line.drain(..3);
+        }
+        if line.is_empty() {
+            let event = std::mem::take(&mut self.event);
+            self.size = 0;
+            if std::mem::take(&mut self.overflown) {
+                on_event(Err(TooLarge { limit: self.limit }));
+            } else if event != Event::default() {
+                on_event(Ok(event));
+            }
+            return;
+        }
+        let line = String::from_utf8_lossy(&line);
+        let (field, value) = line.split_once(':').unwrap_or((&line, ""));
+        let value = value.strip_prefix(' ').unwrap_or(value);
+        match field {
+            "event" => self.event.name = value.to_owned(),
+            "id" if !value.contains('\0') => self.event.id = Some(value.to_owned()),
+            "data" => {
+                if !self.event.data.is_empty() {
+                    self.event.data.push('\n');
+                }
+                self.event.data.push_str(value);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The bytes of one `message` event that carries a JSON-RPC message.
+pub fn message(json: &str) -> String {
+    let mut out = String::from("event: message\n");
+    for line in json.split(['\n', '\r']) {
+        out.push_str("data: ");
+        out.push_str(line);
+        out.push('\n');
+    }
+    out.push('\n');
+    out
+}
+
+/// A comment: keeps a client's connection alive, and means nothing to it.
+pub fn comment(text: &'static str) -> String {
+    format!(": {text}\n\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(pieces: &[&[u8]], limit: usize) -> Vec<Result<Event, TooLarge>> {
+        let (mut parser, mut out) = (Parser::new(limit), Vec::new());
+        for piece in pieces {
+            parser.feed(piece, |event| out.push(event));
+        }
+        parser.finish(|event| out.push(event));
+        out
+    }
+
+    fn data(text: &str) -> Result<Event, TooLarge> {
+        Ok(Event { data: text.into(), ..Event::default() })
+    }
+
+    #[test]
+    fn every_line_ending_and_every_split_reads_the_same() {
+        for ending in ["\n", "\r", "\r\n"] {
+            let text =
+                ["\u{feff}: hi", "event: message", "id: 5", "data: a", "data:b", "", "data: c", "", ""]
+                    .join(ending);
+            let expected =
+                [Ok(Event { name: "message".into(), data: "a\nb".into(), id: Some("5".into()) }), data("c")];
+            assert_eq!(read(&[text.as_bytes()], 1000), expected);
+            for cut in 0..text.len() {
+                let (head, tail) = text.as_bytes().split_at(cut);
+                assert_eq!(read(&[head, tail], 1000), expected, "{ending:?} cut at {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_event_over_the_limit_is_named_and_the_next_one_read() {
+        let text = format!("data: {}\n\ndata: ok\n\n", "x".repeat(100));
+        assert_eq!(read(&[text.as_bytes()], 50), [Err(TooLarge { limit: 50 }), data("ok")]);
+    }
+
+    #[test]
+    fn an_event_that_the_stream_cut_off_is_still_seen() {
+        assert_eq!(read(&[b"data: {\"a\":1}"], 50), [data("{\"a\":1}")]);
+    }
+
+    #[test]
+    fn a_comment_is_no_event_and_a_message_reads_back() {
+        let text = comment("weir: waiting") + &message("{\n}");
+        let expected = Event { name: "message".into(), data: "{\n}".into(), id: None };
+        assert_eq!(read(&[text.as_bytes()], 500), [Ok(expected)]);
+    }
+}

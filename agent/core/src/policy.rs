@@ -1,0 +1,253 @@
+//! Policy: rules come in, a [`Verdict`] goes out. It sees a [`Call`], never a socket, and decides by the first
+//! rule that matches.
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::ids::hex;
+use crate::mcp::TOOLS_CALL;
+
+/// What happens to a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// It goes upstream.
+    Allow,
+    /// The client gets a JSON-RPC error.
+    Deny,
+    /// It waits for a human's decision.
+    Hold,
+}
+
+impl Action {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Action::Allow => "allow",
+            Action::Deny => "deny",
+            Action::Hold => "hold",
+        }
+    }
+}
+
+/// One rule: `{id, when, action}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    /// Names the rule in records and refusals.
+    pub id: String,
+    /// What it applies to; all of it must match.
+    #[serde(default)]
+    pub when: When,
+    pub action: Action,
+}
+
+/// A rule's condition: each part a glob (`*` any run of characters, `?` one), absent means any.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct When {
+    /// The server's name: proven by its certificate, or else its address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server: Option<String>,
+    /// The JSON-RPC method.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<String>,
+    /// The tool of a `tools/call`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool: Option<String>,
+}
+
+/// What policy is asked about.
+#[derive(Debug, Clone, Copy)]
+pub struct Call<'a> {
+    /// A name that a certificate proved, or the address where nothing proves a name.
+    pub server: &'a str,
+    pub method: &'a str,
+    /// `None` for other methods than `tools/call`.
+    pub tool: Option<&'a str>,
+}
+
+/// Policy's answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    pub action: Action,
+    /// The rule that matched; `default` when none did.
+    pub rule: String,
+    /// Which policy spoke: SHA-256 of its rules, as hex.
+    pub policy_digest: String,
+}
+
+/// A rule that cannot be. The operator is at fault.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum PolicyError {
+    #[error("two rules have the id {0:?}; give each its own")]
+    DoubleId(String),
+    #[error("rule {0:?} holds calls that cannot wait; a hold needs `tool`, or `method = \"tools/call\"`")]
+    HoldsMoreThanToolCalls(String),
+    #[error("the rule id {0:?} is taken by the default action or empty; choose another")]
+    ReservedId(String),
+    #[error("the default action cannot be \"hold\": only tool calls can wait; write a rule for them")]
+    DefaultHold,
+}
+
+/// A checked set of rules.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    rules: Vec<Rule>,
+    default_action: Action,
+    digest: String,
+}
+
+impl Policy {
+    /// Checks the rules and fixes their digest.
+    pub fn new(rules: Vec<Rule>, default_action: Action) -> Result<Self, PolicyError> {
+        if default_action == Action::Hold {
+            return Err(PolicyError::DefaultHold);
+        }
+        for (at, rule) in rules.iter().enumerate() {
+            if rule.id.is_empty() || rule.id == "default" {
+                return Err(PolicyError::ReservedId(rule.id.clone()));
+            }
+            if rules.iter().take(at).any(|other| other.id == rule.id) {
+                return Err(PolicyError::DoubleId(rule.id.clone()));
+            }
+            let tool_calls = rule.when.tool.is_some() || rule.when.method.as_deref() == Some(TOOLS_CALL);
+            if rule.action == Action::Hold && !tool_calls {
+                return Err(PolicyError::HoldsMoreThanToolCalls(rule.id.clone()));
+            }
+        }
+        let canonical = serde_json::json!({ "default_action": default_action, "rules": rules }).to_string();
+        let digest = hex(&Sha256::digest(canonical));
+        Ok(Self { rules, default_action, digest })
+    }
+
+    /// Decides one call.
+    pub fn verdict(&self, call: Call<'_>) -> Verdict {
+        let rule = self.rules.iter().find(|rule| rule.when.matches(call));
+        let (action, id) = rule.map_or((self.default_action, "default"), |rule| (rule.action, &rule.id));
+        Verdict { action, rule: id.to_owned(), policy_digest: self.digest.clone() }
+    }
+
+    /// SHA-256 of the rules, as hex.
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+}
+
+impl When {
+    fn matches(&self, call: Call<'_>) -> bool {
+        let part = |pattern: &Option<String>, value: Option<&str>| {
+            pattern.as_deref().is_none_or(|pattern| value.is_some_and(|value| glob(pattern, value)))
+        };
+        let server = self
+            .server
+            .as_deref()
+            .is_none_or(|pattern| glob(&pattern.to_ascii_lowercase(), &call.server.to_ascii_lowercase()));
+        server && part(&self.method, Some(call.method)) && part(&self.tool, call.tool)
+    }
+}
+
+/// Whether `pattern` (`*`, `?`) matches the whole of `text`. Time is bounded by the product of the lengths.
+pub fn glob(pattern: &str, text: &str) -> bool {
+    let (pattern, text): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
+    let (mut p, mut t) = (0, 0);
+    let mut retry: Option<(usize, usize)> = None;
+    while t < text.len() {
+        match pattern.get(p) {
+            Some('*') => {
+                retry = Some((p, t));
+                p += 1;
+            }
+            Some(c) if *c == '?' || Some(c) == text.get(t) => {
+                p += 1;
+                t += 1;
+            }
+            _ => {
+                let Some((star, from)) = retry else { return false };
+                retry = Some((star, from + 1));
+                p = star + 1;
+                t = from + 1;
+            }
+        }
+    }
+    pattern.iter().skip(p).all(|c| *c == '*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(
+        id: &str,
+        server: Option<&str>,
+        method: Option<&str>,
+        tool: Option<&str>,
+        action: Action,
+    ) -> Rule {
+        let own = |s: Option<&str>| s.map(str::to_owned);
+        Rule {
+            id: id.into(),
+            when: When { server: own(server), method: own(method), tool: own(tool) },
+            action,
+        }
+    }
+
+    #[test]
+    fn the_first_matching_rule_decides() {
+        let policy = Policy::new(
+            vec![
+                rule("no-deletes", Some("*.Example.test"), None, Some("delete_*"), Action::Deny),
+                rule("deploys", None, Some("tools/call"), Some("deploy"), Action::Hold),
+            ],
+            Action::Allow,
+        )
+        .unwrap();
+        let ask = |server, method, tool| {
+            let verdict = policy.verdict(Call { server, method, tool });
+            (verdict.action, verdict.rule)
+        };
+        assert_eq!(
+            ask("mcp.example.test", "tools/call", Some("delete_repo")),
+            (Action::Deny, "no-deletes".into())
+        );
+        assert_eq!(ask("other.test", "tools/call", Some("delete_repo")), (Action::Allow, "default".into()));
+        assert_eq!(ask("other.test", "tools/call", Some("deploy")), (Action::Hold, "deploys".into()));
+        assert_eq!(ask("mcp.example.test", "tools/list", None), (Action::Allow, "default".into()));
+    }
+
+    #[test]
+    fn rules_that_cannot_be_are_refused() {
+        let hold_all = rule("h", Some("*"), None, None, Action::Hold);
+        assert!(matches!(
+            Policy::new(vec![hold_all], Action::Allow),
+            Err(PolicyError::HoldsMoreThanToolCalls(_))
+        ));
+        let a = rule("a", None, None, None, Action::Deny);
+        assert!(matches!(Policy::new(vec![a.clone(), a], Action::Allow), Err(PolicyError::DoubleId(_))));
+        assert_eq!(Policy::new(vec![], Action::Hold).unwrap_err(), PolicyError::DefaultHold);
+    }
+
+    #[test]
+    fn another_policy_has_another_digest() {
+        let deny = Policy::new(vec![], Action::Deny).unwrap();
+        let allow = Policy::new(vec![], Action::Allow).unwrap();
+        assert_ne!(deny.digest(), allow.digest());
+    }
+
+    #[test]
+    fn globs_match_whole_texts_in_bounded_time() {
+        for (pattern, text, expected) in [
+            ("", "", true),
+            ("*", "", true),
+            ("a*b", "ab", true),
+            ("a*b", "axxb", true),
+            ("a*b", "axxbc", false),
+            ("a?c", "abc", true),
+            ("a?c", "ac", false),
+            ("delete_*", "delete_repo", true),
+            ("delete_*", "undelete_repo", false),
+        ] {
+            assert_eq!(glob(pattern, text), expected, "{pattern} {text}");
+        }
+        assert!(!glob(&"*a".repeat(200), &"a".repeat(150)));
+    }
+}

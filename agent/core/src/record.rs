@@ -1,0 +1,507 @@
+//! The record: what is written of each call, and of the agent's own life. A [`Body`] comes in, an [`Event`]
+//! with its place in the log goes out as canonical bytes (RFC 8785), which are what is stored, shipped,
+//! hashed and shown. Payloads are strings inside them, so nothing in a payload is ever read as a number.
+//!
+//! `T` is text that a job may have chosen. The agent writes `Event<Masked<String>>`; since a `Masked` cannot
+//! be made from outside, nothing unmasked can be written. Readers get `Event<String>`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{ApprovalId, Boot, CallId, FlowId, Origin};
+use crate::mask::{Masked, Span};
+use crate::policy::Verdict;
+
+/// The version of the envelope. A reader refuses one that it does not know.
+pub const VERSION: u32 = 1;
+
+/// What the agent writes.
+pub type Written = Event<Masked<String>>;
+/// What a reader gets.
+pub type Stored = Event<String>;
+
+/// One event with its place in the log.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Event<T> {
+    pub v: u32,
+    pub tenant: String,
+    pub host: String,
+    pub origin: Origin,
+    pub boot: Boot,
+    /// Dense in its origin, from 0.
+    pub seq: u64,
+    /// Wall clock, microseconds since 1970 (below 2^53 until the year 2255).
+    pub time_us: u64,
+    pub body: Body<T>,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Body<T> {
+    /// A call is known and decided on; written before anything goes upstream.
+    Intent(Box<Intent<T>>),
+    /// A hold ended.
+    Decision(DecisionRecord<T>),
+    /// A message that is no call: from the server, or a client's response to it.
+    Message(Message<T>),
+    /// How a call ended; exactly one for each intent.
+    Outcome(Outcome<T>),
+    /// A connection ended.
+    Flow(Flow<T>),
+    /// The agent's own life.
+    Agent(AgentEvent<T>),
+}
+
+impl<T> Body<T> {
+    /// The `kind` column.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Body::Intent(_) => "intent",
+            Body::Decision(_) => "decision",
+            Body::Message(_) => "message",
+            Body::Outcome(_) => "outcome",
+            Body::Flow(_) => "flow",
+            Body::Agent(_) => "agent",
+        }
+    }
+}
+
+/// See [`Body::Intent`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Intent<T> {
+    pub call_id: CallId,
+    pub flow_id: FlowId,
+    pub caller: Arc<Caller<T>>,
+    pub server: Server<T>,
+    pub mcp: Mcp<T>,
+    pub verdict: Verdict,
+    /// The params, masked.
+    pub payload: Payload<T>,
+    pub durability: Durability,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approval_id: Option<ApprovalId>,
+}
+
+/// Whether the intent was on disk before the call went upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Durability {
+    Strict,
+    BestEffort,
+}
+
+/// Who made a call: what the kernel and /proc said of the process that connected.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Caller<T> {
+    pub pid: u32,
+    /// Clock ticks since the host's boot (/proc/PID/stat, field 22); with `pid` it names a process.
+    pub start_time: Option<u64>,
+    pub uid: u32,
+    pub gid: u32,
+    pub comm: T,
+    pub executable: T,
+    pub command_line: T,
+    pub cgroup: T,
+    pub job: Job<T>,
+    /// False when the process was gone before it could be read: then only what the kernel said is there.
+    pub seen_alive: bool,
+}
+
+/// The CI job, as the process's environment names it. Later work proves it; this only reads it.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Job<T> {
+    /// `github`, `gitlab`, `jenkins`, or empty.
+    pub provider: String,
+    pub repository: T,
+    pub workflow: T,
+    pub run_id: T,
+    pub job: T,
+    pub actor: T,
+    pub reference: T,
+    pub commit: T,
+    pub runner: T,
+}
+
+/// Where a connection went.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Server<T> {
+    /// The address that the client dialled.
+    pub address: String,
+    pub port: u16,
+    /// The name that the proof is for; without proof, the address.
+    pub name: T,
+    pub proof: Proof,
+}
+
+/// What a server's name rests on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Proof {
+    /// Its certificate, verified by the agent.
+    Certificate,
+    /// Nothing.
+    Unproven,
+}
+
+/// The MCP side of a call.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Mcp<T> {
+    pub method: T,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool: Option<T>,
+    /// The JSON text of the id; absent for notifications.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<T>,
+    /// A pseudonym: the id itself would let its reader take the session over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session: Option<T>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub protocol_version: Option<T>,
+}
+
+/// Masked content.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Payload<T> {
+    pub text: T,
+    /// Bytes of the clear content.
+    pub bytes: u64,
+    /// Whether `text` is less than the whole.
+    pub truncated: bool,
+    /// What was masked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub masked: Vec<Span>,
+}
+
+/// See [`Body::Decision`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DecisionRecord<T> {
+    pub call_id: CallId,
+    pub approval_id: ApprovalId,
+    pub decision: HoldEnd,
+    /// Who signed: the principal of the allowed-signers file. Empty when nobody did.
+    pub approver: T,
+    /// The signing key's SHA-256 fingerprint.
+    pub key: String,
+    pub justification: T,
+    pub ticket: T,
+    /// When the approver says to have signed, microseconds since 1970.
+    pub signed_us: Option<u64>,
+    /// The signed statement and its signature, so that anybody can check them again.
+    pub statement: T,
+    pub signature: String,
+}
+
+/// How a hold ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HoldEnd {
+    Approved,
+    Refused,
+    Expired,
+    ClientGone,
+    /// A statement came whose signature or contents do not hold. The hold goes on waiting.
+    Invalid,
+}
+
+impl HoldEnd {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            HoldEnd::Approved => "approved",
+            HoldEnd::Refused => "refused",
+            HoldEnd::Expired => "expired",
+            HoldEnd::ClientGone => "client_gone",
+            HoldEnd::Invalid => "invalid",
+        }
+    }
+}
+
+/// See [`Body::Message`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Message<T> {
+    pub flow_id: FlowId,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub call_id: Option<CallId>,
+    pub direction: Direction,
+    /// The method; empty for a response, or for an HTTP exchange that is not MCP.
+    pub method: T,
+    pub label: MessageLabel,
+    pub payload: Payload<T>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    ClientToServer,
+    ServerToClient,
+}
+
+impl Direction {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Direction::ClientToServer => "client_to_server",
+            Direction::ServerToClient => "server_to_client",
+        }
+    }
+}
+
+/// What kind of message it was, or what Weir did with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MessageLabel {
+    Request,
+    Notification,
+    Response,
+    /// An HTTP exchange that is not MCP, passed on.
+    Http,
+    /// MCP that could not be read (too large, or not JSON-RPC), passed on.
+    Unparsed,
+    /// A request that policy could not read, refused.
+    Unreadable,
+    /// A request whose authority is not the proven name, refused with 421.
+    Misdirected,
+}
+
+impl MessageLabel {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            MessageLabel::Request => "request",
+            MessageLabel::Notification => "notification",
+            MessageLabel::Response => "response",
+            MessageLabel::Http => "http",
+            MessageLabel::Unparsed => "unparsed",
+            MessageLabel::Unreadable => "unreadable",
+            MessageLabel::Misdirected => "misdirected",
+        }
+    }
+}
+
+/// See [`Body::Outcome`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Outcome<T> {
+    pub call_id: CallId,
+    pub result: CallResult,
+    /// The upstream's HTTP status, if there was an answer.
+    pub http_status: Option<u16>,
+    /// The JSON-RPC error's code, if the answer was an error.
+    pub error_code: Option<i64>,
+    /// From the request's last byte to the answer's, microseconds of the monotonic clock; absent when unknown.
+    pub duration_us: Option<u64>,
+    /// The result or error, masked.
+    pub payload: Payload<T>,
+}
+
+/// How a call ended: a closed set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CallResult {
+    /// A JSON-RPC result.
+    Ok,
+    /// A JSON-RPC result with `isError: true`.
+    ToolError,
+    /// A JSON-RPC error, or an HTTP error status.
+    Error,
+    /// Policy or an approver refused it; it never went upstream.
+    Refused,
+    /// Nobody decided in time; it never went upstream.
+    Expired,
+    /// The client left before the answer.
+    ClientGone,
+    /// The server could not be reached, or broke off.
+    UpstreamFailed,
+    /// The answer could not be read, or the call's own was missing from it.
+    Unparsed,
+    /// The agent let go of the call without saying how it ended.
+    Aborted,
+    /// The agent ended before the call did; whether it went upstream is not known.
+    Unknown,
+}
+
+impl CallResult {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            CallResult::Ok => "ok",
+            CallResult::ToolError => "tool_error",
+            CallResult::Error => "error",
+            CallResult::Refused => "refused",
+            CallResult::Expired => "expired",
+            CallResult::ClientGone => "client_gone",
+            CallResult::UpstreamFailed => "upstream_failed",
+            CallResult::Unparsed => "unparsed",
+            CallResult::Aborted => "aborted",
+            CallResult::Unknown => "unknown",
+        }
+    }
+}
+
+/// See [`Body::Flow`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Flow<T> {
+    pub flow_id: FlowId,
+    pub caller: Arc<Caller<T>>,
+    pub server: Server<T>,
+    /// The name that the client asked for in its ClientHello, if any.
+    pub sni: T,
+    pub treatment: Treatment,
+    pub end: FlowEnd,
+    /// Bytes from the client and to it, above TLS when it was terminated.
+    pub bytes_up: u64,
+    pub bytes_down: u64,
+    pub duration_us: u64,
+}
+
+/// What Weir did with a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Treatment {
+    /// Its messages are recorded.
+    Terminated,
+    /// Relayed untouched: not on the intercept list.
+    Opaque,
+    /// Closed by Weir.
+    Refused,
+}
+
+impl Treatment {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Treatment::Terminated => "terminated",
+            Treatment::Opaque => "opaque",
+            Treatment::Refused => "refused",
+        }
+    }
+}
+
+/// How a connection ended: a closed set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FlowEnd {
+    /// Either side closed it.
+    Closed,
+    /// The server could not be dialled.
+    UpstreamUnreachable,
+    /// The server's certificate did not stand up to verification.
+    UpstreamUntrusted,
+    /// The client broke off the TLS handshake (it may not trust Weir's CA).
+    ClientHandshake,
+    /// Bytes that are neither TLS nor HTTP, to a destination whose content must be read.
+    Unreadable,
+    /// No bytes came in time from a client that had to speak first.
+    Silent,
+    /// A limit was reached.
+    Limit,
+    /// The connection broke, or the agent ended.
+    Broken,
+}
+
+impl FlowEnd {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            FlowEnd::Closed => "closed",
+            FlowEnd::UpstreamUnreachable => "upstream_unreachable",
+            FlowEnd::UpstreamUntrusted => "upstream_untrusted",
+            FlowEnd::ClientHandshake => "client_handshake",
+            FlowEnd::Unreadable => "unreadable",
+            FlowEnd::Silent => "silent",
+            FlowEnd::Limit => "limit",
+            FlowEnd::Broken => "broken",
+        }
+    }
+}
+
+/// See [`Body::Agent`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AgentEvent<T> {
+    /// `agent.started`, `agent.stopped`, `flow.unattributed`, `spool.torn` ...
+    pub name: String,
+    pub detail: BTreeMap<String, T>,
+}
+
+/// Canonical bytes could not be made: a fault of Weir's.
+#[derive(Debug, thiserror::Error)]
+#[error("the event has no canonical form: {0}")]
+pub struct CanonicalError(#[from] serde_json::Error);
+
+impl Written {
+    /// The bytes that are stored, shipped and hashed (RFC 8785).
+    pub fn canonical(&self) -> Result<Vec<u8>, CanonicalError> {
+        Ok(serde_json_canonicalizer::to_vec(self)?)
+    }
+}
+
+/// Canonical bytes that are not an event of a known version. The sender is at fault.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    #[error("not an event: {0}")]
+    Malformed(#[from] serde_json::Error),
+    #[error("the event has version {0}, and this program knows {VERSION}; bring both to one version")]
+    Version(u32),
+    #[error("the event's bytes are not in canonical form")]
+    NotCanonical,
+}
+
+impl Stored {
+    /// Reads an event back from its canonical bytes; other bytes with the same meaning are refused.
+    pub fn read(canonical: &[u8]) -> Result<Self, ReadError> {
+        let event: Self = serde_json::from_slice(canonical)?;
+        if event.v != VERSION {
+            return Err(ReadError::Version(event.v));
+        }
+        if serde_json_canonicalizer::to_vec(&event)? != canonical {
+            return Err(ReadError::NotCanonical);
+        }
+        Ok(event)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mask::{MaskKey, Masker};
+
+    fn event() -> Written {
+        let masker = Masker::new(MaskKey::new([1; 32]));
+        let (text, masked) = masker.json(r#"{"b":1,"a":12345678901234567890123,"password":"x"}"#);
+        Event {
+            v: VERSION,
+            tenant: "t".into(),
+            host: "h".into(),
+            origin: Origin::from_random([1; 16]),
+            boot: Boot::from_random([2; 16]),
+            seq: 9,
+            time_us: 1_790_000_000_000_000,
+            body: Body::Outcome(Outcome {
+                call_id: CallId::from_random([3; 16]),
+                result: CallResult::Ok,
+                http_status: Some(200),
+                error_code: None,
+                duration_us: Some(12),
+                payload: Payload { text, bytes: 50, truncated: false, masked },
+            }),
+        }
+    }
+
+    #[test]
+    fn an_event_reads_back_from_its_canonical_bytes() {
+        let bytes = event().canonical().unwrap();
+        let text = String::from_utf8(bytes.clone()).unwrap();
+        assert!(
+            text.starts_with(r#"{"body":{"call_id":"#) && text.contains("12345678901234567890123"),
+            "{text}"
+        );
+        let read = Stored::read(&bytes).unwrap();
+        assert_eq!((read.seq, read.body.kind()), (9, "outcome"));
+    }
+
+    #[test]
+    fn bytes_that_are_not_canonical_or_of_another_version_are_refused() {
+        let bytes = event().canonical().unwrap();
+        let spaced = [b" ", &bytes[..]].concat();
+        assert!(matches!(Stored::read(&spaced), Err(ReadError::NotCanonical)));
+        let newer = String::from_utf8(bytes).unwrap().replace("\"v\":1}", "\"v\":2}");
+        assert!(matches!(Stored::read(newer.as_bytes()), Err(ReadError::Version(2))));
+        assert!(matches!(Stored::read(b"{}"), Err(ReadError::Malformed(_))));
+    }
+}

@@ -1,0 +1,264 @@
+//! The segment format: how events lie in the spool, and how they travel to the collector.
+//!
+//! ```text
+//! segment = magic "WEIRSEG1" | u32 version | u64 first_seq | u32 crc32c(of the 20 bytes before)
+//! frame   = u32 length | u32 crc32c(of kind, seq, bytes) | u8 kind | u64 seq | bytes[length]
+//! ```
+//!
+//! All integers are little-endian. `Event` frames have dense sequence numbers from `first_seq` on. A `Carry`
+//! frame, the first of a segment, holds what the ledger must know of the segments before it, so that those
+//! can be trimmed; its bytes mean nothing here. A torn tail (the file ends inside a frame, or the last frame's
+//! checksum is wrong and nothing whole follows) is cut on recovery; damage anywhere else is an error.
+
+use crate::ids::hex;
+use sha2::{Digest, Sha256};
+
+/// The version of the layout above.
+pub const VERSION: u32 = 1;
+/// Bytes of the header.
+pub const HEADER_LEN: usize = 24;
+/// Bytes of a frame before its payload.
+pub const FRAME_HEADER_LEN: usize = 17;
+/// The most bytes that one frame's payload may have.
+pub const MAX_FRAME: usize = 4 << 20;
+/// The most events of one segment: one segment is one ClickHouse block.
+pub const MAX_EVENTS: u64 = 20_000;
+/// The most bytes of one segment.
+pub const MAX_SEGMENT: usize = 16 << 20;
+
+const MAGIC: &[u8; 8] = b"WEIRSEG1";
+
+/// What a frame holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FrameKind {
+    /// One event's canonical bytes.
+    Event,
+    /// What the ledger carries over from earlier segments.
+    Carry,
+}
+
+impl FrameKind {
+    fn byte(self) -> u8 {
+        match self {
+            FrameKind::Event => 1,
+            FrameKind::Carry => 2,
+        }
+    }
+}
+
+/// One frame, borrowed from a segment's bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Frame<'a> {
+    pub kind: FrameKind,
+    pub seq: u64,
+    pub bytes: &'a [u8],
+}
+
+/// Why bytes are not a segment. The fault is the disk's, or the sender's.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum SegmentError {
+    #[error("not a segment: {0}")]
+    Header(&'static str),
+    #[error("the segment is cut short at byte {at}")]
+    Torn { at: usize },
+    #[error("the segment is damaged at byte {at}: {what}")]
+    Damaged { at: usize, what: &'static str },
+}
+
+/// The header of a segment whose first event is `first_seq`.
+pub fn header(first_seq: u64) -> [u8; HEADER_LEN] {
+    let mut out = [0; HEADER_LEN];
+    out[..8].copy_from_slice(MAGIC);
+    out[8..12].copy_from_slice(&VERSION.to_le_bytes());
+    out[12..20].copy_from_slice(&first_seq.to_le_bytes());
+    let crc = crc32c::crc32c(&out[..20]);
+    out[20..].copy_from_slice(&crc.to_le_bytes());
+    out
+}
+
+/// Appends one frame to `out`.
+pub fn push_frame(out: &mut Vec<u8>, kind: FrameKind, seq: u64, bytes: &[u8]) {
+    debug_assert!(bytes.len() <= MAX_FRAME);
+    let crc = frame_crc(kind.byte(), &seq.to_le_bytes(), bytes);
+    out.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+    out.extend_from_slice(&crc.to_le_bytes());
+    out.push(kind.byte());
+    out.extend_from_slice(&seq.to_le_bytes());
+    out.extend_from_slice(bytes);
+}
+
+fn frame_crc(kind: u8, seq: &[u8], bytes: &[u8]) -> u32 {
+    let head = crc32c::crc32c_append(crc32c::crc32c(&[kind]), seq);
+    crc32c::crc32c_append(head, bytes)
+}
+
+/// Reads a segment front to back. The iterator ends after its first error.
+#[derive(Debug)]
+pub struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    next_seq: u64,
+    first_seq: u64,
+    failed: bool,
+}
+
+impl<'a> Reader<'a> {
+    /// Checks the header.
+    pub fn new(bytes: &'a [u8]) -> Result<Self, SegmentError> {
+        let Some(head) = bytes.first_chunk::<HEADER_LEN>() else {
+            return Err(SegmentError::Torn { at: bytes.len() });
+        };
+        if &head[..8] != MAGIC {
+            return Err(SegmentError::Header("the magic bytes are missing"));
+        }
+        if crc32c::crc32c(&head[..20]) != le32(&head[20..]) {
+            return Err(SegmentError::Header("the header's checksum is wrong"));
+        }
+        if le32(&head[8..12]) != VERSION {
+            return Err(SegmentError::Header("an unknown version: written by a newer Weir?"));
+        }
+        let first_seq = le64(&head[12..20]);
+        Ok(Self { bytes, at: HEADER_LEN, next_seq: first_seq, first_seq, failed: false })
+    }
+
+    /// The sequence number of the segment's first event.
+    pub fn first_seq(&self) -> u64 {
+        self.first_seq
+    }
+
+    /// The sequence number that the next event must have.
+    pub fn next_seq(&self) -> u64 {
+        self.next_seq
+    }
+
+    /// The offset behind the last whole frame read.
+    pub fn offset(&self) -> usize {
+        self.at
+    }
+
+    fn frame(&mut self) -> Result<Frame<'a>, SegmentError> {
+        let at = self.at;
+        let torn = SegmentError::Torn { at };
+        let rest = self.bytes.get(at..).unwrap_or_default();
+        let Some((head, body)) = rest.split_first_chunk::<FRAME_HEADER_LEN>() else { return Err(torn) };
+        let length = le32(&head[..4]) as usize;
+        if length > MAX_FRAME {
+            return Err(SegmentError::Damaged { at, what: "a frame longer than any may be" });
+        }
+        let Some(bytes) = body.get(..length) else { return Err(torn) };
+        if frame_crc(head[8], &head[9..17], bytes) != le32(&head[4..8]) {
+            // With nothing behind it this is what a power cut leaves of the last write.
+            let last = body.len() == length;
+            return Err(if last { torn } else { SegmentError::Damaged { at, what: "a wrong checksum" } });
+        }
+        let seq = le64(&head[9..17]);
+        let kind = match head[8] {
+            1 => FrameKind::Event,
+            2 => FrameKind::Carry,
+            _ => return Err(SegmentError::Damaged { at, what: "an unknown kind of frame" }),
+        };
+        if kind == FrameKind::Event {
+            if seq != self.next_seq {
+                return Err(SegmentError::Damaged { at, what: "a sequence number out of order" });
+            }
+            self.next_seq += 1;
+        }
+        self.at = at + FRAME_HEADER_LEN + length;
+        Ok(Frame { kind, seq, bytes })
+    }
+}
+
+impl<'a> Iterator for Reader<'a> {
+    type Item = Result<Frame<'a>, SegmentError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.failed || self.at == self.bytes.len() {
+            return None;
+        }
+        let frame = self.frame();
+        self.failed = frame.is_err();
+        Some(frame)
+    }
+}
+
+/// What a batch is: SHA-256 over the length and bytes of each event, in order, as hex. Two segments with the
+/// same place in the log and other contents have other digests. The events are masked already.
+pub fn batch_digest<'a>(events: impl Iterator<Item = &'a [u8]>) -> String {
+    let digest = events.fold(Sha256::new(), |hash, event| {
+        hash.chain_update((event.len() as u64).to_le_bytes()).chain_update(event)
+    });
+    hex(&digest.finalize())
+}
+
+fn le32(bytes: &[u8]) -> u32 {
+    bytes.iter().rev().fold(0, |n, byte| n << 8 | u32::from(*byte))
+}
+
+fn le64(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |n, byte| n << 8 | u64::from(*byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Vec<u8> {
+        let mut out = header(7).to_vec();
+        push_frame(&mut out, FrameKind::Carry, 7, b"[]");
+        push_frame(&mut out, FrameKind::Event, 7, b"first");
+        push_frame(&mut out, FrameKind::Event, 8, b"second");
+        out
+    }
+
+    #[test]
+    fn frames_read_back_in_order() {
+        let bytes = sample();
+        let mut reader = Reader::new(&bytes).unwrap();
+        let frames: Vec<_> = reader.by_ref().map(|f| f.unwrap()).map(|f| (f.kind, f.seq, f.bytes)).collect();
+        assert_eq!(
+            frames,
+            [
+                (FrameKind::Carry, 7, &b"[]"[..]),
+                (FrameKind::Event, 7, b"first"),
+                (FrameKind::Event, 8, b"second")
+            ]
+        );
+        assert_eq!((reader.first_seq(), reader.next_seq(), reader.offset()), (7, 9, bytes.len()));
+    }
+
+    #[test]
+    fn a_cut_at_each_byte_loses_only_the_torn_frame() {
+        let bytes = sample();
+        let ends: Vec<usize> = {
+            let mut reader = Reader::new(&bytes).unwrap();
+            std::iter::from_fn(|| reader.next().map(|_| reader.offset())).collect()
+        };
+        for cut in HEADER_LEN..bytes.len() {
+            let mut reader = Reader::new(&bytes[..cut]).unwrap();
+            let whole = reader.by_ref().take_while(Result::is_ok).count();
+            assert_eq!(whole, ends.iter().filter(|end| **end <= cut).count(), "cut at {cut}");
+        }
+        assert_eq!(
+            Reader::new(&bytes[..HEADER_LEN - 1]).unwrap_err(),
+            SegmentError::Torn { at: HEADER_LEN - 1 }
+        );
+    }
+
+    #[test]
+    fn a_flipped_bit_never_reads_as_whole() {
+        let bytes = sample();
+        for at in 0..bytes.len() {
+            let mut bad = bytes.clone();
+            bad[at] ^= 0x10;
+            let whole = Reader::new(&bad).is_ok_and(|reader| reader.into_iter().all(|frame| frame.is_ok()));
+            assert!(!whole, "byte {at}");
+        }
+    }
+
+    #[test]
+    fn the_batch_digest_tells_where_one_event_ends() {
+        let one = batch_digest([&b"ab"[..], b"c"].into_iter());
+        let other = batch_digest([&b"a"[..], b"bc"].into_iter());
+        assert_ne!(one, other);
+    }
+}
