@@ -1,0 +1,114 @@
+//! What an address means to the hooks. Pure, so that a plain host test covers what runs in the kernel.
+//!
+//! Enters and leaves: 16 bytes in network order, IPv4 in its v4-mapped form. Must never: compare by slices, which
+//! becomes a call to `bcmp`, and that the kernel does not have.
+
+/// `::1`
+pub const LOOPBACK_V6: [u8; 16] = bytes([0, 0, 0, 1_u32.to_be()]);
+/// `::ffff:127.0.0.1`
+pub const LOOPBACK_V4: [u8; 16] = mapped([127, 0, 0, 1]);
+
+const MAPPED_PREFIX: [u32; 3] = [0, 0, 0xffff_u32.to_be()];
+
+/// An IPv4 address in its v4-mapped form.
+#[inline(always)]
+pub const fn mapped([a, b, c, d]: [u8; 4]) -> [u8; 16] {
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+}
+
+/// The IPv4 address in a v4-mapped one.
+#[inline(always)]
+pub const fn v4(address: [u8; 16]) -> Option<[u8; 4]> {
+    let [p0, p1, p2, v4] = words(address);
+    if p0 == MAPPED_PREFIX[0] && p1 == MAPPED_PREFIX[1] && p2 == MAPPED_PREFIX[2] {
+        Some(v4.to_ne_bytes())
+    } else {
+        None
+    }
+}
+
+/// `127.0.0.0/8` in either family, and `::1`.
+#[inline(always)]
+pub const fn is_loopback(address: [u8; 16]) -> bool {
+    match v4(address) {
+        Some([first, ..]) => first == 127,
+        None => {
+            let [w0, w1, w2, w3] = words(address);
+            w0 == 0 && w1 == 0 && w2 == 0 && w3 == 1_u32.to_be()
+        }
+    }
+}
+
+/// The loopback address that the kernel puts in place of `0.0.0.0`, `::ffff:0.0.0.0` or `::`. None for any other.
+#[inline(always)]
+pub const fn loopback_if_unspecified(address: [u8; 16]) -> Option<[u8; 16]> {
+    match v4(address) {
+        Some(v4) if u32::from_ne_bytes(v4) == 0 => Some(LOOPBACK_V4),
+        Some(_) => None,
+        None => {
+            let [w0, w1, w2, w3] = words(address);
+            if w0 == 0 && w1 == 0 && w2 == 0 && w3 == 0 { Some(LOOPBACK_V6) } else { None }
+        }
+    }
+}
+
+/// Four words as the kernel's structures hold them: network order in memory.
+#[inline(always)]
+pub const fn words(address: [u8; 16]) -> [u32; 4] {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = address;
+    [
+        u32::from_ne_bytes([a, b, c, d]),
+        u32::from_ne_bytes([e, f, g, h]),
+        u32::from_ne_bytes([i, j, k, l]),
+        u32::from_ne_bytes([m, n, o, p]),
+    ]
+}
+
+/// The reverse of [`words`].
+#[inline(always)]
+pub const fn bytes([first, second, third, fourth]: [u32; 4]) -> [u8; 16] {
+    let [a, b, c, d] = first.to_ne_bytes();
+    let [e, f, g, h] = second.to_ne_bytes();
+    let [i, j, k, l] = third.to_ne_bytes();
+    let [m, n, o, p] = fourth.to_ne_bytes();
+    [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv6Addr;
+
+    use super::*;
+
+    fn address(text: &str) -> [u8; 16] {
+        text.parse::<Ipv6Addr>().unwrap().octets()
+    }
+
+    #[test]
+    fn loopback_is_known_in_both_families() {
+        for yes in ["::1", "::ffff:127.0.0.1", "::ffff:127.255.255.254"] {
+            assert!(is_loopback(address(yes)), "{yes}");
+        }
+        for no in ["::", "::2", "1::1", "::127.0.0.1", "::ffff:128.0.0.1", "::ffff:126.0.0.1", "fe80::1"] {
+            assert!(!is_loopback(address(no)), "{no}");
+        }
+    }
+
+    #[test]
+    fn unspecified_becomes_the_loopback_of_its_own_family() {
+        assert_eq!(loopback_if_unspecified(address("::")), Some(address("::1")));
+        assert_eq!(loopback_if_unspecified(address("::ffff:0.0.0.0")), Some(address("::ffff:127.0.0.1")));
+        for other in ["::1", "::ffff:0.0.0.1", "::ffff:127.0.0.1", "1::"] {
+            assert_eq!(loopback_if_unspecified(address(other)), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn mapped_and_words_can_be_reversed() {
+        assert_eq!(mapped([192, 0, 2, 7]), address("::ffff:192.0.2.7"));
+        assert_eq!(v4(address("::ffff:192.0.2.7")), Some([192, 0, 2, 7]));
+        assert_eq!(v4(address("::192.0.2.7")), None);
+        let any = address("2001:db8:1:2:3:4:5:6");
+        assert_eq!(bytes(words(any)), any);
+    }
+}
