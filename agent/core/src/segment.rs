@@ -181,6 +181,26 @@ impl<'a> Iterator for Reader<'a> {
     }
 }
 
+/// The highest sequence number of the whole event frames at or behind `from`, if there is one. Of damaged
+/// bytes this tells whether more was lost than the end of a last write.
+pub fn last_whole_event(bytes: &[u8], from: usize) -> Option<u64> {
+    let (mut at, mut last) = (from, None);
+    while let Some((head, body)) = bytes.get(at..).and_then(|rest| rest.split_first_chunk::<FRAME_HEADER_LEN>()) {
+        let seq = le64(&head[9..17]);
+        let whole = (head[8] == FrameKind::Event.byte())
+            .then(|| body.get(..le32(&head[..4]) as usize))
+            .flatten()
+            .filter(|bytes| bytes.len() <= MAX_FRAME)
+            .filter(|bytes| frame_crc(head[8], &head[9..17], bytes) == le32(&head[4..8]));
+        at += match whole {
+            Some(bytes) => FRAME_HEADER_LEN + bytes.len(),
+            None => 1,
+        };
+        last = last.max(whole.map(|_| seq));
+    }
+    last
+}
+
 /// What a batch is: SHA-256 over the length and bytes of each event, in order, as hex. Two segments with the
 /// same place in the log and other contents have other digests. The events are masked already.
 pub fn batch_digest<'a>(events: impl Iterator<Item = &'a [u8]>) -> String {
@@ -253,6 +273,17 @@ mod tests {
             let whole = Reader::new(&bad).is_ok_and(|reader| reader.into_iter().all(|frame| frame.is_ok()));
             assert!(!whole, "byte {at}");
         }
+    }
+
+    #[test]
+    fn whole_events_behind_damage_are_found() {
+        let mut bytes = sample();
+        let end = bytes.len();
+        assert_eq!(last_whole_event(&bytes, HEADER_LEN), Some(8));
+        bytes[end - 1] ^= 1;
+        assert_eq!(last_whole_event(&bytes, HEADER_LEN + 1), Some(7));
+        assert_eq!(last_whole_event(&bytes, end - 6 - FRAME_HEADER_LEN), None);
+        assert_eq!(last_whole_event(&bytes, end + 1), None);
     }
 
     #[test]

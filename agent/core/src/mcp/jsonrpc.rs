@@ -57,10 +57,13 @@ pub enum Body {
 /// Why a body is not MCP. The fault is the peer's.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ParseError {
-    /// Not JSON at all, or JSON that is no JSON-RPC 2.0 message.
+    /// Not JSON at all.
+    #[error("not json: {0}")]
+    NotJson(String),
+    /// JSON that no server would take for a JSON-RPC message.
     #[error("not a json-rpc message: {0}")]
-    NotJsonRpc(String),
-    /// Readable in more than one way, or past a limit: must be refused where policy has to read it.
+    NotJsonRpc(&'static str),
+    /// Readable in more than one way (a lenient server may act on it), or past a limit.
     #[error("ambiguous json: {0}")]
     Ambiguous(String),
 }
@@ -68,16 +71,22 @@ pub enum ParseError {
 impl Body {
     /// Reads a whole HTTP body, or the data of one SSE event.
     pub fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
-        let text = std::str::from_utf8(bytes).map_err(|e| ParseError::NotJsonRpc(e.to_string()))?;
-        if !text.trim_ascii_start().starts_with('[') {
-            return Message::parse(text).map(Body::Single);
+        let text = std::str::from_utf8(bytes).map_err(|e| ParseError::NotJson(e.to_string()))?;
+        match text.trim_ascii_start().bytes().next() {
+            Some(b'{') => return Message::parse(text).map(Body::Single),
+            Some(b'[') => {}
+            _ => {
+                serde::de::IgnoredAny::deserialize(&mut serde_json::Deserializer::from_str(text))
+                    .map_err(not_json)?;
+                return Err(ParseError::NotJsonRpc("neither an object nor an array"));
+            }
         }
-        let raw: Vec<&RawValue> = serde_json::from_str(text).map_err(not_json_rpc)?;
+        let raw: Vec<&RawValue> = serde_json::from_str(text).map_err(not_json)?;
+        if raw.is_empty() {
+            return Err(ParseError::NotJsonRpc("an empty array"));
+        }
         if raw.len() > MAX_BATCH {
             return Err(ParseError::Ambiguous(format!("a batch of more than {MAX_BATCH} messages")));
-        }
-        if raw.is_empty() {
-            return Err(ParseError::NotJsonRpc("an empty array".into()));
         }
         raw.into_iter().map(|item| Message::parse(item.get())).collect::<Result<_, _>>().map(Body::Batch)
     }
@@ -109,17 +118,21 @@ struct Envelope<'a> {
 
 impl Message {
     fn parse(text: &str) -> Result<Self, ParseError> {
-        // serde refuses a known member that is there twice.
-        let envelope: Envelope = serde_json::from_str(text).map_err(|e| {
-            let reason = e.to_string();
-            if reason.contains("duplicate field") {
-                ParseError::Ambiguous(reason)
-            } else {
-                ParseError::NotJsonRpc(reason)
+        // serde refuses a known member that is there twice, or of another type.
+        let envelope: Envelope = serde_json::from_str(text).map_err(|e| match e.classify() {
+            serde_json::error::Category::Data if text.trim_ascii_start().starts_with('{') => {
+                ParseError::Ambiguous(e.to_string())
             }
+            serde_json::error::Category::Data => {
+                ParseError::NotJsonRpc("an array of other things than messages")
+            }
+            _ => not_json(e),
         })?;
         if envelope.jsonrpc.as_deref() != Some("2.0") {
-            return Err(ParseError::NotJsonRpc("no member \"jsonrpc\": \"2.0\"".into()));
+            return Err(match envelope.method {
+                Some(_) => ParseError::Ambiguous("a method without \"jsonrpc\": \"2.0\"".into()),
+                None => ParseError::NotJsonRpc("no \"jsonrpc\": \"2.0\""),
+            });
         }
         let id = envelope.id.map(request_id).transpose()?;
         match (envelope.method, envelope.result, envelope.error) {
@@ -138,7 +151,7 @@ impl Message {
                 let message = error.get("message").and_then(Value::as_str).unwrap_or_default().to_owned();
                 Ok(Message::Response { id, result: Err(ErrorObject { code, message }) })
             }
-            _ => Err(ParseError::NotJsonRpc("neither a request, nor a notification, nor a response".into())),
+            _ => Err(ParseError::Ambiguous("neither a request, nor a notification, nor a response".into())),
         }
     }
 
@@ -175,12 +188,12 @@ impl Message {
 fn request_id(raw: &RawValue) -> Result<RequestId, ParseError> {
     match serde_json::from_str(raw.get()) {
         Ok(Value::String(_) | Value::Number(_)) => Ok(RequestId(raw.get().to_owned())),
-        _ => Err(ParseError::NotJsonRpc("an id that is neither a string nor a number".into())),
+        _ => Err(ParseError::Ambiguous("an id that is neither a string nor a number".into())),
     }
 }
 
-fn not_json_rpc(error: serde_json::Error) -> ParseError {
-    ParseError::NotJsonRpc(error.to_string())
+fn not_json(error: serde_json::Error) -> ParseError {
+    ParseError::NotJson(error.to_string())
 }
 
 /// A JSON-RPC error reply to the request `id` (`null` when there is none to name).
@@ -298,12 +311,27 @@ mod tests {
 
     #[test]
     fn what_is_no_message_is_named_so() {
-        for text in
-            ["", "{", "[]", "7", "{}", r#"{"jsonrpc":"1.0","id":1,"method":"x"}"#, r#"{"jsonrpc":"2.0"}"#]
-        {
+        for text in ["", "{", "[1,", "{\"a\":}", "nonsense"] {
+            assert!(matches!(Body::parse(text.as_bytes()), Err(ParseError::NotJson(_))), "{text}");
+        }
+        assert!(matches!(Body::parse(b"\xff"), Err(ParseError::NotJson(_))));
+        for text in ["[]", "7", "{}", "[7]", r#"{"client_name":"x"}"#] {
             assert!(matches!(Body::parse(text.as_bytes()), Err(ParseError::NotJsonRpc(_))), "{text}");
         }
-        assert!(matches!(Body::parse(b"\xff"), Err(ParseError::NotJsonRpc(_))));
+    }
+
+    #[test]
+    fn what_a_lenient_server_may_act_on_is_ambiguous() {
+        for text in [
+            r#"{"id":1,"method":"tools/call","params":{"name":"x"}}"#,
+            r#"{"jsonrpc":"1.0","id":1,"method":"x"}"#,
+            r#"{"jsonrpc":"2.0"}"#,
+            r#"{"jsonrpc":"2.0","id":{},"method":"x"}"#,
+            r#"{"jsonrpc":"2.0","id":1,"method":5}"#,
+            r#"{"jsonrpc":"2.0","id":1,"method":"x","result":{}}"#,
+        ] {
+            assert!(matches!(Body::parse(text.as_bytes()), Err(ParseError::Ambiguous(_))), "{text}");
+        }
         let deep = format!(
             r#"{{"jsonrpc":"2.0","id":1,"method":"x","params":{}1{}}}"#,
             "[".repeat(500),

@@ -1,0 +1,402 @@
+//! The agent's configuration: a TOML text comes in, a checked [`Config`] goes out. A mistake is named with
+//! its file, line and column; nothing is guessed, and an unknown key is a mistake.
+
+use std::net::{IpAddr, SocketAddrV4, SocketAddrV6};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Deserializer};
+use toml::Spanned;
+use weir_core::approval::AllowedSigners;
+use weir_core::policy::{Action, Policy, PolicyError, Rule, glob};
+
+/// Everything the operator decides.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub tenant: String,
+    /// Spool, CA, keys and admin socket live here.
+    pub state_dir: PathBuf,
+    pub policy: Policy,
+    pub select: Select,
+    pub listen: Listen,
+    /// The collector's socket; without one, records wait in the spool.
+    pub collector: Option<PathBuf>,
+    /// Ports of Weir's own that selected cgroups may not reach.
+    pub protected_ports: Vec<u16>,
+    pub intercept: InterceptList,
+    /// Roots that upstream certificates may chain to, besides the system's.
+    pub upstream_roots: Vec<PathBuf>,
+    pub approval: Approval,
+    pub limits: Limits,
+    pub spool: Spool,
+}
+
+/// Whose connections are led through the proxy.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Select {
+    /// Folders of the cgroup2 hierarchy, absolute or relative to its mount point.
+    #[serde(default)]
+    pub cgroups: Vec<PathBuf>,
+}
+
+/// The listeners' addresses; port 0 takes any free one.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Listen {
+    pub v4: SocketAddrV4,
+    pub v6: SocketAddrV6,
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        Self {
+            v4: SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, 0),
+            v6: SocketAddrV6::new(std::net::Ipv6Addr::LOCALHOST, 0, 0, 0),
+        }
+    }
+}
+
+/// Who decides held calls, and how long a call waits for them.
+#[derive(Debug, Clone)]
+pub struct Approval {
+    pub signers: AllowedSigners,
+    /// No answer by then is a refusal.
+    pub deadline: Duration,
+    /// How often a waiting client gets a sign of life.
+    pub keepalive: Duration,
+}
+
+/// Bounds on what a peer may make the agent do or keep.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Bytes of a request body that policy will read; a larger one is refused.
+    pub request_body: usize,
+    /// Bytes of one SSE event that is read; a larger one is passed on and recorded as unparsed.
+    pub sse_event: usize,
+    /// Bytes of clear content that one record's payload is made from.
+    pub record_payload: usize,
+    /// Connections at a time; past it new ones are closed.
+    pub flows: usize,
+    /// How long a client may take to send its first bytes, its TLS handshake or a request's head.
+    #[serde(deserialize_with = "duration")]
+    pub client_timeout: Duration,
+    /// How long a connection to a server may take to stand.
+    #[serde(deserialize_with = "duration")]
+    pub upstream_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            request_body: 4 << 20,
+            sse_event: 1 << 20,
+            record_payload: 256 << 10,
+            flows: 8192,
+            client_timeout: Duration::from_secs(15),
+            upstream_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// The spool's bounds.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Spool {
+    /// A segment is sealed at this size...
+    pub segment_bytes: usize,
+    /// ... or at this age.
+    #[serde(deserialize_with = "duration")]
+    pub seal_after: Duration,
+    /// Past this, calls that cannot be recorded are refused.
+    pub max_bytes: u64,
+}
+
+impl Default for Spool {
+    fn default() -> Self {
+        Self { segment_bytes: 1 << 20, seal_after: Duration::from_secs(1), max_bytes: 1 << 30 }
+    }
+}
+
+/// Which destinations are terminated.
+#[derive(Debug, Clone)]
+pub struct InterceptList(Vec<Intercept>);
+
+/// A destination is terminated when its port is here, and its name or its address matches.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Intercept {
+    #[serde(default)]
+    names: Vec<String>,
+    #[serde(default)]
+    cidrs: Vec<IpNet>,
+    #[serde(default = "https")]
+    ports: Vec<u16>,
+}
+
+fn https() -> Vec<u16> {
+    vec![443]
+}
+
+impl Default for InterceptList {
+    /// Everything on the web's ports.
+    fn default() -> Self {
+        let everywhere = [IpNet::from(ipnet::Ipv4Net::default()), IpNet::from(ipnet::Ipv6Net::default())];
+        Self(vec![Intercept { names: vec![], cidrs: everywhere.to_vec(), ports: vec![80, 443] }])
+    }
+}
+
+impl InterceptList {
+    /// Whether a connection to this address is terminated, given the name that the client asked for.
+    pub fn covers(&self, name: Option<&str>, address: IpAddr, port: u16) -> bool {
+        let name = name.map(str::to_ascii_lowercase);
+        self.0.iter().filter(|entry| entry.ports.contains(&port)).any(|entry| {
+            let named = |name: &String| entry.names.iter().any(|n| glob(&n.to_ascii_lowercase(), name));
+            name.as_ref().is_some_and(named) || entry.cidrs.iter().any(|cidr| cidr.contains(&address))
+        })
+    }
+
+    /// Whether some name could make a connection to this port terminated: then its first bytes must be read.
+    pub fn may_cover(&self, port: u16) -> bool {
+        self.0.iter().any(|entry| entry.ports.contains(&port))
+    }
+}
+
+/// What is wrong with a configuration; the operator is at fault.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read the configuration {path}: {source}", path = path.display())]
+    Unreadable { path: PathBuf, source: std::io::Error },
+    #[error("{path}:{line}:{column}: {message}", path = path.display())]
+    Wrong { path: PathBuf, line: usize, column: usize, message: String },
+    #[error("{path}: the allowed signers {file}: {reason}", path = path.display(), file = file.display())]
+    Signers { path: PathBuf, file: PathBuf, reason: String },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    tenant: String,
+    state_dir: PathBuf,
+    #[serde(default)]
+    default_action: Option<Spanned<Action>>,
+    #[serde(default)]
+    select: Select,
+    #[serde(default)]
+    listen: Listen,
+    collector: Option<CollectorSection>,
+    #[serde(default)]
+    protect: ProtectSection,
+    #[serde(default)]
+    intercept: Vec<Spanned<Intercept>>,
+    #[serde(default)]
+    upstream: UpstreamSection,
+    #[serde(default)]
+    approval: ApprovalSection,
+    #[serde(default)]
+    rule: Vec<Spanned<Rule>>,
+    #[serde(default)]
+    limits: Limits,
+    #[serde(default)]
+    spool: Spool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CollectorSection {
+    socket: PathBuf,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ProtectSection {
+    ports: Vec<u16>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UpstreamSection {
+    roots: Vec<PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ApprovalSection {
+    allowed_signers: Option<PathBuf>,
+    #[serde(deserialize_with = "duration")]
+    deadline: Duration,
+    #[serde(deserialize_with = "duration")]
+    keepalive: Duration,
+}
+
+impl Default for ApprovalSection {
+    fn default() -> Self {
+        let (deadline, keepalive) = (Duration::from_secs(15 * 60), Duration::from_secs(10));
+        Self { allowed_signers: None, deadline, keepalive }
+    }
+}
+
+impl Config {
+    /// Reads and checks a configuration file, and the allowed-signers file that it names.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+        Self::parse(&text, path)
+    }
+
+    /// What `weir run` uses when it is given no configuration: everything on the web's ports is recorded, and
+    /// nothing is refused.
+    pub fn built_in(state_dir: PathBuf) -> Self {
+        let text = "tenant = \"default\"\nstate_dir = \"\"\n";
+        #[expect(clippy::expect_used, reason = "a constant, and a test reads it")]
+        let config = Self::parse(text, Path::new("built-in")).expect("the built-in configuration");
+        Self { state_dir, ..config }
+    }
+
+    /// Checks a configuration's text; `path` is for messages.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let wrong = |span: Range<usize>, message: String| {
+            let (line, column) = position(text, span.start);
+            ConfigError::Wrong { path: path.to_owned(), line, column, message }
+        };
+        let document: Document = toml::from_str(text)
+            .map_err(|e| wrong(e.span().unwrap_or_default(), e.message().trim().replace('\n', ", ")))?;
+        if document.tenant.is_empty() || document.tenant.chars().any(char::is_control) {
+            return Err(wrong(0..0, "tenant must be a name".into()));
+        }
+        for entry in &document.intercept {
+            let it = entry.get_ref();
+            if it.names.is_empty() && it.cidrs.is_empty() {
+                let message = "an intercept entry needs names or cidrs; cidrs = [\"0.0.0.0/0\", \"::/0\"] is everywhere";
+                return Err(wrong(entry.span(), message.into()));
+            }
+        }
+        let spans: Vec<_> =
+            document.rule.iter().map(|rule| (rule.get_ref().id.clone(), rule.span())).collect();
+        let default_span = document.default_action.as_ref().map_or(0..0, Spanned::span);
+        let default_action = document.default_action.map_or(Action::Allow, Spanned::into_inner);
+        let rules: Vec<Rule> = document.rule.into_iter().map(Spanned::into_inner).collect();
+        let policy = Policy::new(rules, default_action).map_err(|e| {
+            let span = match &e {
+                PolicyError::DoubleId(id)
+                | PolicyError::HoldsMoreThanToolCalls(id)
+                | PolicyError::ReservedId(id) => {
+                    spans.iter().rev().find(|(own, _)| own == id).map_or(0..0, |(_, span)| span.clone())
+                }
+                PolicyError::DefaultHold => default_span,
+            };
+            wrong(span, e.to_string())
+        })?;
+        let intercept = if document.intercept.is_empty() {
+            InterceptList::default()
+        } else {
+            InterceptList(document.intercept.into_iter().map(Spanned::into_inner).collect())
+        };
+        Ok(Self {
+            tenant: document.tenant,
+            state_dir: document.state_dir,
+            policy,
+            select: document.select,
+            listen: document.listen,
+            collector: document.collector.map(|section| section.socket),
+            protected_ports: document.protect.ports,
+            intercept,
+            upstream_roots: document.upstream.roots,
+            approval: approval(document.approval, path)?,
+            limits: document.limits,
+            spool: document.spool,
+        })
+    }
+}
+
+fn approval(section: ApprovalSection, path: &Path) -> Result<Approval, ConfigError> {
+    let signers = match section.allowed_signers {
+        None => AllowedSigners::default(),
+        Some(file) => {
+            let fault =
+                |reason: String| ConfigError::Signers { path: path.into(), file: file.clone(), reason };
+            let text = std::fs::read_to_string(&file).map_err(|e| fault(e.to_string()))?;
+            AllowedSigners::parse(&text).map_err(|e| fault(e.to_string()))?
+        }
+    };
+    Ok(Approval { signers, deadline: section.deadline, keepalive: section.keepalive })
+}
+
+/// `"10s"`, `"15m"`, `"1h 30m"`.
+fn duration<'de, D: Deserializer<'de>>(reader: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(reader)?;
+    let parsed = text.parse::<jiff::SignedDuration>().ok().and_then(|d| Duration::try_from(d).ok());
+    parsed.filter(|duration| !duration.is_zero()).ok_or_else(|| {
+        serde::de::Error::custom(format!("{text:?} is not a duration such as \"10s\" or \"15m\""))
+    })
+}
+
+/// Line and column, from 1, of a byte offset.
+fn position(text: &str, offset: usize) -> (usize, usize) {
+    let before = text.get(..offset).unwrap_or(text);
+    let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+    (before.matches('\n').count() + 1, before.get(line_start..).unwrap_or_default().chars().count() + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(text, Path::new("weir.toml")).map_err(|e| e.to_string())
+    }
+
+    const HEAD: &str = "tenant = \"t\"\nstate_dir = \"/x\"\n";
+
+    #[test]
+    fn the_built_in_configuration_intercepts_the_webs_ports() {
+        let config = Config::built_in("/state".into());
+        let address = "203.0.113.7".parse().unwrap();
+        assert!(config.intercept.covers(None, address, 443) && !config.intercept.covers(None, address, 22));
+        assert_eq!(config.state_dir, Path::new("/state"));
+    }
+
+    #[test]
+    fn a_name_or_an_address_on_a_listed_port_is_covered() {
+        let text = format!(
+            "{HEAD}[[intercept]]\nnames = [\"*.mcp.test\"]\ncidrs = [\"10.0.0.0/8\"]\nports = [8443]\n"
+        );
+        let list = parse(&text).unwrap().intercept;
+        let (inside, outside) = ("10.1.2.3".parse().unwrap(), "192.0.2.1".parse().unwrap());
+        assert!(list.covers(Some("A.mcp.test"), outside, 8443));
+        assert!(list.covers(None, inside, 8443));
+        assert!(!list.covers(Some("a.mcp.test"), inside, 443));
+        assert!(!list.covers(Some("mcp.test"), outside, 8443));
+        assert!(list.may_cover(8443) && !list.may_cover(443));
+    }
+
+    #[test]
+    fn each_mistake_is_named_with_its_place() {
+        for (text, expected) in [
+            ("tenant = ", "weir.toml:1:10"),
+            ("state_dir = \"/x\"\n", "missing field `tenant`"),
+            (&format!("{HEAD}colector = 1\n"), "weir.toml:3:1: unknown field `colector`"),
+            (
+                &format!("{HEAD}[approval]\ndeadline = \"soon\"\n"),
+                "weir.toml:4:12: \"soon\" is not a duration",
+            ),
+            (&format!("{HEAD}[[intercept]]\nports = [1]\n"), "weir.toml:3:1: an intercept entry needs"),
+            (&format!("{HEAD}[[intercept]]\ncidrs = [\"10.0.0.0/99\"]\n"), "weir.toml:4:"),
+            (&format!("{HEAD}[[rule]]\nid = \"a\"\naction = \"hold\"\n"), "weir.toml:3:1: rule \"a\" holds"),
+            (
+                &format!("{HEAD}[[rule]]\nid = \"a\"\naction = \"permit\"\n"),
+                "weir.toml:5:10: unknown variant",
+            ),
+            (
+                &format!("{HEAD}[approval]\nallowed_signers = \"/nonexistent\"\n"),
+                "allowed signers /nonexistent",
+            ),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(expected) && !error.contains('\n'), "{text}\n{error}");
+        }
+    }
+}
