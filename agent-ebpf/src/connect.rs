@@ -4,12 +4,12 @@
 //! destination in the socket's storage, or an error for the caller. Must never: touch UDP, or redirect a socket
 //! whose origin it could not keep.
 
-use core::ptr::{addr_of, addr_of_mut, from_ref, null_mut, read_volatile, write_volatile};
+use core::ptr::{addr_of, addr_of_mut, from_mut, from_ref, null_mut, read_volatile, write_volatile};
 
 use aya_ebpf::{
     bindings::{
-        BPF_F_CURRENT_NETNS, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_sock_addr, bpf_sock_tuple,
-        bpf_sock_tuple__bindgen_ty_1 as Tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as TupleV4,
+        BPF_F_CURRENT_NETNS, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_sock_addr,
+        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as TupleV4,
         bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as TupleV6,
     },
     helpers::{
@@ -166,25 +166,23 @@ fn is_exempt(sk: *mut bpf_sock) -> bool {
 /// listener could appear and be reached unseen. A listener bound to a device is not found either.
 fn has_listener(ctx: *mut bpf_sock_addr, to: &Destination) -> bool {
     let dport = to.port.to_be();
-    let (tuple, size) = match address::v4(to.address) {
-        Some(v4) => {
-            let ipv4 = TupleV4 { saddr: 0, daddr: u32::from_ne_bytes(v4), sport: 0, dport };
-            (Tuple { ipv4 }, size_of::<TupleV4>())
-        }
-        None => {
-            let ipv6 = TupleV6 { saddr: [0; 4], daddr: words(to.address), sport: 0, dport };
-            (Tuple { ipv6 }, size_of::<TupleV6>())
-        }
-    };
-    let mut tuple = bpf_sock_tuple { __bindgen_anon_1: tuple };
-    // SAFETY: `tuple` is initialised up to `size`, which names its family; a socket found is released at once.
+    match address::v4(to.address) {
+        Some(v4) => found(ctx, &mut TupleV4 { saddr: 0, daddr: u32::from_ne_bytes(v4), sport: 0, dport }),
+        None => found(ctx, &mut TupleV6 { saddr: [0; 4], daddr: words(to.address), sport: 0, dport }),
+    }
+}
+
+/// Looks a socket up by a `TupleV4` or a `TupleV6`, which the kernel tells apart by their sizes.
+#[inline(always)]
+fn found<T>(ctx: *mut bpf_sock_addr, tuple: &mut T) -> bool {
+    let netns = BPF_F_CURRENT_NETNS as i64 as u64;
+    // SAFETY: `tuple` is initialised, its size given; a socket found is released at once.
     unsafe {
-        let netns = BPF_F_CURRENT_NETNS as i64 as u64;
-        let found = bpf_sk_lookup_tcp(ctx.cast(), &mut tuple, size as u32, netns, 0);
-        if found.is_null() {
+        let sk = bpf_sk_lookup_tcp(ctx.cast(), from_mut(tuple).cast(), size_of::<T>() as u32, netns, 0);
+        if sk.is_null() {
             return false;
         }
-        bpf_sk_release(found.cast());
+        bpf_sk_release(sk.cast());
     }
     true
 }

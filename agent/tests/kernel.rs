@@ -1,0 +1,435 @@
+//! The hooks, on the running kernel: real cgroups, real processes in them, real connections over loopback.
+//!
+//! Needs root. Run by `cargo nextest run -p weir --test kernel`.
+
+#[path = "kernel/stage.rs"]
+mod stage;
+
+use std::{io::Read, net::SocketAddr, path::Path, time::Duration};
+
+use weir::{
+    cgroup::CgroupError,
+    kernel::{Counts, Hooks, KernelError},
+};
+
+use self::stage::{Job, Process, Stage, accept, is_idle, listen, port, silent, until, v4, v6};
+
+#[test]
+fn v4_connect_is_led_to_the_agent_with_its_origin() {
+    let stage = Stage::new();
+    let server = stage.server_v4.local_addr().unwrap();
+    let mut client = stage.job.start(&format!(
+        "os.setgid(12345); os.setuid(23456)\n\
+         made = connect('127.0.0.1', {}); say(made.recv(9).decode())",
+        server.port()
+    ));
+    let (mut stream, origin) = stage.accept(&stage.agent_v4);
+    let origin = origin.unwrap();
+    assert_eq!(origin.destination, server);
+    assert_eq!((origin.tgid, origin.tid), (client.id(), client.id()));
+    assert_eq!((origin.uid, origin.gid), (23456, 12345));
+    assert_eq!(origin.cgroup_id, stage.job.cgroup.id().unwrap());
+    assert!(origin.comm.starts_with("python"), "{}", origin.comm);
+    assert!(started(client.id()) <= origin.connected_at, "connected before it was started");
+    std::io::Write::write_all(&mut stream, b"the agent").unwrap();
+    assert_eq!(client.line(), "the agent");
+    assert!(is_idle(&stage.server_v4), "the server was reached past the agent");
+    client.finish();
+}
+
+#[test]
+fn v6_connect_is_led_to_the_v6_listener() {
+    let stage = Stage::new();
+    let client = stage.job.start(&format!("connect('::1', {})", port(&stage.server_v6)));
+    let (_stream, origin) = stage.accept(&stage.agent_v6);
+    assert_eq!(origin.unwrap().destination, stage.server_v6.local_addr().unwrap());
+    client.finish();
+}
+
+#[test]
+fn v4_mapped_connect_is_led_to_the_v4_listener_and_shown_as_v4() {
+    let stage = Stage::new();
+    let server = stage.server_v4.local_addr().unwrap();
+    let client = stage.job.start(&format!("connect('::ffff:127.0.0.1', {})", server.port()));
+    let (_stream, origin) = stage.accept(&stage.agent_v4);
+    assert_eq!(origin.unwrap().destination, server);
+    client.finish();
+}
+
+#[test]
+fn unspecified_destination_is_recorded_as_the_loopback_that_it_means() {
+    let stage = Stage::new();
+    let (p4, p6) = (port(&stage.server_v4), port(&stage.server_v6));
+    let client = stage.job.start(&format!(
+        "connect('0.0.0.0', {p4}); wait(); connect('::ffff:0.0.0.0', {p4}); wait(); connect('::', {p6})"
+    ));
+    let mut client = client;
+    for (listener, destination) in [
+        (&stage.agent_v4, stage.server_v4.local_addr().unwrap()),
+        (&stage.agent_v4, stage.server_v4.local_addr().unwrap()),
+        (&stage.agent_v6, stage.server_v6.local_addr().unwrap()),
+    ] {
+        let (_stream, origin) = stage.accept(listener);
+        assert_eq!(origin.unwrap().destination, destination);
+        client.go_on();
+    }
+    client.finish();
+}
+
+/// In a network namespace without a route, so that a connect which is not led here goes nowhere.
+#[test]
+fn destination_beyond_this_host_is_led_to_the_agent() {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+    let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status();
+    assert!(up.unwrap().success());
+    let stage = Stage::new();
+    for (address, listener) in [
+        ("192.0.2.1", &stage.agent_v4),
+        ("2001:db8::1", &stage.agent_v6),
+        ("::ffff:192.0.2.1", &stage.agent_v4),
+    ] {
+        let client = stage.job.start(&format!("connect('{address}', 443)"));
+        let (_stream, origin) = stage.accept(listener);
+        let expected = SocketAddr::new(address.parse().unwrap(), 443);
+        assert_eq!(origin.unwrap().destination.ip(), expected.ip().to_canonical());
+        client.finish();
+    }
+}
+
+#[test]
+fn own_ports_are_refused_in_every_form_of_loopback() {
+    let store = listen("0.0.0.0:0");
+    let stage = Stage::with(&[port(&store)], 64);
+    let addresses = ["127.0.0.1", "127.9.9.9", "0.0.0.0", "::1", "::", "::ffff:127.0.0.1", "::ffff:0.0.0.0"];
+    let protected = [port(&store), port(&stage.agent_v4), port(&stage.agent_v6)];
+    let said = stage.job.run(&format!(
+        "for address in {addresses:?}:\n\
+         \x20   for port in {protected:?}: say(attempt(address, port), address, port)"
+    ));
+    assert_eq!(said.len(), addresses.len() * protected.len());
+    assert!(said.iter().all(|line| line.starts_with("EPERM ")), "{said:?}");
+    let refused = said.len() as u64;
+    assert!([&store, &stage.agent_v4, &stage.agent_v6].into_iter().all(is_idle));
+    assert_eq!(stage.counts(), Counts { refused, ..Counts::default() });
+}
+
+#[test]
+fn exempt_socket_in_a_selected_cgroup_is_left_alone() {
+    let stage = Stage::new();
+    let server = port(&stage.server_v4);
+    let path = std::env::temp_dir().join(format!("weir-exempt-{}", std::process::id()));
+    let _ = std::fs::remove_file(&path);
+    let inbox = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let mut client = stage.job.start(&format!(
+        "made = make('127.0.0.1')\n\
+         post = socket.socket(socket.AF_UNIX); post.connect({path:?}); socket.send_fds(post, [b'x'], [made.fileno()])\n\
+         wait(); made.connect(('127.0.0.1', {server}))"
+    ));
+    let socket = received_socket(&inbox.accept().unwrap().0);
+    std::fs::remove_file(&path).unwrap();
+    stage.hooks.exempt(std::os::fd::AsFd::as_fd(&socket)).unwrap();
+    client.go_on();
+    accept(&stage.server_v4);
+    assert!(is_idle(&stage.agent_v4));
+    assert_eq!(stage.counts(), Counts { passed: 1, ..Counts::default() });
+    client.finish();
+}
+
+#[test]
+fn process_outside_the_selected_cgroup_is_not_redirected() {
+    let stage = Stage::new();
+    let script = format!("connect('127.0.0.1', {})", port(&stage.server_v4));
+    let beside = Job::new();
+    for client in [Process::outside(&script), beside.start(&script)] {
+        accept(&stage.server_v4);
+        client.finish();
+    }
+    assert!(is_idle(&stage.agent_v4));
+    assert_eq!(stage.counts(), Counts::default());
+}
+
+#[test]
+fn loopback_port_without_a_listener_refuses_as_without_weir() {
+    let stage = Stage::new();
+    let (nobody_v4, nobody_v6) = (silent("127.0.0.1:0").port(), silent("[::1]:0").port());
+    for (address, port) in [("127.0.0.1", nobody_v4), ("::ffff:127.0.0.1", nobody_v4), ("::1", nobody_v6)] {
+        assert_eq!(stage.job.attempt(address, port), "ECONNREFUSED", "{address}");
+    }
+    // A server that listens on one address only: the client that tries `localhost` finds it at its second try.
+    assert_eq!(stage.job.attempt("::1", port(&stage.server_v4)), "ECONNREFUSED");
+    assert_eq!(stage.job.attempt("127.0.0.1", port(&stage.server_v4)), "ok");
+    assert_eq!(stage.counts(), Counts { unanswered: 4, redirected: 1, ..Counts::default() });
+}
+
+#[test]
+fn two_thousand_connects_each_get_their_own_origin() {
+    const CLIENTS: u32 = 4;
+    const EACH: u32 = 500;
+    let stage = Stage::new();
+    let servers: Vec<_> = (0..8).map(|_| listen("127.0.0.1:0")).collect();
+    let ports: Vec<_> = servers.iter().map(port).collect();
+    let script = format!(
+        "for n in range({EACH}):\n\
+         \x20   wanted = {ports:?}[n % 8]\n\
+         \x20   made = connect('127.0.0.1', wanted)\n\
+         \x20   made.sendall(struct.pack('>IH', os.getpid(), wanted)); made.close()"
+    );
+    let clients: Vec<_> = (0..CLIENTS).map(|_| stage.job.start(&script)).collect();
+    for _ in 0..CLIENTS * EACH {
+        let (mut stream, origin) = stage.accept(&stage.agent_v4);
+        let origin = origin.expect("a redirected connection without an origin");
+        let mut said = [0; 6];
+        stream.read_exact(&mut said).unwrap();
+        let [a, b, c, d, e, f] = said;
+        assert_eq!(origin.tgid, u32::from_be_bytes([a, b, c, d]));
+        assert_eq!(origin.destination.port(), u16::from_be_bytes([e, f]));
+    }
+    clients.into_iter().for_each(|client| drop(client.finish()));
+    assert_eq!(stage.hooks.pending().unwrap(), 0);
+    assert_eq!(stage.counts(), Counts { redirected: u64::from(CLIENTS * EACH), ..Counts::default() });
+}
+
+#[test]
+fn origin_is_given_once_and_to_nobody_else() {
+    let stage = Stage::new();
+    let client = stage.job.start(&format!("connect('127.0.0.1', {})", port(&stage.server_v4)));
+    let (_stream, peer) = accept(&stage.agent_v4);
+    let other = SocketAddr::new(peer.ip(), peer.port().wrapping_add(1));
+    assert_eq!(stage.hooks.take_origin(other).unwrap(), None);
+    assert!(stage.hooks.take_origin(peer).unwrap().is_some());
+    assert_eq!(stage.hooks.take_origin(peer).unwrap(), None);
+    client.finish();
+}
+
+#[test]
+fn full_table_refuses_and_counts_as_failed() {
+    let stage = Stage::with(&[], 2);
+    let server = port(&stage.server_v4);
+    let mut holder = stage
+        .job
+        .start(&format!("held = [connect('127.0.0.1', {server}) for _ in range(2)]; say('held'); wait()"));
+    assert_eq!(holder.line(), "held");
+    assert_eq!(stage.job.attempt("127.0.0.1", server), "EHOSTUNREACH");
+    assert_eq!(stage.job.attempt("::ffff:127.0.0.1", server), "EHOSTUNREACH");
+    assert_eq!(stage.job.attempt("::1", port(&stage.server_v6)), "EHOSTUNREACH");
+    assert_eq!(stage.counts(), Counts { redirected: 2, failed: 3, ..Counts::default() });
+    assert!(is_idle(&stage.server_v4) && is_idle(&stage.agent_v6));
+    // With one taken there is room again.
+    assert!(stage.accept(&stage.agent_v4).1.is_some());
+    assert_eq!(stage.job.attempt("127.0.0.1", server), "ok");
+    holder.go_on();
+    holder.finish();
+}
+
+#[test]
+fn connect_that_never_establishes_leaves_no_origin() {
+    let job = Job::new();
+    // Nobody accepts, and the queue holds one: the second connection stays in SYN_SENT.
+    let agent = narrow_listener();
+    let hooks = Hooks::load(&[], v4(&agent), v6(&listen("[::1]:0"))).unwrap();
+    hooks.attach(job.cgroup.path()).unwrap();
+    let server = listen("127.0.0.1:0");
+    let mut client = job.start(&format!(
+        "first = connect('127.0.0.1', {0})\n\
+         second = make('127.0.0.1'); second.setblocking(False); second.connect_ex(('127.0.0.1', {0})); say('sent')\n\
+         wait(); second.close(); say('closed'); wait()",
+        port(&server)
+    ));
+    assert_eq!(client.line(), "sent");
+    assert_eq!(hooks.pending().unwrap(), 2);
+    client.go_on();
+    assert_eq!(client.line(), "closed");
+    until("the second origin is gone", || hooks.pending().unwrap() == 1);
+    let (_stream, peer) = accept(&agent);
+    assert!(hooks.take_origin(peer).unwrap().is_some());
+    client.go_on();
+    client.finish();
+}
+
+#[test]
+fn connect_refused_by_a_dead_listener_leaves_no_origin() {
+    let job = Job::new();
+    let (SocketAddr::V4(dead_v4), SocketAddr::V6(dead_v6)) = (silent("127.0.0.1:0"), silent("[::1]:0"))
+    else {
+        unreachable!()
+    };
+    let hooks = Hooks::load(&[], dead_v4, dead_v6).unwrap();
+    hooks.attach(job.cgroup.path()).unwrap();
+    let (server_v4, server_v6) = (listen("127.0.0.1:0"), listen("[::1]:0"));
+    assert_eq!(job.attempt("127.0.0.1", port(&server_v4)), "ECONNREFUSED");
+    assert_eq!(job.attempt("::1", port(&server_v6)), "ECONNREFUSED");
+    assert_eq!(hooks.pending().unwrap(), 0);
+    assert_eq!(hooks.counts().unwrap().redirected, 2);
+}
+
+#[test]
+fn connection_reset_before_it_is_accepted_takes_its_origin_with_it() {
+    let stage = Stage::new();
+    stage.job.run(&format!(
+        "made = connect('127.0.0.1', {})\n\
+         made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0)); made.close()",
+        port(&stage.server_v4)
+    ));
+    until("the origin is gone", || stage.hooks.pending().unwrap() == 0);
+    assert_eq!(stage.counts().redirected, 1);
+}
+
+#[test]
+fn connection_closed_in_order_keeps_its_origin_until_it_is_accepted() {
+    let stage = Stage::new();
+    assert_eq!(stage.job.attempt("127.0.0.1", port(&stage.server_v4)), "ok");
+    assert!(stage.accept(&stage.agent_v4).1.is_some());
+}
+
+#[test]
+fn sweep_removes_only_what_is_old() {
+    let stage = Stage::new();
+    assert_eq!(stage.job.attempt("127.0.0.1", port(&stage.server_v4)), "ok");
+    assert_eq!(stage.hooks.sweep_pending(Duration::from_secs(3600)).unwrap(), 0);
+    assert_eq!(stage.hooks.sweep_pending(Duration::ZERO).unwrap(), 1);
+    assert_eq!(stage.hooks.pending().unwrap(), 0);
+}
+
+#[test]
+fn dropped_hooks_leave_no_link() {
+    let Stage { hooks, job, agent_v4, server_v4, .. } = Stage::new();
+    assert_eq!(job.attempt("127.0.0.1", port(&server_v4)), "ok");
+    accept(&agent_v4);
+    assert!(is_idle(&server_v4));
+    drop(hooks);
+    assert_eq!(job.attempt("127.0.0.1", port(&server_v4)), "ok");
+    accept(&server_v4);
+    assert!(is_idle(&agent_v4));
+}
+
+const HOLD: &str = "WEIR_TEST_HOLD";
+
+#[test]
+fn killed_process_leaves_no_link() {
+    if let Some(cgroup) = std::env::var_os(HOLD) {
+        // The process to be killed: this very test, run again.
+        let hooks = Hooks::load(&[], v4(&listen("127.0.0.1:0")), v6(&listen("[::1]:0"))).unwrap();
+        hooks.attach(Path::new(&cgroup)).unwrap();
+        println!("attached");
+        loop {
+            std::thread::park();
+        }
+    }
+    let (job, server) = (Job::new(), listen("127.0.0.1:0"));
+    let mut holder = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "killed_process_leaves_no_link", "--nocapture"])
+        .env(HOLD, job.cgroup.path())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let said = std::io::BufReader::new(holder.stdout.take().unwrap());
+    assert!(std::io::BufRead::lines(said).any(|line| line.unwrap().ends_with("attached")));
+    // Its listeners are gone already, so a redirected connect is refused.
+    assert_eq!(job.attempt("127.0.0.1", port(&server)), "ECONNREFUSED");
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    until("a connect goes direct again", || job.attempt("127.0.0.1", port(&server)) == "ok");
+    accept(&server);
+}
+
+#[test]
+fn detached_cgroup_goes_direct_and_can_be_attached_again() {
+    let stage = Stage::new();
+    let (path, server) = (stage.job.cgroup.path(), port(&stage.server_v4));
+    stage.hooks.detach(path);
+    assert_eq!(stage.job.attempt("127.0.0.1", server), "ok");
+    accept(&stage.server_v4);
+    stage.hooks.attach(path).unwrap();
+    stage.hooks.attach(path).unwrap();
+    assert_eq!(stage.job.attempt("127.0.0.1", server), "ok");
+    assert!(stage.accept(&stage.agent_v4).1.is_some());
+    assert_eq!(stage.counts().redirected, 1);
+}
+
+#[test]
+fn cgroups_inside_one_another_cannot_both_be_selected() {
+    let stage = Stage::new();
+    let below = stage.job.cgroup.path().join("below");
+    std::fs::create_dir(&below).unwrap();
+    assert!(matches!(stage.hooks.attach(&below), Err(KernelError::Overlap(..))));
+    stage.hooks.detach(stage.job.cgroup.path());
+    stage.hooks.attach(&below).unwrap();
+    assert!(matches!(stage.hooks.attach(stage.job.cgroup.path()), Err(KernelError::Overlap(..))));
+    stage.hooks.detach(&below);
+}
+
+#[test]
+fn what_is_not_a_cgroup_cannot_be_selected() {
+    let stage = Stage::new();
+    let missing = stage.hooks.attach(Path::new("no/such/cgroup")).unwrap_err();
+    assert!(matches!(missing, KernelError::Cgroup(CgroupError::Missing(_))), "{missing}");
+    let elsewhere = stage.hooks.attach(&std::env::temp_dir()).unwrap_err();
+    assert!(matches!(elsewhere, KernelError::Cgroup(CgroupError::NotACgroup(_))), "{elsewhere}");
+}
+
+#[test]
+fn too_many_own_ports_are_named_as_such() {
+    let ports: Vec<u16> = (1..=300).collect();
+    let loaded = Hooks::load(&ports, v4(&listen("127.0.0.1:0")), v6(&listen("[::1]:0")));
+    assert!(matches!(loaded, Err(KernelError::TooManyPorts(_))), "{loaded:?}");
+}
+
+#[test]
+fn udp_and_a_dissolved_association_are_left_alone() {
+    let stage = Stage::new();
+    let inbox = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    inbox.set_read_timeout(Some(stage::PATIENCE)).unwrap();
+    // connect(AF_UNSPEC) dissolves a connection; the socket can then be connected anew, and is led here again.
+    let mut client = stage.job.start(&format!(
+        "import ctypes\n\
+         gram = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); gram.connect(('127.0.0.1', {})); gram.send(b'hi')\n\
+         made = connect('127.0.0.1', {1})\n\
+         assert ctypes.CDLL(None).connect(made.fileno(), bytes(16), 16) == 0\n\
+         say('dissolved'); wait(); made.connect(('127.0.0.1', {1}))",
+        inbox.local_addr().unwrap().port(),
+        port(&stage.server_v4)
+    ));
+    assert_eq!(inbox.recv(&mut [0; 8]).unwrap(), 2);
+    assert_eq!(client.line(), "dissolved");
+    let (_reset, origin) = stage.accept(&stage.agent_v4);
+    assert_eq!(origin, None, "the first connection is dead, and its origin with it");
+    client.go_on();
+    assert!(stage.accept(&stage.agent_v4).1.is_some());
+    client.finish();
+    assert_eq!(stage.counts(), Counts { redirected: 2, ..Counts::default() });
+}
+
+/// When a process was started, since boot: field 22 of `/proc/PID/stat`, in hundredths of a second.
+fn started(process: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    let after_name = stat.rsplit_once(')').unwrap().1;
+    Duration::from_millis(after_name.split_whitespace().nth(19).unwrap().parse::<u64>().unwrap() * 10)
+}
+
+/// A listener whose queue holds one connection.
+fn narrow_listener() -> std::net::TcpListener {
+    use nix::sys::socket::*;
+    let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_NONBLOCK, None).unwrap();
+    bind(std::os::fd::AsRawFd::as_raw_fd(&socket), &SockaddrIn::new(127, 0, 0, 1, 0)).unwrap();
+    self::listen_narrowly(&socket);
+    socket.into()
+}
+
+fn listen_narrowly(socket: &impl std::os::fd::AsFd) {
+    nix::sys::socket::listen(socket, nix::sys::socket::Backlog::new(0).unwrap()).unwrap();
+}
+
+/// The socket that a process sent over `post`.
+fn received_socket(post: &std::os::unix::net::UnixStream) -> std::os::fd::OwnedFd {
+    use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+    let mut space = nix::cmsg_space!(std::os::fd::RawFd);
+    let mut byte = [0];
+    let mut parts = [std::io::IoSliceMut::new(&mut byte)];
+    let descriptor = std::os::fd::AsRawFd::as_raw_fd(post);
+    let message = recvmsg::<()>(descriptor, &mut parts, Some(&mut space), MsgFlags::empty()).unwrap();
+    let Some(ControlMessageOwned::ScmRights(sent)) = message.cmsgs().unwrap().next() else {
+        panic!("no socket came")
+    };
+    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+    unsafe { std::os::fd::FromRawFd::from_raw_fd(sent[0]) }
+}
