@@ -1,1 +1,35 @@
+//! The harness of the end-to-end tests and of the demo: a small world with a real MCP server, real clients in a cgroup of
+//! their own, and Weir between them.
+//!
+//! In: what `cargo xtask` set up ([`places::Setup`]) and the binaries it built. Out: processes to talk to, each a real
+//! child that ends with its owner, and what the clients, the server's log and the store say of one and the same call.
+//!
+//! It never links Weir's own crates: what it knows of Weir it learns as a user does, from its commands, files and SQL.
 
+#![forbid(unsafe_code)]
+
+pub mod agent;
+pub mod approver;
+pub mod cgroup;
+pub mod client;
+pub mod collector;
+pub mod daemon;
+pub mod job;
+pub mod machine;
+pub mod places;
+pub mod server;
+pub mod store;
+pub mod wait;
+pub mod world;
+
+pub use agent::{Agent, AgentConfig, AgentStatus};
+pub use approver::Approver;
+pub use cgroup::Cgroup;
+pub use client::{Call, ClientKind, Conversation};
+pub use collector::Collector;
+pub use job::{Job, Trust};
+pub use places::Setup;
+pub use server::{McpServer, Scheme};
+pub use store::Store;
+pub use wait::until;
+pub use world::{World, WorldPlan};

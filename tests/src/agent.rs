@@ -1,0 +1,163 @@
+//! The agent, `weir agent`, with a configuration of its own, and what `weir status` says of it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use crate::daemon::{Daemon, Program};
+use crate::job::Trust;
+use crate::places::binary;
+
+const START: Duration = Duration::from_secs(60);
+
+/// What the agent is told; written as its TOML.
+#[derive(Debug, Clone)]
+pub struct AgentConfig {
+    pub tenant: String,
+    pub default_action: String,
+    pub cgroups: Vec<PathBuf>,
+    pub collector: Option<PathBuf>,
+    pub protect: Vec<u16>,
+    pub names: Vec<String>,
+    pub cidrs: Vec<String>,
+    pub ports: Vec<u16>,
+    pub roots: Vec<PathBuf>,
+    pub allowed_signers: Option<PathBuf>,
+    pub deadline: String,
+    pub keepalive: String,
+    /// `[[rule]]` tables, and whatever else belongs at the end.
+    pub rules: String,
+}
+
+impl AgentConfig {
+    /// The configuration file.
+    pub fn toml(&self, state: &Path) -> String {
+        let mut text = format!(
+            "tenant = {:?}\nstate_dir = {:?}\ndefault_action = {:?}\n\n[select]\ncgroups = {:?}\n",
+            self.tenant, state, self.default_action, self.cgroups
+        );
+        if let Some(socket) = &self.collector {
+            text += &format!("\n[collector]\nsocket = {socket:?}\n");
+        }
+        text += &format!("\n[protect]\nports = {:?}\n", self.protect);
+        text += &format!(
+            "\n[[intercept]]\nnames = {:?}\ncidrs = {:?}\nports = {:?}\n",
+            self.names, self.cidrs, self.ports
+        );
+        text += &format!("\n[upstream]\nroots = {:?}\n", self.roots);
+        if let Some(signers) = &self.allowed_signers {
+            text += &format!(
+                "\n[approval]\nallowed_signers = {signers:?}\ndeadline = {:?}\nkeepalive = {:?}\n",
+                self.deadline, self.keepalive
+            );
+        }
+        text + "\n" + &self.rules
+    }
+}
+
+/// What `weir status --json` says.
+#[derive(Debug, Clone, Deserialize)]
+pub struct AgentStatus {
+    pub ready: bool,
+    pub pid: u32,
+    pub origin: String,
+    pub connects: Connects,
+    pub spool: Spool,
+    pub ca: Authority,
+}
+
+/// The kernel's own counts.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct Connects {
+    pub redirected: u64,
+    pub passed: u64,
+    pub refused: u64,
+    pub failed: u64,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct Spool {
+    pub segments: u64,
+    pub unshipped_events: u64,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Authority {
+    /// The common name that clients see as the issuer.
+    pub issuer: String,
+    pub certificate: PathBuf,
+    pub bundle: PathBuf,
+}
+
+/// The running agent.
+#[derive(Debug)]
+pub struct Agent {
+    program: Program,
+    daemon: Daemon,
+    config: PathBuf,
+    state: PathBuf,
+}
+
+impl Agent {
+    pub fn start(config: &AgentConfig, folder: &Path, outlives: bool) -> Result<Self> {
+        let (file, state) = (folder.join("weir.toml"), folder.join("state"));
+        std::fs::write(&file, config.toml(&state))?;
+        let program = Program::new("the agent", binary("weir")?, folder.join("agent.log"))
+            .arg("agent")
+            .arg("--config")
+            .arg(&file)
+            .outlives(outlives);
+        let daemon = up(&program, &file)?;
+        Ok(Self { program, daemon, config: file, state })
+    }
+
+    /// Starts it again, after it was ended.
+    pub fn start_again(&mut self) -> Result<()> {
+        self.daemon = up(&self.program, &self.config)?;
+        Ok(())
+    }
+
+    pub fn daemon(&mut self) -> &mut Daemon {
+        &mut self.daemon
+    }
+
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
+    pub fn status(&self) -> Result<AgentStatus> {
+        status(&self.config)?.context("the agent is not ready")
+    }
+
+    /// What a job needs to trust Weir.
+    pub fn trust(&self) -> Trust {
+        Trust { extra: self.state.join("ca/ca.pem"), bundle: self.state.join("ca/bundle.pem") }
+    }
+}
+
+fn up(program: &Program, config: &Path) -> Result<Daemon> {
+    let mut daemon = program.start()?;
+    let pid = daemon.pid();
+    // By pid: an earlier agent's socket must not pass for this one's.
+    daemon.until_ready(START, || Ok(status(config)?.filter(|status| status.ready && status.pid == pid)))?;
+    Ok(daemon)
+}
+
+/// None while there is no agent to answer.
+fn status(config: &Path) -> Result<Option<AgentStatus>> {
+    let output = Command::new(binary("weir")?).args(["status", "--json", "--config"]).arg(config).output()?;
+    match output.status.code() {
+        Some(0) => {
+            serde_json::from_slice(&output.stdout).map(Some).context("what `weir status --json` printed")
+        }
+        Some(2) => bail!("`weir status` was used wrongly: {}", String::from_utf8_lossy(&output.stderr)),
+        _ => Ok(None),
+    }
+}

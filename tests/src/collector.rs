@@ -1,0 +1,112 @@
+//! The collector, `weir-collector`: its service, and its command line as an analyst uses it.
+
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::daemon::{Daemon, Program};
+use crate::places::binary;
+use crate::store::Store;
+
+const START: Duration = Duration::from_secs(60);
+
+/// The collector's service on a socket of its own.
+#[derive(Debug)]
+pub struct Collector {
+    program: Program,
+    daemon: Daemon,
+    config: PathBuf,
+    socket: PathBuf,
+}
+
+impl Collector {
+    /// Migrates the store and starts the service.
+    pub fn start(store: &Store, folder: &Path, outlives: bool) -> Result<Self> {
+        let (config, socket) = (folder.join("collector.toml"), folder.join("collector.sock"));
+        let text = format!(
+            "[store]\nurl = \"{}\"\nuser = \"default\"\npassword_file = \"{}\"\ndatabase = \"weir\"\n\n\
+             [listen]\nsocket = \"{}\"\nagent_uids = [0]\n",
+            store.url(),
+            store.secret().display(),
+            socket.display(),
+        );
+        std::fs::write(&config, text)?;
+        run(&config, &["migrate"])?;
+        let program = Program::new("the collector", binary("weir-collector")?, folder.join("collector.log"))
+            .arg("--config")
+            .arg(&config)
+            .arg("serve")
+            .outlives(outlives);
+        let daemon = up(&program, &socket)?;
+        Ok(Self { program, daemon, config, socket })
+    }
+
+    /// Starts it again, after it was ended.
+    pub fn start_again(&mut self) -> Result<()> {
+        self.daemon = up(&self.program, &self.socket)?;
+        Ok(())
+    }
+
+    pub fn daemon(&mut self) -> &mut Daemon {
+        &mut self.daemon
+    }
+
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
+    /// `weir-collector ARGUMENTS...`, its output; fails when it fails.
+    pub fn run(&self, arguments: &[&str]) -> Result<String> {
+        run(&self.config, arguments)
+    }
+
+    /// The same, whatever its exit code.
+    pub fn attempt(&self, arguments: &[&str]) -> Result<Output> {
+        attempt(&self.config, arguments)
+    }
+
+    /// Free SQL; each row an object.
+    pub fn sql(&self, question: &str) -> Result<Vec<Value>> {
+        rows(&self.run(&["query", "--json", question])?)
+    }
+}
+
+fn up(program: &Program, socket: &Path) -> Result<Daemon> {
+    let mut daemon = program.start()?;
+    daemon.until_ready(START, || Ok(UnixStream::connect(socket).is_ok().then_some(())))?;
+    Ok(daemon)
+}
+
+fn attempt(config: &Path, arguments: &[&str]) -> Result<Output> {
+    let mut command = Command::new(binary("weir-collector")?);
+    command.arg("--config").arg(config).args(arguments).stdin(std::process::Stdio::null());
+    command.output().context("running weir-collector")
+}
+
+fn run(config: &Path, arguments: &[&str]) -> Result<String> {
+    let output = attempt(config, arguments)?;
+    if !output.status.success() {
+        let errors = String::from_utf8_lossy(&output.stderr);
+        bail!("`weir-collector {}` failed ({}): {}", arguments.join(" "), output.status, errors.trim());
+    }
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// Rows as a JSON array, or as an object a line.
+pub fn rows(json: &str) -> Result<Vec<Value>> {
+    if json.trim_start().starts_with('[') {
+        return serde_json::from_str(json).with_context(|| format!("rows: {json}"));
+    }
+    json.lines()
+        .filter(|line| !line.trim().is_empty())
+        .map(|line| serde_json::from_str(line).with_context(|| format!("a row: {line}")))
+        .collect()
+}

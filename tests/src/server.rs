@@ -1,0 +1,119 @@
+//! The MCP server: `tests/server/server.py`, and its log of executed calls, the oracle of the tests.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+
+use crate::daemon::{Daemon, Program};
+use crate::job::Trust;
+use crate::places::{Setup, workspace};
+
+/// A cold Python on a busy machine takes its time.
+const START: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Scheme {
+    #[default]
+    Https,
+    Http,
+}
+
+/// A call that the server executed.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Executed {
+    pub time_ns: i64,
+    pub tool: String,
+    pub nonce: String,
+    pub arguments: serde_json::Value,
+}
+
+/// The running server.
+#[derive(Debug)]
+pub struct McpServer {
+    daemon: Daemon,
+    scheme: Scheme,
+    port: u16,
+    tls: PathBuf,
+    log: PathBuf,
+}
+
+#[derive(Deserialize)]
+struct Ready {
+    port: u16,
+}
+
+impl McpServer {
+    /// Starts it on 127.0.0.1 and ::1, serving `names` (TLS and Host), with its files in `folder`.
+    pub fn start(
+        setup: &Setup,
+        folder: &Path,
+        scheme: Scheme,
+        names: &[&str],
+        outlives: bool,
+    ) -> Result<Self> {
+        let (tls, log, output) =
+            (folder.join("tls"), folder.join("calls.jsonl"), folder.join("mcp-server.log"));
+        std::fs::create_dir_all(folder)?;
+        let mut program = Program::new("the MCP server", setup.python(), output.clone())
+            .arg(workspace().join("tests/server/server.py"))
+            .arg("--log")
+            .arg(&log)
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .outlives(outlives);
+        if scheme == Scheme::Https {
+            program = program.arg("--tls").arg(&tls);
+        }
+        for name in names {
+            program = program.arg("--name").arg(name);
+        }
+        let mut daemon = program.start()?;
+        let ready: Ready = daemon.until_ready(START, || {
+            let text = std::fs::read_to_string(&output)?;
+            let line = text
+                .split_inclusive('\n')
+                .find(|line| line.starts_with("{\"ready\"") && line.ends_with('\n'));
+            line.map(|line| serde_json::from_str(line).context("the server's ready line")).transpose()
+        })?;
+        Ok(Self { daemon, scheme, port: ready.port, tls, log })
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.daemon.pid()
+    }
+
+    /// Its URL by a host name, or by an address (`127.0.0.1`, `[::1]`).
+    pub fn url(&self, host: &str) -> String {
+        let scheme = match self.scheme {
+            Scheme::Https => "https",
+            Scheme::Http => "http",
+        };
+        format!("{scheme}://{host}:{}/mcp", self.port)
+    }
+
+    /// The CA of its own certificate.
+    pub fn ca(&self) -> PathBuf {
+        self.tls.join("ca.pem")
+    }
+
+    /// What a client needs that calls it directly.
+    pub fn trust(&self) -> Option<Trust> {
+        (self.scheme == Scheme::Https).then(|| Trust::only(&self.ca()))
+    }
+
+    /// The calls it has executed, in order.
+    pub fn executed(&self) -> Result<Vec<Executed>> {
+        let text = match std::fs::read_to_string(&self.log) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error.into()),
+        };
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        whole.lines().map(|line| serde_json::from_str(line).context("a line of the server's log")).collect()
+    }
+}

@@ -1,0 +1,204 @@
+//! A whole small world: the store, the collector, the agent and the MCP server, a cgroup that the agent watches and one that
+//! it does not.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::agent::{Agent, AgentConfig};
+use crate::approver::Approver;
+use crate::cgroup::Cgroup;
+use crate::client::{ClientKind, Conversation};
+use crate::collector::Collector;
+use crate::job::{Job, JobPlan, Trust};
+use crate::machine::require_kernel;
+use crate::places::{Setup, fresh_folder};
+use crate::server::{McpServer, Scheme};
+use crate::store::Store;
+use crate::wait::until;
+
+/// How long a client may take for its calls.
+pub const CLIENT_DEADLINE: Duration = Duration::from_secs(90);
+/// How long a record may take from the wire to the store.
+pub const SHIP_DEADLINE: Duration = Duration::from_secs(30);
+/// Who approves, unless a test brings others.
+pub const APPROVER: &str = "alice@example.test";
+
+/// The rules of the demo and of most tests.
+pub const RULES: &str = r#"
+[[rule]]
+id = "no-deletes"
+when = { server = "localhost", method = "tools/call", tool = "delete_*" }
+action = "deny"
+
+[[rule]]
+id = "deploys-need-a-human"
+when = { method = "tools/call", tool = "deploy" }
+action = "hold"
+"#;
+
+/// What a world is to be like. The default is what most tests want.
+#[derive(Debug, Clone)]
+pub struct WorldPlan {
+    pub scheme: Scheme,
+    /// Names the MCP server answers to.
+    pub names: Vec<&'static str>,
+    /// What the intercept list holds besides the server's port.
+    pub intercept_names: Vec<&'static str>,
+    pub intercept_cidrs: Vec<&'static str>,
+    pub rules: String,
+    pub deadline: &'static str,
+    pub keepalive: &'static str,
+    /// Whether the agent is told of the server's CA.
+    pub trusts_server: bool,
+    /// Whether the processes live on when the world is gone.
+    pub outlives: bool,
+}
+
+impl Default for WorldPlan {
+    fn default() -> Self {
+        Self {
+            scheme: Scheme::Https,
+            names: vec!["localhost"],
+            intercept_names: vec!["localhost"],
+            intercept_cidrs: vec!["127.0.0.0/8", "::1/128"],
+            rules: RULES.to_owned(),
+            deadline: "2m",
+            keepalive: "1s",
+            trusts_server: true,
+            outlives: false,
+        }
+    }
+}
+
+/// The world. Dropping it ends all of it, the agent first.
+#[derive(Debug)]
+pub struct World {
+    pub agent: Agent,
+    pub collector: Collector,
+    pub store: Store,
+    pub server: McpServer,
+    pub approver: Approver,
+    /// The cgroup whose jobs are intercepted.
+    pub selected: Cgroup,
+    /// One beside it that is not.
+    pub outside: Cgroup,
+    parent: Cgroup,
+    pub setup: Setup,
+    folder: tempfile::TempDir,
+    jobs: std::cell::Cell<u32>,
+}
+
+impl World {
+    pub fn start(plan: &WorldPlan) -> Result<Self> {
+        require_kernel()?;
+        let setup = Setup::complete()?;
+        let folder = fresh_folder("world")?;
+        let parent = Cgroup::fresh()?;
+        let (selected, outside) = (parent.child("job")?, parent.child("outside")?);
+        let server =
+            McpServer::start(&setup, &folder.path().join("server"), plan.scheme, &plan.names, plan.outlives)?;
+        let store = Store::start(&setup, folder.path(), plan.outlives)?;
+        let collector = Collector::start(&store, folder.path(), plan.outlives)?;
+        let approver = Approver::with_new_key(folder.path(), APPROVER)?;
+        let signers = folder.path().join("allowed_signers");
+        std::fs::write(&signers, approver.allowed_signers_line()?)?;
+        let config = AgentConfig {
+            tenant: "demo".into(),
+            default_action: "allow".into(),
+            cgroups: vec![selected.path().to_path_buf()],
+            collector: Some(collector.socket().to_path_buf()),
+            protect: vec![store.address().port()],
+            names: plan.intercept_names.iter().map(ToString::to_string).collect(),
+            cidrs: plan.intercept_cidrs.iter().map(ToString::to_string).collect(),
+            ports: vec![server.port()],
+            roots: (plan.trusts_server && plan.scheme == Scheme::Https)
+                .then(|| server.ca())
+                .into_iter()
+                .collect(),
+            allowed_signers: Some(signers),
+            deadline: plan.deadline.into(),
+            keepalive: plan.keepalive.into(),
+            rules: plan.rules.clone(),
+        };
+        let agent = Agent::start(&config, folder.path(), plan.outlives)?;
+        let jobs = std::cell::Cell::new(0);
+        Ok(Self { agent, collector, store, server, approver, selected, outside, parent, setup, folder, jobs })
+    }
+
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// A job in the watched cgroup that trusts Weir.
+    pub fn job(&self) -> JobPlan<'_> {
+        self.job_in(&self.selected, Some(self.agent.trust()))
+    }
+
+    /// A job beside it, as it was before Weir came.
+    pub fn job_outside(&self) -> JobPlan<'_> {
+        self.job_in(&self.outside, self.server.trust())
+    }
+
+    pub fn job_in<'a>(&'a self, cgroup: &'a Cgroup, trust: Option<Trust>) -> JobPlan<'a> {
+        let number = self.jobs.replace(self.jobs.get() + 1);
+        JobPlan {
+            setup: &self.setup,
+            cgroup,
+            folder: self.folder.path(),
+            name: format!("job-{number}"),
+            trust,
+        }
+    }
+
+    /// Runs a client in the watched cgroup until it ends.
+    pub fn converse(&self, kind: ClientKind, host: &str, arguments: &[&str]) -> Result<Conversation> {
+        self.start_client(kind, host, arguments)?.finish(CLIENT_DEADLINE)
+    }
+
+    /// Starts a client in the watched cgroup.
+    pub fn start_client(&self, kind: ClientKind, host: &str, arguments: &[&str]) -> Result<Job> {
+        self.job().client(kind, &self.server.url(host), arguments)
+    }
+
+    /// Waits until everything the agent has recorded is in the store.
+    pub fn until_shipped(&self) -> Result<()> {
+        until("the spool to be shipped", SHIP_DEADLINE, || {
+            Ok((self.agent.status()?.spool.unshipped_events == 0).then_some(()))
+        })
+    }
+
+    /// Free SQL over what has arrived; each row an object.
+    pub fn sql(&self, question: &str) -> Result<Vec<Value>> {
+        self.collector.sql(question)
+    }
+
+    /// The one number that a question asks for.
+    pub fn number(&self, question: &str) -> Result<u64> {
+        let rows = self.sql(question)?;
+        let value = rows.first().and_then(Value::as_object).and_then(|row| row.values().next());
+        // ClickHouse may quote 64-bit integers in JSON.
+        value
+            .and_then(|value| value.as_u64().or_else(|| value.as_str()?.parse().ok()))
+            .with_context(|| format!("no number in {rows:?} for {question}"))
+    }
+
+    /// Leaves folder and cgroups in place when dropped; the processes live on if the plan said so.
+    pub fn keep(&mut self) {
+        for cgroup in [&mut self.selected, &mut self.outside, &mut self.parent] {
+            cgroup.keep();
+        }
+        self.folder.disable_cleanup(true);
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.folder.disable_cleanup(true);
+            eprintln!("the world's files stay in {}", self.folder.path().display());
+        }
+    }
+}
