@@ -59,7 +59,7 @@ class HeadersArrived(logging.Handler):
 
 
 def say(**line: object) -> None:
-    os.write(1, json.dumps(line).encode() + b"\n")
+    os.write(1, json.dumps(line, separators=(",", ":")).encode() + b"\n")
 
 
 def issuer(url: str) -> str | None:

@@ -9,9 +9,6 @@ use anyhow::{Context, Result};
 use crate::machine::cgroup2_mount;
 use crate::wait::until;
 
-/// Begins the names of all cgroups made here; the maker's pid follows, so that leftovers of the dead can be told.
-const PREFIX: &str = "weir-world-";
-
 /// A cgroup of our own. Dropping it ends the processes in it and removes it.
 #[derive(Debug)]
 pub struct Cgroup {
@@ -20,22 +17,15 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// A fresh cgroup right under the mount. Leftovers of makers that are gone are swept away first.
-    pub fn fresh() -> Result<Self> {
+    /// A fresh cgroup right under the mount. Its name holds its maker's pid, by which the leftovers of makers that are
+    /// gone are known: those of the same `kind` are swept away first.
+    pub fn fresh(kind: &str) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let mount = cgroup2_mount()?;
-        sweep(&mount)?;
+        let prefix = format!("weir-{kind}-");
+        sweep(&mount, &prefix)?;
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        Self::make(mount.join(format!("{PREFIX}{}-{number}", std::process::id())))
-    }
-
-    /// A cgroup with a name of its own right under the mount, emptied if it is there already.
-    pub fn named(name: &str) -> Result<Self> {
-        let path = cgroup2_mount()?.join(name);
-        if path.exists() {
-            remove(&path)?;
-        }
-        Self::make(path)
+        Self::make(mount.join(format!("{prefix}{}-{number}", std::process::id())))
     }
 
     /// A child cgroup.
@@ -96,12 +86,12 @@ pub fn remove(path: &Path) -> Result<()> {
     })
 }
 
-fn sweep(mount: &Path) -> Result<()> {
+fn sweep(mount: &Path, prefix: &str) -> Result<()> {
     for entry in std::fs::read_dir(mount)? {
         let entry = entry?;
         let name = entry.file_name();
         let maker =
-            name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split('-').next()?.parse::<u32>().ok());
+            name.to_str().and_then(|name| name.strip_prefix(prefix)?.split('-').next()?.parse::<u32>().ok());
         if let Some(maker) = maker
             && !Path::new(&format!("/proc/{maker}")).exists()
         {

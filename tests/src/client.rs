@@ -23,6 +23,9 @@ impl ClientKind {
     }
 }
 
+/// How a client's last line begins.
+const END: &str = "{\"event\":\"end\"";
+
 /// One line of a client's output.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -104,6 +107,18 @@ impl Conversation {
         Ok(told)
     }
 
+    /// The conversations of clients that ran one after the other with one output; each ends with its `end` line.
+    pub fn read_each(output: &str) -> Result<Vec<Self>> {
+        let mut each = Vec::new();
+        let mut rest = output;
+        while let Some(at) = rest.find(END) {
+            let after = rest[at..].find('\n').map_or(rest.len(), |end| at + end + 1);
+            each.push(Self::read(&rest[..after])?);
+            rest = &rest[after..];
+        }
+        Ok(each)
+    }
+
     /// The calls of one tool, in order.
     pub fn of(&self, tool: &str) -> impl Iterator<Item = &Call> {
         self.calls.iter().filter(move |call| call.tool == tool)
@@ -119,6 +134,13 @@ impl Conversation {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn clients_that_share_an_output_are_told_apart() {
+        let one = "{\"event\":\"end\",\"issuer\":\"a\",\"tcp_connects\":3}\n";
+        let each = Conversation::read_each(&[one, &one.replace('3', "4")].concat()).unwrap();
+        assert_eq!(each.iter().map(|told| told.tcp_connects).collect::<Vec<_>>(), [Some(3), Some(4)]);
+    }
 
     #[test]
     fn a_line_that_is_not_whole_yet_is_left_out() {

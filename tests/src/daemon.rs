@@ -46,7 +46,7 @@ impl Program {
         self
     }
 
-    /// Lets the process live on when its owner is gone.
+    /// Lets the process live on when its starter is killed. Its [`Daemon`] still ends it, unless it is kept.
     pub fn outlives(mut self, outlives: bool) -> Self {
         self.outlives = outlives;
         self
@@ -62,7 +62,7 @@ impl Program {
         // Not to be reached by a Ctrl-C meant for us: we end it ourselves, in order.
         command.process_group(0);
         let child = command.spawn().with_context(|| format!("starting {}", self.name))?;
-        Ok(Daemon { name: self.name, child, log: self.log.clone(), outlives: self.outlives, exit: None })
+        Ok(Daemon { name: self.name, child, log: self.log.clone(), kept: false, exit: None })
     }
 }
 
@@ -72,13 +72,22 @@ pub struct Daemon {
     name: &'static str,
     child: Child,
     log: PathBuf,
-    outlives: bool,
+    kept: bool,
     exit: Option<ExitStatus>,
 }
 
 impl Daemon {
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Leaves it running when dropped.
+    pub fn keep(&mut self) {
+        self.kept = true;
     }
 
     pub fn log_path(&self) -> &Path {
@@ -163,7 +172,7 @@ impl Drop for Daemon {
                 tail(&self.log, SHOWN_LINES)
             );
         }
-        if !self.outlives
+        if !self.kept
             && let Err(error) = self.terminate()
         {
             eprintln!("{} cannot be ended: {error:#}", self.name);

@@ -83,8 +83,8 @@ impl McpServer {
         self.port
     }
 
-    pub fn pid(&self) -> u32 {
-        self.daemon.pid()
+    pub fn daemon(&mut self) -> &mut Daemon {
+        &mut self.daemon
     }
 
     /// Its URL by a host name, or by an address (`127.0.0.1`, `[::1]`).

@@ -12,6 +12,7 @@ use crate::approver::Approver;
 use crate::cgroup::Cgroup;
 use crate::client::{ClientKind, Conversation};
 use crate::collector::Collector;
+use crate::daemon::{Daemon, tail};
 use crate::job::{Job, JobPlan, Trust};
 use crate::machine::require_kernel;
 use crate::places::{Setup, fresh_folder};
@@ -42,6 +43,8 @@ action = "hold"
 /// What a world is to be like. The default is what most tests want.
 #[derive(Debug, Clone)]
 pub struct WorldPlan {
+    /// In the names of its cgroup and folder.
+    pub kind: &'static str,
     pub scheme: Scheme,
     /// Names the MCP server answers to.
     pub names: Vec<&'static str>,
@@ -60,6 +63,7 @@ pub struct WorldPlan {
 impl Default for WorldPlan {
     fn default() -> Self {
         Self {
+            kind: "world",
             scheme: Scheme::Https,
             names: vec!["localhost"],
             intercept_names: vec!["localhost"],
@@ -95,8 +99,8 @@ impl World {
     pub fn start(plan: &WorldPlan) -> Result<Self> {
         require_kernel()?;
         let setup = Setup::complete()?;
-        let folder = fresh_folder("world")?;
-        let parent = Cgroup::fresh()?;
+        let folder = fresh_folder(plan.kind)?;
+        let parent = Cgroup::fresh(plan.kind)?;
         let (selected, outside) = (parent.child("job")?, parent.child("outside")?);
         let server =
             McpServer::start(&setup, &folder.path().join("server"), plan.scheme, &plan.names, plan.outlives)?;
@@ -185,12 +189,32 @@ impl World {
             .with_context(|| format!("no number in {rows:?} for {question}"))
     }
 
-    /// Leaves folder and cgroups in place when dropped; the processes live on if the plan said so.
+    /// Its processes.
+    pub fn daemons(&mut self) -> [&mut Daemon; 4] {
+        [self.agent.daemon(), self.collector.daemon(), self.store.daemon(), self.server.daemon()]
+    }
+
+    /// Leaves everything in place when dropped. For processes that live on, the plan must say so.
     pub fn keep(&mut self) {
         for cgroup in [&mut self.selected, &mut self.outside, &mut self.parent] {
             cgroup.keep();
         }
+        for daemon in self.daemons() {
+            daemon.keep();
+        }
         self.folder.disable_cleanup(true);
+    }
+
+    /// Shows the end of each process's log.
+    pub fn show_logs(&mut self) {
+        for daemon in self.daemons() {
+            eprintln!("---- the end of {}'s log\n{}", daemon.name(), tail(daemon.log_path(), 30));
+        }
+    }
+
+    /// The cgroup that holds the others.
+    pub fn parent(&self) -> &Cgroup {
+        &self.parent
     }
 }
 

@@ -14,7 +14,7 @@ const TOUR: [&str; 6] = ["echo", "read_config", "delete_repo", "echo", "count", 
 
 fn tour(kind: ClientKind, scheme: Scheme, host: &str) -> Result<(Conversation, Vec<String>)> {
     require_kernel()?;
-    let (setup, folder, cgroup) = (Setup::complete()?, fresh_folder("direct")?, Cgroup::fresh()?);
+    let (setup, folder, cgroup) = (Setup::complete()?, fresh_folder("direct")?, Cgroup::fresh("world")?);
     let server = McpServer::start(&setup, &folder.path().join("server"), scheme, &["localhost"], false)?;
     let plan = JobPlan {
         setup: &setup,
@@ -59,7 +59,7 @@ fn each_client_makes_its_calls_in_plain_text() -> Result<()> {
 #[test]
 fn a_client_refuses_a_server_whose_ca_it_does_not_know() -> Result<()> {
     require_kernel()?;
-    let (setup, folder, cgroup) = (Setup::complete()?, fresh_folder("direct")?, Cgroup::fresh()?);
+    let (setup, folder, cgroup) = (Setup::complete()?, fresh_folder("direct")?, Cgroup::fresh("world")?);
     let server =
         McpServer::start(&setup, &folder.path().join("server"), Scheme::Https, &["localhost"], false)?;
     for kind in ClientKind::BOTH {
@@ -82,7 +82,7 @@ fn a_client_refuses_a_server_whose_ca_it_does_not_know() -> Result<()> {
 #[test]
 fn a_job_runs_unprivileged_in_its_cgroup_under_a_runner_worker() -> Result<()> {
     require_kernel()?;
-    let (setup, folder, cgroup) = (Setup::complete()?, fresh_folder("direct")?, Cgroup::fresh()?);
+    let (setup, folder, cgroup) = (Setup::complete()?, fresh_folder("direct")?, Cgroup::fresh("world")?);
     let plan =
         JobPlan { setup: &setup, cgroup: &cgroup, folder: folder.path(), name: "who".into(), trust: None };
     let look = "id -u; cat /proc/$PPID/comm; grep ^0:: /proc/self/cgroup; env | grep -c CERT; echo $GITHUB_REPOSITORY";

@@ -151,7 +151,7 @@ pub fn check(workspace: &Path) -> Result<()> {
         eprintln!("{fault}");
     }
     if !faults.is_empty() {
-        bail!("{} edges between rooms that must not be", faults.len());
+        bail!("edges between rooms that must not be: {}", faults.len());
     }
     Ok(())
 }

@@ -134,7 +134,7 @@ fn engine(setup: &Setup) -> Result<()> {
 /// The client files, and the TypeScript SDK beside them.
 fn clients(setup: &Setup) -> Result<()> {
     let (source, folder) = (workspace().join("tests/clients"), setup.folder().join("clients"));
-    let files = ["client.mjs", "client.py", "package.json", "package-lock.json", ".npmrc"];
+    let files = ["job.sh", "client.mjs", "client.py", "package.json", "package-lock.json", ".npmrc"];
     copy_changed(&source, &folder, &files)?;
     let key = std::fs::read_to_string(source.join("package-lock.json"))?;
     let product = folder.join("node_modules/@modelcontextprotocol/sdk/package.json");
