@@ -1,0 +1,40 @@
+//! TLS, both ways. A connection's first bytes come in and are told apart ([`sniff`]); on the client's side a
+//! leaf for the name that it asked for is minted and the handshake done ([`accept`]); on the server's side
+//! the certificate is verified and what it proves goes out as a [`ProvenName`]. Streams leave this room in
+//! clear, for whoever reads them next.
+//!
+//! It never connects to anything by itself, never passes an unverified server on, and knows nothing of what
+//! the streams carry: no MCP, no policy, no HTTP beyond telling its first bytes.
+//!
+//! Both sides speak TLS 1.2 and 1.3, and HTTP/1.1 alone by ALPN, for now.
+
+mod accept;
+mod minting;
+mod replayed;
+mod sniff;
+#[cfg(test)]
+mod tests;
+mod upstream;
+
+use std::io;
+use std::sync::Arc;
+
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+
+pub use accept::{AcceptError, accept};
+pub use minting::{LEAF_LIFETIME, LEAF_RENEWED_BEFORE, Leaf, MAX_LEAVES, Minter};
+pub use replayed::{Replayed, sniff};
+pub use sniff::{ClientHello, MAX_SNIFFED, Sniffed, Sniffer, Unreadable};
+pub use upstream::{CertificateFault, ProvenName, UpstreamError, UpstreamTls};
+
+/// What is offered and accepted by ALPN, on both sides.
+const ALPN: &[u8] = b"http/1.1";
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(aws_lc_rs::default_provider())
+}
+
+/// The library's own reason in an error of a tokio-rustls handshake, if it has one.
+fn reason(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref()?.downcast_ref()
+}
