@@ -1,1 +1,19 @@
+//! Weir's collector: what agents record goes into ClickHouse, what approvers sign goes back, and questions get
+//! answers.
+//!
+//! ```text
+//! agent --unix socket--> ingest -> rows -> store (ClickHouse) <- query
+//!        (weir_core::wire)   \------- decisions -------/  \- approvals
+//! ```
+//!
+//! A collector keeps no state of its own: everything is in ClickHouse, so any number of collectors can stand
+//! beside one another. It cannot approve a call: the agent itself checks each signature.
+#![forbid(unsafe_code)]
 
+pub mod approvals;
+pub mod config;
+pub mod ingest;
+pub mod query;
+pub mod rows;
+pub mod store;
+pub mod visible;

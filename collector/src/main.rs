@@ -1,1 +1,217 @@
-fn main() {}
+//! `weir-collector`: the command line. Arguments come in, exit codes go out: 0 done, 1 failed, 2 wrong usage.
+//! Reasons go to stderr, each as one sentence; answers go to stdout.
+
+mod cli;
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{CommandFactory, Parser};
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use weir_collector::approvals::{self, Request};
+use weir_collector::config::{Config, ConfigError};
+use weir_collector::ingest::{self, Socket};
+use weir_collector::query::{self, Shape};
+use weir_collector::store::Store;
+use weir_collector::store::migrate::{MIGRATIONS, check, migrate};
+use weir_core::approval::Answer;
+
+use crate::cli::{Answering, Approvals, Asking, Cli, Command, Serving, usage};
+
+/// The widest cell of a table on a terminal, characters.
+const CELL_WIDTH: usize = 48;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Command::Completions { shell } = cli.command {
+        clap_complete::generate(shell, &mut Cli::command(), "weir-collector", &mut std::io::stdout());
+        return ExitCode::SUCCESS;
+    }
+    let filter =
+        tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| match cli.command {
+            Command::Serve(_) => "info".into(),
+            _ => "warn".into(),
+        });
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let ran = runtime.context("cannot start the runtime").and_then(|runtime| runtime.block_on(run(cli)));
+    match ran {
+        Ok(code) => code,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("weir-collector: {error:#}");
+            if error.is::<ConfigError>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+async fn run(cli: Cli) -> Result<ExitCode> {
+    if let Command::Query(Asking { list: true, json, .. }) = &cli.command {
+        return named_questions(*json);
+    }
+    let config = Config::read(&cli.config)?;
+    let store = Store::new(&config.store);
+    match cli.command {
+        Command::Serve(serving) => serve(config, store, serving).await,
+        Command::Migrate { json } => migrated(&store, json).await,
+        Command::Query(asking) => ask(&store, asking).await,
+        Command::Approvals { command } => approvals(&store, command).await,
+        Command::Completions { .. } => Ok(ExitCode::SUCCESS),
+    }
+}
+
+async fn serve(config: Config, store: Store, serving: Serving) -> Result<ExitCode> {
+    // Before anything is said to be ready, so that a stop is never lost.
+    let stop = stop_on_signal()?;
+    if serving.migrate {
+        migrate(&store, &MIGRATIONS, now_us()).await?;
+    } else {
+        check(&store, &MIGRATIONS).await?;
+    }
+    let socket = Socket::bind(&config.listen.socket, &config.listen.agent_uids)?;
+    tracing::info!(socket = %config.listen.socket.display(), store = store.url(), database = store.database(), "ready");
+    if serving.json {
+        let ready = json!({ "ready": true, "pid": std::process::id(), "socket": config.listen.socket });
+        say(&ready.to_string())?;
+    }
+    let ended = ingest::serve(socket, store, config.listen.agent_uids, stop).await;
+    anyhow::ensure!(ended, "requests were still running at the end; agents will send them again");
+    tracing::info!("stopped");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn stop_on_signal() -> Result<CancellationToken> {
+    let stop = CancellationToken::new();
+    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+        let mut signals = signal(kind).context("cannot take signals")?;
+        let stop = stop.clone();
+        // Lives as long as the process; the token is all it touches.
+        tokio::spawn(async move {
+            if signals.recv().await.is_some() {
+                tracing::info!("stopping");
+                stop.cancel();
+            }
+        });
+    }
+    Ok(stop)
+}
+
+async fn migrated(store: &Store, as_json: bool) -> Result<ExitCode> {
+    let applied = migrate(store, &MIGRATIONS, now_us()).await?;
+    let version = MIGRATIONS.last().map_or(0, |last| last.version);
+    if as_json {
+        let names: Vec<_> = applied.iter().map(|m| json!({ "version": m.version, "name": m.name })).collect();
+        say(&json!({ "database": store.database(), "version": version, "applied": names }).to_string())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for migration in &applied {
+        say(&format!("applied {:04} {}", migration.version, migration.name))?;
+    }
+    say(&format!("the database {} is at version {version}", store.database()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn named_questions(as_json: bool) -> Result<ExitCode> {
+    for one in &query::named::NAMED {
+        say(&if as_json {
+            json!({ "name": one.name, "about": one.about, "sql": one.sql }).to_string()
+        } else {
+            format!("{:<10} {}", one.name, one.about)
+        })?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn ask(store: &Store, asking: Asking) -> Result<ExitCode> {
+    let question = asking.question().unwrap_or_else(|message| usage(&message));
+    let shape = match asking.format {
+        Some(format) => Shape::Format(format),
+        None if asking.json => Shape::Json,
+        None => Shape::Table { cell_width: cell_width() },
+    };
+    query::ask(store, &question.sql, &question.params, &shape, &mut std::io::stdout().lock()).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn approvals(store: &Store, command: Approvals) -> Result<ExitCode> {
+    match command {
+        Approvals::List { all, json } => {
+            let held = approvals::list(store, all, now_us()).await?;
+            if json {
+                held.iter().try_for_each(|one| say_json(&approvals::json(one)))?;
+            } else if held.is_empty() {
+                say(if all { "no call was ever held" } else { "no call waits for a decision" })?;
+            } else {
+                say(approvals::table(&held, now_us(), cell_width()).trim_end())?;
+            }
+        }
+        Approvals::Show { id, json } => {
+            let held = approvals::find(store, &id, now_us()).await?;
+            if json {
+                say_json(&approvals::json(&held))?;
+            } else {
+                say(approvals::shown(&held).trim_end())?;
+            }
+        }
+        Approvals::Approve(answering) => return answer(store, Answer::Approve, answering).await,
+        Approvals::Refuse(answering) => return answer(store, Answer::Refuse, answering).await,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn answer(store: &Store, answer: Answer, answering: Answering) -> Result<ExitCode> {
+    let key = answering.key.unwrap_or_else(approvals::default_key);
+    let principal = match answering.principal {
+        Some(principal) => principal,
+        None => approvals::principal_of(&key)?,
+    };
+    let request = Request {
+        id: answering.id,
+        answer,
+        justification: answering.justification,
+        ticket: answering.ticket.unwrap_or_default(),
+        key,
+        principal,
+        submitted_by: cli::submitter(),
+        wait: !answering.no_wait,
+    };
+    let answered = approvals::answer(store, request).await?;
+    if answering.json {
+        say_json(&answered.json())?;
+    } else {
+        say(&approvals::summary(&answered.held))?;
+        say(&answered.sentence())?;
+    }
+    Ok(if answered.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn now_us() -> i64 {
+    jiff::Timestamp::now().as_microsecond()
+}
+
+/// Cells are cut where somebody reads them on a screen, and nowhere else.
+fn cell_width() -> Option<usize> {
+    std::io::stdout().is_terminal().then_some(CELL_WIDTH)
+}
+
+fn say(text: &str) -> std::io::Result<()> {
+    writeln!(std::io::stdout().lock(), "{text}")
+}
+
+fn say_json(value: &serde_json::Value) -> std::io::Result<()> {
+    say(&weir_collector::visible::json(&value.to_string()))
+}
+
+/// Whoever read the answer has read enough (`| head`).
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+    })
+}

@@ -1,0 +1,191 @@
+//! An approver's answer: it is checked against the hold, signed, stored, and watched until the agent has judged it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clickhouse::Row;
+use serde::Deserialize;
+use serde_json::json;
+use tokio::time::Instant;
+use weir_core::approval::{Answer, MIN_JUSTIFICATION, Statement};
+
+use super::{ApprovalError, Held, State, find, sign};
+use crate::ingest::now_us;
+use crate::rows::DecisionRow;
+use crate::store::Store;
+
+/// How long the agent's answer is waited for: a poll, a segment and its way here take about two seconds.
+const AGENT_WAIT: Duration = Duration::from_secs(10);
+const ASK_EVERY: Duration = Duration::from_millis(200);
+
+/// What an approver wants to say.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// A hold's id, or the beginning of one.
+    pub id: String,
+    pub answer: Answer,
+    pub justification: String,
+    pub ticket: String,
+    pub key: PathBuf,
+    /// Who signs, as the agent's allowed signers name them.
+    pub principal: String,
+    /// Who runs this, for the record.
+    pub submitted_by: String,
+    /// Whether to watch for the agent's judgement.
+    pub wait: bool,
+}
+
+/// What came of an answer.
+#[derive(Debug, Clone)]
+pub struct Answered {
+    pub held: Held,
+    pub principal: String,
+    pub answer: Answer,
+    pub agent: Agent,
+}
+
+/// What the agent did with a signed statement, as far as its log has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Agent {
+    /// It let the call go, or refused it, as the statement says.
+    Did,
+    /// Nothing yet, or nobody waited for it.
+    Silent,
+    /// The statement decides nothing for it.
+    NotAccepted,
+    /// The hold had ended otherwise.
+    Otherwise(String),
+}
+
+impl Answered {
+    /// One sentence.
+    pub fn sentence(&self) -> String {
+        let id = &self.held.hold.approval_id;
+        match (&self.agent, self.answer) {
+            (Agent::Did, Answer::Approve) => "approved; the agent has released the call".into(),
+            (Agent::Did, Answer::Refuse) => "refused; the agent has refused the call".into(),
+            (Agent::Silent, _) => {
+                format!("signed; the agent has not answered yet (see `weir-collector approvals show {id}`)")
+            }
+            (Agent::NotAccepted, _) => format!(
+                "the agent did not accept it: is this key listed for {} in the agent's allowed signers?",
+                crate::visible::line(&self.principal)
+            ),
+            (Agent::Otherwise(end), _) => {
+                format!("signed, but too late: the hold had ended as {}", crate::visible::line(end))
+            }
+        }
+    }
+
+    /// Whether the answer stands, or may still.
+    pub fn is_good(&self) -> bool {
+        matches!(self.agent, Agent::Did | Agent::Silent)
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        let (agent, ended) = match &self.agent {
+            Agent::Did => ("did", None),
+            Agent::Silent => ("silent", None),
+            Agent::NotAccepted => ("not_accepted", None),
+            Agent::Otherwise(end) => ("ended_otherwise", Some(end)),
+        };
+        json!({
+            "approval_id": self.held.hold.approval_id,
+            "answer": self.answer,
+            "approver": self.principal,
+            "agent": agent,
+            "ended": ended,
+            "message": self.sentence(),
+        })
+    }
+}
+
+/// Signs and stores an answer. Fails, with nothing signed, when it could not count.
+pub async fn answer(store: &Store, request: Request) -> Result<Answered, ApprovalError> {
+    let justification = request.justification.trim();
+    if justification.chars().count() < MIN_JUSTIFICATION {
+        return Err(ApprovalError::TooShort);
+    }
+    let held = find(store, &request.id, now_us()).await?;
+    if held.state != State::Open {
+        let id = held.hold.approval_id.to_string();
+        return Err(ApprovalError::Closed { id, state: crate::visible::line(held.state.as_str()) });
+    }
+    let mut statement = Statement::new(
+        held.hold.clone(),
+        request.answer,
+        request.principal.clone(),
+        justification.to_owned(),
+        now_us().max(0).cast_unsigned(),
+    );
+    statement.ticket = request.ticket;
+    let unreadable = |e: serde_json::Error| ApprovalError::Unreadable {
+        id: held.hold.approval_id.to_string(),
+        reason: e.to_string(),
+    };
+    let text = statement.canonical().map_err(unreadable)?;
+    let signed = sign::sign(text, &request.key).await?;
+    // A passphrase may have taken its time.
+    if held.hold.expires_us < now_us().max(0).cast_unsigned() {
+        let id = held.hold.approval_id.to_string();
+        return Err(ApprovalError::Closed { id, state: "it expired while you signed".into() });
+    }
+    let signature = signed.signature.clone();
+    let row = DecisionRow::of(&statement, signed, request.submitted_by, now_us());
+    let token = format!("decision/{}/{signature}", held.hold.approval_id);
+    store.insert("decisions", &token, &[row]).await?;
+    let agent = if request.wait { watch(store, &held, &signature).await? } else { Agent::Silent };
+    Ok(Answered { held, principal: request.principal, answer: request.answer, agent })
+}
+
+#[derive(Debug, Row, Deserialize)]
+struct Judged {
+    decision: String,
+    signature: String,
+}
+
+async fn watch(store: &Store, held: &Held, signature: &str) -> Result<Agent, ApprovalError> {
+    let until = Instant::now() + AGENT_WAIT;
+    loop {
+        let question = store
+            .query(
+                "SELECT decision, signature FROM events \
+                 WHERE origin = ? AND kind = 'decision' AND approval_id = ? ORDER BY seq",
+            )
+            .bind(held.hold.origin.as_str())
+            .bind(held.hold.approval_id.as_str());
+        let judged: Vec<Judged> = store.rows(question).await?;
+        if let Some(agent) = judgement(&judged, signature) {
+            return Ok(agent);
+        }
+        if Instant::now() >= until {
+            return Ok(Agent::Silent);
+        }
+        tokio::time::sleep(ASK_EVERY).await;
+    }
+}
+
+fn judgement(judged: &[Judged], signature: &str) -> Option<Agent> {
+    if let Some(ours) = judged.iter().find(|one| one.signature == signature) {
+        return Some(if ours.decision == "invalid" { Agent::NotAccepted } else { Agent::Did });
+    }
+    let end = judged.iter().find(|one| one.decision != "invalid")?;
+    Some(Agent::Otherwise(end.decision.clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_agents_log_tells_what_became_of_a_signature() {
+        let judged = |pairs: &[(&str, &str)]| -> Vec<Judged> {
+            pairs.iter().map(|(d, s)| Judged { decision: (*d).into(), signature: (*s).into() }).collect()
+        };
+        assert_eq!(judgement(&judged(&[]), "s"), None);
+        assert_eq!(judgement(&judged(&[("invalid", "t")]), "s"), None);
+        assert_eq!(judgement(&judged(&[("invalid", "s")]), "s"), Some(Agent::NotAccepted));
+        assert_eq!(judgement(&judged(&[("invalid", "t"), ("approved", "s")]), "s"), Some(Agent::Did));
+        assert_eq!(judgement(&judged(&[("expired", "")]), "s"), Some(Agent::Otherwise("expired".into())));
+    }
+}

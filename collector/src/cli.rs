@@ -1,0 +1,253 @@
+//! The command line's shape, and what its arguments mean.
+
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use jiff::{SpanRelativeTo, Timestamp};
+use weir_collector::query::named::{DEFAULT_LIMIT, NAMED, named};
+
+/// Weir's collector: takes records from agents, keeps them in ClickHouse, answers questions, signs approvals
+#[derive(Debug, Parser)]
+#[command(name = "weir-collector", version)]
+#[command(after_help = "\
+The way to begin:
+  weir-collector migrate                      make the tables
+  weir-collector serve                        take records from agents, until SIGTERM
+  weir-collector query --named calls          what was called, by whom, and what came of it
+  weir-collector query 'SELECT count() FROM calls WHERE result = $$ok$$'
+  weir-collector approvals list               calls that wait for a human
+  weir-collector approvals show ID
+  weir-collector approvals approve ID --justification 'release 1.4 as planned, see CHG-7'
+
+The configuration (another one by --config):
+  [store]
+  url = \"http://127.0.0.1:8123\"               # weir-store, or any ClickHouse; https too
+  user = \"default\"
+  password_file = \"/etc/weir/store.secret\"    # chmod 600
+  database = \"weir\"
+  [listen]
+  socket = \"/run/weir/collector.sock\"
+  agent_uids = [0]                            # the users that agents run as
+
+Exit codes: 0 done, 1 failed (the reason is on stderr), 2 wrong usage or configuration.")]
+pub struct Cli {
+    /// The configuration file
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "WEIR_COLLECTOR_CONFIG",
+        default_value = "/etc/weir/collector.toml"
+    )]
+    pub config: PathBuf,
+
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Take segments and holds from agents until SIGTERM
+    Serve(Serving),
+    /// Bring the database to this program's tables; does nothing when it is there
+    Migrate {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Ask ClickHouse: free SQL, or a question by its name (reads only)
+    Query(Asking),
+    /// Held calls: list, show, approve, refuse
+    Approvals {
+        #[command(subcommand)]
+        command: Approvals,
+    },
+    /// Print a completion script for a shell
+    Completions {
+        /// bash, zsh, fish, elvish or powershell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Take segments and holds from agents until SIGTERM
+///
+/// An event is acknowledged once it is in ClickHouse and was read back. On SIGTERM what has begun ends first.
+#[derive(Debug, Args)]
+pub struct Serving {
+    /// Migrate the database first
+    #[arg(long)]
+    pub migrate: bool,
+    /// Print one JSON object on stdout when ready
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Ask ClickHouse: free SQL, or a question by its name (reads only)
+///
+/// The views are calls, flows and gaps, over the tables events, holds and decisions.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  weir-collector query --named calls --job deploy --since 2h
+  weir-collector query --json 'SELECT gen_ai_tool_name, count() AS n FROM calls GROUP BY 1 ORDER BY n DESC'
+  weir-collector query --format CSVWithNames 'SELECT * FROM gaps' > gaps.csv
+  weir-collector query 'DESCRIBE calls'")]
+#[group(id = "what", required = true, args = ["sql", "named", "list"])]
+pub struct Asking {
+    /// One SELECT, SHOW, DESCRIBE or EXPLAIN
+    #[arg(value_name = "SQL", conflicts_with_all = ["named", "list"])]
+    pub sql: Option<String>,
+    /// A question by its name: calls, denied, approvals, opaque, agents or gaps
+    #[arg(long, value_name = "NAME", conflicts_with = "list")]
+    pub named: Option<String>,
+    /// List the named questions
+    #[arg(long)]
+    pub list: bool,
+    /// Print one JSON object for each row
+    #[arg(long, conflicts_with = "format")]
+    pub json: bool,
+    /// Print in one of ClickHouse's formats, to the byte (control characters too)
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<String>,
+    /// Only this job, by its name or its run's id (named questions)
+    #[arg(long, value_name = "JOB", conflicts_with = "sql")]
+    pub job: Option<String>,
+    /// Only from this time on: 2h, 7d, or 2026-11-22T10:00:00Z (named questions)
+    #[arg(long, value_name = "TIME", conflicts_with = "sql")]
+    pub since: Option<String>,
+    /// At most so many rows (named questions) [default: 50]
+    #[arg(long, value_name = "ROWS", conflicts_with = "sql")]
+    pub limit: Option<u32>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Approvals {
+    /// List the calls that wait for a decision, the newest first
+    List {
+        /// Also those that are over
+        #[arg(long)]
+        all: bool,
+        /// Print one JSON object for each
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show all that an approver must see before signing
+    Show {
+        /// The hold's id, or enough of its beginning
+        id: String,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Sign that a held call may go on
+    Approve(Answering),
+    /// Sign that a held call must not go on
+    Refuse(Answering),
+}
+
+/// Sign an answer to a held call
+///
+/// The statement (the hold as shown, your answer and your reason) is signed by `ssh-keygen -Y sign -n weir-approval`.
+/// The agent accepts it if its own allowed-signers file lists the key for you. The answer cannot be taken back.
+#[derive(Debug, Args)]
+pub struct Answering {
+    /// The hold's id, or enough of its beginning
+    pub id: String,
+    /// Why, in at least 15 characters, for whoever reads it later
+    #[arg(long, value_name = "TEXT")]
+    pub justification: String,
+    /// The change or incident that this belongs to
+    #[arg(long, value_name = "TICKET")]
+    pub ticket: Option<String>,
+    /// Your SSH key: a private key, or a public one whose private half is in your ssh-agent [default: ~/.ssh/id_ed25519]
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
+    /// Who you are in the agent's allowed signers [default: the comment of the key's public half]
+    #[arg(long = "as", value_name = "PRINCIPAL")]
+    pub principal: Option<String>,
+    /// Do not wait until the agent has judged the signature
+    #[arg(long)]
+    pub no_wait: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// SQL, and the values of its parameters.
+#[derive(Debug)]
+pub struct Question {
+    pub sql: String,
+    pub params: Vec<(&'static str, String)>,
+}
+
+impl Asking {
+    /// What is asked.
+    pub fn question(&self) -> Result<Question, String> {
+        if let Some(sql) = &self.sql {
+            return Ok(Question { sql: sql.clone(), params: Vec::new() });
+        }
+        let name = self.named.as_deref().unwrap_or_default();
+        let Some(question) = named(name) else {
+            let names: Vec<&str> = NAMED.iter().map(|one| one.name).collect();
+            return Err(format!("there is no question named {name:?}; there are {}", names.join(", ")));
+        };
+        if self.job.is_some() && !question.takes_job() {
+            return Err(format!("the question {name} is not about one job; leave out --job"));
+        }
+        if self.since.is_some() && !question.takes_since() {
+            return Err(format!("the question {name} is not about a time; leave out --since"));
+        }
+        let mut params = vec![("limit", self.limit.unwrap_or(DEFAULT_LIMIT).to_string())];
+        if question.takes_job() {
+            params.push(("job", self.job.clone().unwrap_or_default()));
+        }
+        if question.takes_since() {
+            let since = self.since.as_deref().map_or(Ok(Timestamp::UNIX_EPOCH), since)?;
+            params.push(("since", since.strftime("%Y-%m-%d %H:%M:%S%.6f").to_string()));
+        }
+        Ok(Question { sql: question.sql.to_owned(), params })
+    }
+}
+
+/// A time, or how long ago it was.
+fn since(text: &str) -> Result<Timestamp, String> {
+    if let Ok(time) = text.parse() {
+        return Ok(time);
+    }
+    let ago =
+        text.parse::<jiff::Span>().and_then(|span| span.to_duration(SpanRelativeTo::days_are_24_hours()));
+    ago.and_then(|ago| Timestamp::now().checked_sub(ago.abs())).map_err(|_| {
+        format!("{text:?} is neither a time such as 2026-11-22T10:00:00Z nor a while such as 2h or 7d")
+    })
+}
+
+/// Ends the program as clap does with a wrong usage.
+pub fn usage(message: &str) -> ! {
+    Cli::command().error(clap::error::ErrorKind::ValueValidation, message).exit()
+}
+
+/// Who runs this: `user@host`.
+pub fn submitter() -> String {
+    let uid = nix::unistd::getuid();
+    let user =
+        nix::unistd::User::from_uid(uid).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name);
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{user}@{}", host.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn times_and_whiles_are_read() {
+        assert_eq!(since("2026-11-22T10:00:00Z").unwrap().to_string(), "2026-11-22T10:00:00Z");
+        assert!(since("2h").unwrap() < Timestamp::now() && since("7d").unwrap() < since("2h").unwrap());
+        assert!(since("yesterday-ish").is_err());
+    }
+}

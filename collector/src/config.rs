@@ -1,0 +1,219 @@
+//! The collector's configuration: a TOML file comes in, a checked [`Config`] goes out. A mistake is named with
+//! its file, line and column; an unknown key is a mistake. The password comes from a file of its own, which
+//! nobody but its owner may read, and is never shown.
+
+use std::fmt;
+use std::io::Read;
+use std::ops::Range;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use toml::Spanned;
+
+/// The most bytes of a password file: more is some other file.
+const MAX_PASSWORD_FILE: u64 = 4096;
+
+/// Everything the operator decides.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub store: Store,
+    pub listen: Listen,
+}
+
+/// Which ClickHouse, and as whom.
+#[derive(Debug, Clone)]
+pub struct Store {
+    pub url: String,
+    pub user: String,
+    pub password: Password,
+    pub database: String,
+}
+
+/// Where agents reach the collector.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Listen {
+    pub socket: PathBuf,
+    /// The users that agents run as. Any other peer is refused, by what the kernel says of it.
+    pub agent_uids: Vec<u32>,
+}
+
+/// A password. Its `Debug` says nothing.
+#[derive(Clone, Default)]
+pub struct Password(String);
+
+impl Password {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Password(..)")
+    }
+}
+
+/// What is wrong with a configuration; the operator is at fault.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read the configuration {path}: {source}; name another with --config", path = path.display())]
+    Unreadable { path: PathBuf, source: std::io::Error },
+    #[error("{path}:{line}:{column}: {message}", path = path.display())]
+    Wrong { path: PathBuf, line: usize, column: usize, message: String },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    store: StoreSection,
+    listen: Spanned<Listen>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoreSection {
+    url: Spanned<String>,
+    #[serde(default = "default_user")]
+    user: String,
+    password_file: Option<Spanned<PathBuf>>,
+    #[serde(default = "default_database")]
+    database: Spanned<String>,
+}
+
+fn default_user() -> String {
+    "default".into()
+}
+
+fn default_database() -> Spanned<String> {
+    Spanned::new(0..0, "weir".into())
+}
+
+impl Config {
+    /// Reads and checks a configuration file and the password file that it names.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+        Self::parse(&text, path)
+    }
+
+    /// Checks a configuration's text; `path` is for messages.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let wrong = |span: Range<usize>, message: String| {
+            let (line, column) = position(text, span.start);
+            ConfigError::Wrong { path: path.to_owned(), line, column, message }
+        };
+        let document: Document = toml::from_str(text)
+            .map_err(|e| wrong(e.span().unwrap_or_default(), e.message().trim().replace('\n', ", ")))?;
+        let StoreSection { url, user, password_file, database } = document.store;
+        if !["http://", "https://"].iter().any(|scheme| url.get_ref().starts_with(scheme)) {
+            let message = "url must begin with http:// or https://, such as \"http://127.0.0.1:8123\"";
+            return Err(wrong(url.span(), message.into()));
+        }
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        if database.get_ref().is_empty() || !database.get_ref().chars().all(plain) {
+            return Err(wrong(database.span(), "database must consist of letters, digits and _".into()));
+        }
+        if document.listen.get_ref().agent_uids.is_empty() {
+            let message = "agent_uids must name the users that agents run as, such as [0]";
+            return Err(wrong(document.listen.span(), message.into()));
+        }
+        let password = match password_file {
+            None => Password::default(),
+            Some(file) => password(file.get_ref()).map_err(|message| wrong(file.span(), message))?,
+        };
+        let store = Store { url: url.into_inner(), user, password, database: database.into_inner() };
+        Ok(Self { store, listen: document.listen.into_inner() })
+    }
+}
+
+/// The file's content without the line's end.
+fn password(path: &Path) -> Result<Password, String> {
+    let shown = path.display();
+    let unreadable = |e: std::io::Error| format!("the password file {shown} cannot be read: {e}");
+    let file = std::fs::File::open(path).map_err(unreadable)?;
+    let about = file.metadata().map_err(unreadable)?;
+    let mode = about.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(format!(
+            "the password file {shown} is open to others (mode {mode:04o}); close it with `chmod 600 {shown}`"
+        ));
+    }
+    let mut text = String::new();
+    file.take(MAX_PASSWORD_FILE + 1).read_to_string(&mut text).map_err(unreadable)?;
+    if text.len() as u64 > MAX_PASSWORD_FILE {
+        return Err(format!("the password file {shown} is too long to be one"));
+    }
+    Ok(Password(text.trim_end_matches(['\r', '\n']).to_owned()))
+}
+
+/// Line and column, from 1, of a byte offset.
+fn position(text: &str, offset: usize) -> (usize, usize) {
+    let before = text.get(..offset).unwrap_or(text);
+    let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+    (before.matches('\n').count() + 1, before.get(line_start..).unwrap_or_default().chars().count() + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(text, Path::new("collector.toml")).map_err(|e| e.to_string())
+    }
+
+    const LISTEN: &str = "[listen]\nsocket = \"/run/c.sock\"\nagent_uids = [0]\n";
+
+    #[test]
+    fn a_short_configuration_gets_the_usual_user_and_database() {
+        let config = parse(&format!("[store]\nurl = \"http://127.0.0.1:8123\"\n{LISTEN}")).unwrap();
+        assert_eq!((config.store.user.as_str(), config.store.database.as_str()), ("default", "weir"));
+        assert_eq!(config.listen.agent_uids, [0]);
+    }
+
+    #[test]
+    fn each_mistake_is_named_with_its_place() {
+        for (text, expected) in [
+            ("[store]\nurl = ", "collector.toml:2:7"),
+            ("[store]\nurl = \"ftp://x\"\n", "missing field `listen`"),
+            (&format!("[store]\nurl = \"ftp://x\"\n{LISTEN}"), "collector.toml:2:7: url must begin"),
+            (
+                &format!("[store]\nurl = \"http://x\"\nusr = 1\n{LISTEN}"),
+                "collector.toml:3:1: unknown field `usr`",
+            ),
+            (
+                &format!("[store]\nurl = \"http://x\"\ndatabase = \"a`b\"\n{LISTEN}"),
+                "collector.toml:3:12: database must",
+            ),
+            (
+                &format!("[store]\nurl = \"http://x\"\npassword_file = \"/nonexistent\"\n{LISTEN}"),
+                "collector.toml:3:17: the password file /nonexistent cannot be read",
+            ),
+            (
+                "[store]\nurl = \"http://x\"\n[listen]\nsocket = \"s\"\nagent_uids = []\n",
+                "collector.toml:3:1: agent_uids must name",
+            ),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(expected) && !error.contains('\n'), "{text}\n{error}");
+        }
+    }
+
+    #[test]
+    fn a_password_that_others_can_read_is_refused_and_none_is_shown() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, "s3cret\n").unwrap();
+        let text =
+            format!("[store]\nurl = \"http://x\"\npassword_file = \"{}\"\n{LISTEN}", file.path().display());
+        for mode in [0o640, 0o604] {
+            std::fs::set_permissions(file.path(), PermissionsExt::from_mode(mode)).unwrap();
+            let error = parse(&text).unwrap_err();
+            assert!(error.contains("is open to others") && error.contains("chmod 600"), "{error}");
+        }
+        std::fs::set_permissions(file.path(), PermissionsExt::from_mode(0o600)).unwrap();
+        let config = parse(&text).unwrap();
+        assert_eq!(config.store.password.as_str(), "s3cret");
+        assert!(!format!("{config:?}").contains("s3cret"));
+    }
+}

@@ -1,0 +1,231 @@
+//! One event as a row of `events`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use clickhouse::Row;
+use serde::Serialize;
+use weir_core::record::{
+    Body, Caller, DecisionRecord, Durability, Flow, Intent, Mcp, Message, Outcome, Payload, Proof, Server,
+    Stored,
+};
+
+use super::{Batch, time};
+
+/// A row of `events`. What does not apply to an event's kind is empty, 0 or null.
+#[derive(Debug, Clone, PartialEq, Default, Row, Serialize)]
+pub struct EventRow {
+    pub tenant: String,
+    pub host_name: String,
+    pub origin: String,
+    pub boot: String,
+    pub seq: u64,
+    pub time: i64,
+    pub kind: &'static str,
+    pub call_id: String,
+    pub flow_id: String,
+    pub approval_id: String,
+    pub process_pid: u32,
+    pub process_start_ticks: Option<u64>,
+    pub process_user_id: u32,
+    pub process_group_id: u32,
+    pub process_comm: String,
+    pub process_executable_path: String,
+    pub process_command_line: String,
+    pub process_linux_cgroup: String,
+    pub process_seen_alive: bool,
+    pub cicd_provider: String,
+    pub vcs_repository_name: String,
+    pub cicd_pipeline_name: String,
+    pub cicd_pipeline_run_id: String,
+    pub cicd_pipeline_task_name: String,
+    pub cicd_actor: String,
+    pub vcs_ref_head_name: String,
+    pub vcs_ref_head_revision: String,
+    pub cicd_worker_name: String,
+    pub server_name: String,
+    pub server_address: String,
+    pub server_port: u16,
+    pub server_proof: &'static str,
+    pub tls_client_server_name: String,
+    pub mcp_method_name: String,
+    pub gen_ai_tool_name: String,
+    pub jsonrpc_request_id: String,
+    pub mcp_session_id: String,
+    pub mcp_protocol_version: String,
+    pub message_direction: &'static str,
+    pub message_label: &'static str,
+    pub policy_action: &'static str,
+    pub policy_rule: String,
+    pub policy_digest: String,
+    pub durability: &'static str,
+    pub decision: &'static str,
+    pub approver: String,
+    pub approver_key: String,
+    pub justification: String,
+    pub ticket: String,
+    pub signed_at: Option<i64>,
+    pub statement: String,
+    pub signature: String,
+    pub result: &'static str,
+    pub http_response_status_code: Option<u16>,
+    pub rpc_response_status_code: Option<i64>,
+    pub duration_us: Option<u64>,
+    pub flow_treatment: &'static str,
+    pub flow_end: &'static str,
+    pub bytes_up: u64,
+    pub bytes_down: u64,
+    pub event_name: String,
+    pub event_detail: BTreeMap<String, String>,
+    pub payload: String,
+    pub payload_bytes: u64,
+    pub payload_truncated: bool,
+    pub payload_masked_detectors: Vec<String>,
+    pub payload_masked_pointers: Vec<String>,
+    pub canonical: String,
+    pub batch_first_seq: u64,
+    pub batch_digest: String,
+    pub agent_uid: u32,
+    pub ingested_at: i64,
+}
+
+impl EventRow {
+    /// `canonical` are the bytes that `event` was read from.
+    pub fn of(event: Stored, canonical: String, batch: &Batch) -> Self {
+        let mut row = Self {
+            tenant: event.tenant,
+            host_name: event.host,
+            origin: event.origin.to_string(),
+            boot: event.boot.to_string(),
+            seq: event.seq,
+            time: time(event.time_us),
+            kind: event.body.kind(),
+            canonical,
+            batch_first_seq: batch.first_seq,
+            batch_digest: batch.digest.clone(),
+            agent_uid: batch.agent_uid,
+            ingested_at: batch.ingested_us,
+            ..Self::default()
+        };
+        match event.body {
+            Body::Intent(intent) => row.intent(*intent),
+            Body::Decision(decision) => row.decision(decision),
+            Body::Message(message) => row.message(message),
+            Body::Outcome(outcome) => row.outcome(outcome),
+            Body::Flow(flow) => row.flow(flow),
+            Body::Agent(event) => {
+                row.event_name = event.name;
+                row.event_detail = event.detail;
+            }
+        }
+        row
+    }
+
+    fn intent(&mut self, intent: Intent<String>) {
+        self.call_id = intent.call_id.to_string();
+        self.flow_id = intent.flow_id.to_string();
+        self.approval_id = intent.approval_id.map(|id| id.to_string()).unwrap_or_default();
+        self.caller(intent.caller);
+        self.server(intent.server);
+        self.mcp(intent.mcp);
+        self.policy_action = intent.verdict.action.as_str();
+        self.policy_rule = intent.verdict.rule;
+        self.policy_digest = intent.verdict.policy_digest;
+        self.durability = match intent.durability {
+            Durability::Strict => "strict",
+            Durability::BestEffort => "best_effort",
+        };
+        self.payload(intent.payload);
+    }
+
+    fn decision(&mut self, decision: DecisionRecord<String>) {
+        self.call_id = decision.call_id.to_string();
+        self.approval_id = decision.approval_id.to_string();
+        self.decision = decision.decision.as_str();
+        self.approver = decision.approver;
+        self.approver_key = decision.key;
+        self.justification = decision.justification;
+        self.ticket = decision.ticket;
+        self.signed_at = decision.signed_us.map(time);
+        self.statement = decision.statement;
+        self.signature = decision.signature;
+    }
+
+    fn message(&mut self, message: Message<String>) {
+        self.flow_id = message.flow_id.to_string();
+        self.call_id = message.call_id.map(|id| id.to_string()).unwrap_or_default();
+        self.message_direction = message.direction.as_str();
+        self.message_label = message.label.as_str();
+        self.mcp_method_name = message.method;
+        self.payload(message.payload);
+    }
+
+    fn outcome(&mut self, outcome: Outcome<String>) {
+        self.call_id = outcome.call_id.to_string();
+        self.result = outcome.result.as_str();
+        self.http_response_status_code = outcome.http_status;
+        self.rpc_response_status_code = outcome.error_code;
+        self.duration_us = outcome.duration_us;
+        self.payload(outcome.payload);
+    }
+
+    fn flow(&mut self, flow: Flow<String>) {
+        self.flow_id = flow.flow_id.to_string();
+        self.caller(flow.caller);
+        self.server(flow.server);
+        self.tls_client_server_name = flow.sni;
+        self.flow_treatment = flow.treatment.as_str();
+        self.flow_end = flow.end.as_str();
+        self.bytes_up = flow.bytes_up;
+        self.bytes_down = flow.bytes_down;
+        self.duration_us = Some(flow.duration_us);
+    }
+
+    fn caller(&mut self, caller: Arc<Caller<String>>) {
+        let caller = Arc::unwrap_or_clone(caller);
+        self.process_pid = caller.pid;
+        self.process_start_ticks = caller.start_time;
+        self.process_user_id = caller.uid;
+        self.process_group_id = caller.gid;
+        self.process_comm = caller.comm;
+        self.process_executable_path = caller.executable;
+        self.process_command_line = caller.command_line;
+        self.process_linux_cgroup = caller.cgroup;
+        self.process_seen_alive = caller.seen_alive;
+        self.cicd_provider = caller.job.provider;
+        self.vcs_repository_name = caller.job.repository;
+        self.cicd_pipeline_name = caller.job.workflow;
+        self.cicd_pipeline_run_id = caller.job.run_id;
+        self.cicd_pipeline_task_name = caller.job.job;
+        self.cicd_actor = caller.job.actor;
+        self.vcs_ref_head_name = caller.job.reference;
+        self.vcs_ref_head_revision = caller.job.commit;
+        self.cicd_worker_name = caller.job.runner;
+    }
+
+    fn server(&mut self, server: Server<String>) {
+        self.server_name = server.name;
+        self.server_address = server.address;
+        self.server_port = server.port;
+        self.server_proof = match server.proof {
+            Proof::Certificate => "certificate",
+            Proof::Unproven => "unproven",
+        };
+    }
+
+    fn mcp(&mut self, mcp: Mcp<String>) {
+        self.mcp_method_name = mcp.method;
+        self.gen_ai_tool_name = mcp.tool.unwrap_or_default();
+        self.jsonrpc_request_id = mcp.request_id.unwrap_or_default();
+        self.mcp_session_id = mcp.session.unwrap_or_default();
+        self.mcp_protocol_version = mcp.protocol_version.unwrap_or_default();
+    }
+
+    fn payload(&mut self, payload: Payload<String>) {
+        self.payload = payload.text;
+        self.payload_bytes = payload.bytes;
+        self.payload_truncated = payload.truncated;
+        (self.payload_masked_detectors, self.payload_masked_pointers) =
+            payload.masked.into_iter().map(|span| (span.detector, span.pointer)).unzip();
+    }
+}
