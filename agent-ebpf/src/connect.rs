@@ -189,13 +189,14 @@ fn found<T>(ctx: *mut bpf_sock_addr, tuple: &mut T) -> bool {
 
 /// Writes down in the socket's storage where the caller goes and who it is. False: there was no memory for it.
 fn keep_origin(ctx: *mut bpf_sock_addr, sk: *mut bpf_sock, to: &Destination) -> bool {
-    let task = bpf_get_current_pid_tgid();
-    let user = bpf_get_current_uid_gid();
+    let (task, user) = (bpf_get_current_pid_tgid(), bpf_get_current_uid_gid());
+    // SAFETY: these helpers read the context, the current task or a clock.
+    let (netns_cookie, cgroup_id, connected_at) =
+        unsafe { (bpf_get_netns_cookie(ctx.cast()), bpf_get_current_cgroup_id(), bpf_ktime_get_boot_ns()) };
     let mut origin = FlowOrigin {
-        // SAFETY: these helpers read the context or the current task.
-        netns_cookie: unsafe { bpf_get_netns_cookie(ctx.cast()) },
-        cgroup_id: unsafe { bpf_get_current_cgroup_id() },
-        connected_at: unsafe { bpf_ktime_get_boot_ns() },
+        netns_cookie,
+        cgroup_id,
+        connected_at,
         tgid: (task >> 32) as u32,
         tid: task as u32,
         uid: user as u32,

@@ -110,8 +110,9 @@ fn watch_state(ctx: *mut bpf_sock_ops) -> bool {
 }
 
 /// Makes the connect in progress fail at once (EHOSTUNREACH): a sock_ops program cannot refuse, but the kernel looks
-/// the route up again after this callback, and there is none through a device that does not exist. Should it be found
-/// all the same, the agent resets a connection without an origin.
+/// the route up again after this callback, and there is none through a device that does not exist. The socket is of no
+/// more use; its owner makes another. Should a route be found all the same, the agent resets the connection, which has
+/// no origin.
 fn sever(ctx: *mut bpf_sock_ops) {
     let mut no_device = i32::MAX;
     // SAFETY: the value is an `int` on the stack and its size is given.

@@ -118,6 +118,11 @@ impl Cgroup {
         Ok(cgroup)
     }
 
+    /// Takes over a cgroup that another process made and left.
+    pub fn adopt(path: impl AsRef<Path>) -> Result<Self, CgroupError> {
+        Ok(Self { path: resolve(path.as_ref())?, made_parents: Vec::new(), removed: false })
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -5,7 +5,17 @@
 #[path = "kernel/stage.rs"]
 mod stage;
 
-use std::{io::Read, net::SocketAddr, path::Path, time::Duration};
+use std::{
+    io::{BufRead, BufReader, IoSliceMut, Read, Write},
+    net::{SocketAddr, TcpListener, UdpSocket},
+    os::{
+        fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
+        unix::net::{UnixListener, UnixStream},
+    },
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use weir::{
     cgroup::CgroupError,
@@ -31,7 +41,7 @@ fn v4_connect_is_led_to_the_agent_with_its_origin() {
     assert_eq!(origin.cgroup_id, stage.job.cgroup.id().unwrap());
     assert!(origin.comm.starts_with("python"), "{}", origin.comm);
     assert!(started(client.id()) <= origin.connected_at, "connected before it was started");
-    std::io::Write::write_all(&mut stream, b"the agent").unwrap();
+    stream.write_all(b"the agent").unwrap();
     assert_eq!(client.line(), "the agent");
     assert!(is_idle(&stage.server_v4), "the server was reached past the agent");
     client.finish();
@@ -60,10 +70,9 @@ fn v4_mapped_connect_is_led_to_the_v4_listener_and_shown_as_v4() {
 fn unspecified_destination_is_recorded_as_the_loopback_that_it_means() {
     let stage = Stage::new();
     let (p4, p6) = (port(&stage.server_v4), port(&stage.server_v6));
-    let client = stage.job.start(&format!(
+    let mut client = stage.job.start(&format!(
         "connect('0.0.0.0', {p4}); wait(); connect('::ffff:0.0.0.0', {p4}); wait(); connect('::', {p6})"
     ));
-    let mut client = client;
     for (listener, destination) in [
         (&stage.agent_v4, stage.server_v4.local_addr().unwrap()),
         (&stage.agent_v4, stage.server_v4.local_addr().unwrap()),
@@ -80,7 +89,7 @@ fn unspecified_destination_is_recorded_as_the_loopback_that_it_means() {
 #[test]
 fn destination_beyond_this_host_is_led_to_the_agent() {
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-    let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status();
+    let up = Command::new("ip").args(["link", "set", "lo", "up"]).status();
     assert!(up.unwrap().success());
     let stage = Stage::new();
     for (address, listener) in [
@@ -119,7 +128,7 @@ fn exempt_socket_in_a_selected_cgroup_is_left_alone() {
     let server = port(&stage.server_v4);
     let path = std::env::temp_dir().join(format!("weir-exempt-{}", std::process::id()));
     let _ = std::fs::remove_file(&path);
-    let inbox = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let inbox = UnixListener::bind(&path).unwrap();
     let mut client = stage.job.start(&format!(
         "made = make('127.0.0.1')\n\
          post = socket.socket(socket.AF_UNIX); post.connect({path:?}); socket.send_fds(post, [b'x'], [made.fileno()])\n\
@@ -127,7 +136,7 @@ fn exempt_socket_in_a_selected_cgroup_is_left_alone() {
     ));
     let socket = received_socket(&inbox.accept().unwrap().0);
     std::fs::remove_file(&path).unwrap();
-    stage.hooks.exempt(std::os::fd::AsFd::as_fd(&socket)).unwrap();
+    stage.hooks.exempt(socket.as_fd()).unwrap();
     client.go_on();
     accept(&stage.server_v4);
     assert!(is_idle(&stage.agent_v4));
@@ -316,14 +325,14 @@ fn killed_process_leaves_no_link() {
         }
     }
     let (job, server) = (Job::new(), listen("127.0.0.1:0"));
-    let mut holder = std::process::Command::new(std::env::current_exe().unwrap())
+    let mut holder = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "killed_process_leaves_no_link", "--nocapture"])
         .env(HOLD, job.cgroup.path())
-        .stdout(std::process::Stdio::piped())
+        .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let said = std::io::BufReader::new(holder.stdout.take().unwrap());
-    assert!(std::io::BufRead::lines(said).any(|line| line.unwrap().ends_with("attached")));
+    let said = BufReader::new(holder.stdout.take().unwrap());
+    assert!(said.lines().any(|line| line.unwrap().ends_with("attached")));
     // Its listeners are gone already, so a redirected connect is refused.
     assert_eq!(job.attempt("127.0.0.1", port(&server)), "ECONNREFUSED");
     holder.kill().unwrap();
@@ -344,6 +353,21 @@ fn detached_cgroup_goes_direct_and_can_be_attached_again() {
     assert_eq!(stage.job.attempt("127.0.0.1", server), "ok");
     assert!(stage.accept(&stage.agent_v4).1.is_some());
     assert_eq!(stage.counts().redirected, 1);
+}
+
+#[test]
+fn cgroup_below_a_selected_one_is_redirected_too() {
+    let stage = Stage::new();
+    let below = stage.job.cgroup.path().join("below");
+    std::fs::create_dir(&below).unwrap();
+    stage.job.run(&format!(
+        "open('{}/cgroup.procs', 'w').write(str(os.getpid())); connect('127.0.0.1', {})",
+        below.display(),
+        port(&stage.server_v4)
+    ));
+    let (_stream, origin) = stage.accept(&stage.agent_v4);
+    let id = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(&below).unwrap());
+    assert_eq!(origin.unwrap().cgroup_id, id);
 }
 
 #[test]
@@ -375,26 +399,37 @@ fn too_many_own_ports_are_named_as_such() {
 }
 
 #[test]
-fn udp_and_a_dissolved_association_are_left_alone() {
+fn udp_is_left_alone() {
     let stage = Stage::new();
-    let inbox = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let inbox = UdpSocket::bind("127.0.0.1:0").unwrap();
     inbox.set_read_timeout(Some(stage::PATIENCE)).unwrap();
-    // connect(AF_UNSPEC) dissolves a connection; the socket can then be connected anew, and is led here again.
-    let mut client = stage.job.start(&format!(
-        "import ctypes\n\
-         gram = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); gram.connect(('127.0.0.1', {})); gram.send(b'hi')\n\
-         made = connect('127.0.0.1', {1})\n\
-         assert ctypes.CDLL(None).connect(made.fileno(), bytes(16), 16) == 0\n\
-         say('dissolved'); wait(); made.connect(('127.0.0.1', {1}))",
-        inbox.local_addr().unwrap().port(),
-        port(&stage.server_v4)
+    stage.job.run(&format!(
+        "made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); made.connect(('127.0.0.1', {})); made.send(b'hi')",
+        inbox.local_addr().unwrap().port()
     ));
     assert_eq!(inbox.recv(&mut [0; 8]).unwrap(), 2);
+    assert_eq!(stage.counts(), Counts::default());
+}
+
+/// connect(AF_UNSPEC) dissolves a connection; the socket can then be connected to somewhere else.
+#[test]
+fn socket_that_is_used_again_gets_a_new_origin() {
+    let stage = Stage::new();
+    let other = listen("127.0.0.1:0");
+    let mut client = stage.job.start(&format!(
+        "import ctypes\n\
+         made = connect('127.0.0.1', {})\n\
+         assert ctypes.CDLL(None).connect(made.fileno(), bytes(16), 16) == 0\n\
+         say('dissolved'); wait(); made.connect(('127.0.0.1', {}))",
+        port(&stage.server_v4),
+        port(&other)
+    ));
     assert_eq!(client.line(), "dissolved");
     let (_reset, origin) = stage.accept(&stage.agent_v4);
     assert_eq!(origin, None, "the first connection is dead, and its origin with it");
     client.go_on();
-    assert!(stage.accept(&stage.agent_v4).1.is_some());
+    let (_stream, origin) = stage.accept(&stage.agent_v4);
+    assert_eq!(origin.unwrap().destination, other.local_addr().unwrap());
     client.finish();
     assert_eq!(stage.counts(), Counts { redirected: 2, ..Counts::default() });
 }
@@ -407,29 +442,24 @@ fn started(process: u32) -> Duration {
 }
 
 /// A listener whose queue holds one connection.
-fn narrow_listener() -> std::net::TcpListener {
-    use nix::sys::socket::*;
+fn narrow_listener() -> TcpListener {
+    use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, socket};
     let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_NONBLOCK, None).unwrap();
-    bind(std::os::fd::AsRawFd::as_raw_fd(&socket), &SockaddrIn::new(127, 0, 0, 1, 0)).unwrap();
-    self::listen_narrowly(&socket);
+    bind(socket.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).unwrap();
+    nix::sys::socket::listen(&socket, Backlog::new(0).unwrap()).unwrap();
     socket.into()
 }
 
-fn listen_narrowly(socket: &impl std::os::fd::AsFd) {
-    nix::sys::socket::listen(socket, nix::sys::socket::Backlog::new(0).unwrap()).unwrap();
-}
-
 /// The socket that a process sent over `post`.
-fn received_socket(post: &std::os::unix::net::UnixStream) -> std::os::fd::OwnedFd {
+fn received_socket(post: &UnixStream) -> OwnedFd {
     use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
-    let mut space = nix::cmsg_space!(std::os::fd::RawFd);
+    let mut space = nix::cmsg_space!(RawFd);
     let mut byte = [0];
-    let mut parts = [std::io::IoSliceMut::new(&mut byte)];
-    let descriptor = std::os::fd::AsRawFd::as_raw_fd(post);
-    let message = recvmsg::<()>(descriptor, &mut parts, Some(&mut space), MsgFlags::empty()).unwrap();
+    let mut parts = [IoSliceMut::new(&mut byte)];
+    let message = recvmsg::<()>(post.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::empty()).unwrap();
     let Some(ControlMessageOwned::ScmRights(sent)) = message.cmsgs().unwrap().next() else {
         panic!("no socket came")
     };
     // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
-    unsafe { std::os::fd::FromRawFd::from_raw_fd(sent[0]) }
+    unsafe { OwnedFd::from_raw_fd(sent[0]) }
 }

@@ -5,7 +5,7 @@
 
 mod toolchain;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -38,6 +38,13 @@ const PROFILE: [(&str, &str); 9] = [
 pub fn run(check: bool) -> Result<()> {
     let setup = Setup::locate()?;
     let toolchain = Toolchain::prepare(&setup)?;
+    if check {
+        // For another target than the rest of the workspace, whose lints do not reach them.
+        step("ebpf", "linting the kernel programs", || {
+            let mut clippy = kernel_cargo(&setup, &toolchain, "clippy")?;
+            logged("ebpf", clippy.args(["--", "-D", "warnings"]), &toolchain.log)
+        })?;
+    }
     let built = step("ebpf", "building the kernel programs", || build(&setup, &toolchain))?;
     let committed = workspace().join(COMMITTED);
     let fresh = std::fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
@@ -58,35 +65,35 @@ pub fn run(check: bool) -> Result<()> {
     Ok(())
 }
 
-/// Builds the object in a target folder of its own and strips it of DWARF. Its BTF stays.
-fn build(setup: &Setup, toolchain: &Toolchain) -> Result<std::path::PathBuf> {
-    let target = binaries()?.parent().context("the build folder has no parent")?.join("bpf");
-    let mut build = cargo(setup);
-    build.args([
-        "build",
-        "--release",
-        "--locked",
-        "--package",
-        BINARY,
-        "--bin",
-        BINARY,
-        "--features",
-        "kernel",
-    ]);
-    build.args(["--target", TARGET, "-Z", "build-std=core", "--target-dir"]).arg(&target);
-    // `-Z` on the stable toolchain, and the assembly of a target that is not stable yet.
-    build.env("RUSTC_BOOTSTRAP", "1");
-    build.env("CARGO_ENCODED_RUSTFLAGS", flags(toolchain).join("\x1f"));
-    for (name, value) in PROFILE {
-        build.env(format!("CARGO_PROFILE_RELEASE_{name}"), value);
-    }
-    logged("ebpf", &mut build, &toolchain.log)?;
+/// Builds the object and strips it of DWARF. Its BTF stays.
+fn build(setup: &Setup, toolchain: &Toolchain) -> Result<PathBuf> {
+    logged("ebpf", &mut kernel_cargo(setup, toolchain, "build")?, &toolchain.log)?;
+    let target = target_folder()?;
     let linked = target.join(TARGET).join("release").join(BINARY);
     let stripped = target.join("weir-ebpf.o");
     let mut strip = Command::new(&toolchain.strip);
     strip.arg("-g").arg("-o").arg(&stripped).arg(&linked);
     logged("ebpf", &mut strip, &toolchain.log)?;
     Ok(stripped)
+}
+
+/// A cargo for the kernel programs.
+fn kernel_cargo(setup: &Setup, toolchain: &Toolchain, task: &str) -> Result<Command> {
+    let mut cargo = cargo(setup);
+    cargo.args([task, "--release", "--locked", "--package", BINARY, "--bin", BINARY, "--features", "kernel"]);
+    cargo.args(["--target", TARGET, "-Z", "build-std=core", "--target-dir"]).arg(target_folder()?);
+    // `-Z` on the stable toolchain, and the assembly of a target that is not stable yet.
+    cargo.env("RUSTC_BOOTSTRAP", "1");
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags(toolchain).join("\x1f"));
+    for (name, value) in PROFILE {
+        cargo.env(format!("CARGO_PROFILE_RELEASE_{name}"), value);
+    }
+    Ok(cargo)
+}
+
+/// A target folder of its own: the flags differ from everything else's.
+fn target_folder() -> Result<PathBuf> {
+    Ok(binaries()?.parent().context("the build folder has no parent")?.join("bpf"))
 }
 
 /// BTF is made out of the debug information, and names the sources: by names that are the same everywhere.

@@ -32,7 +32,7 @@ fn check_capabilities(status: &str) -> Result<(), KernelError> {
     let has = |bit: u32| held >> bit & 1 == 1;
     let missing: Vec<&str> = NEEDED
         .into_iter()
-        .filter(|&(_, bit, in_sys_admin)| !has(bit) && !(in_sys_admin && has(CAP_SYS_ADMIN)))
+        .filter(|&(_, bit, in_sys_admin)| !(has(bit) || in_sys_admin && has(CAP_SYS_ADMIN)))
         .map(|(name, ..)| name)
         .collect();
     if missing.is_empty() { Ok(()) } else { Err(KernelError::Privilege { missing: missing.join(", ") }) }

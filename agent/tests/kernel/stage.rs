@@ -12,7 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::Backlog,
+};
 use weir::{
     cgroup::Cgroup,
     kernel::{Counts, Hooks, Origin},
@@ -175,6 +178,8 @@ impl Process {
 
 pub fn listen(address: &str) -> TcpListener {
     let listener = TcpListener::bind(address).unwrap();
+    // A longer queue than the standard library's 128, past which a SYN is dropped and sent again a second later.
+    nix::sys::socket::listen(&listener, Backlog::MAXCONN).unwrap();
     listener.set_nonblocking(true).unwrap();
     listener
 }
