@@ -75,8 +75,8 @@ pub struct Approval {
 pub struct Limits {
     /// Bytes of a request body that policy will read; a larger one is refused.
     pub request_body: usize,
-    /// Bytes of one SSE event that is read; a larger one is passed on and recorded as unparsed.
-    pub sse_event: usize,
+    /// Bytes of one message from a server that is read; a larger one is passed on and recorded as unparsed.
+    pub message: usize,
     /// Bytes of clear content that one record's payload is made from.
     pub record_payload: usize,
     /// Connections at a time; past it new ones are closed.
@@ -93,7 +93,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             request_body: 4 << 20,
-            sse_event: 1 << 20,
+            message: 1 << 20,
             record_payload: 256 << 10,
             flows: 8192,
             client_timeout: Duration::from_secs(15),

@@ -1,1 +1,250 @@
-fn main() {}
+//! The `weir` command: arguments in, rooms called, an exit code out (0 done, 1 failed, 2 wrong usage).
+#![forbid(unsafe_code)]
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{CommandFactory, Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+use weir::config::Config;
+use weir::daemon::Agent;
+use weir::run::{self, Run};
+use weir::{admin, trust};
+
+/// Where state lives unless a configuration or an option says otherwise.
+const STATE_DIR: &str = "/var/lib/weir";
+/// Where the agent looks for its configuration.
+const CONFIG: &str = "/etc/weir/weir.toml";
+
+/// Intercepts, decides on and records the MCP calls of this host's CI jobs.
+#[derive(Parser)]
+#[command(name = "weir", version, after_help = EXAMPLES)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  weir run -- npx some-agent --task build     one command, its MCP calls listed at the end
+  weir agent --config /etc/weir/weir.toml     the host's agent, in the foreground
+  weir status --json                          what the running agent does
+Logs go to standard error; RUST_LOG=weir=debug shows more.
+Exit codes: 0 done, 1 failed, 2 wrong usage; `weir run` gives back its command's.";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs the host's agent until it gets SIGTERM or SIGINT.
+    Agent {
+        /// The configuration file.
+        #[arg(long, default_value = CONFIG)]
+        config: PathBuf,
+    },
+    /// Runs a command in a cgroup of its own under interception, and lists its MCP calls when it ends.
+    ///
+    /// Nothing stays behind: no cgroup, hook or process, however the command ends. Its exit code is given back.
+    /// Without --config everything on ports 80 and 443 is recorded and nothing is refused.
+    Run {
+        /// A configuration file; what it selects and listens on is not used.
+        #[arg(long)]
+        config: Option<PathBuf>,
+        /// Where records are kept when there is no --config; each run at a time takes a log of its own below it.
+        #[arg(long, default_value = STATE_DIR, conflicts_with = "config")]
+        state_dir: PathBuf,
+        /// Also writes the calls to this file as JSON lines; `-` is standard output.
+        #[arg(long)]
+        report: Option<PathBuf>,
+        /// The command and its arguments.
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<OsString>,
+    },
+    /// Shows what the running agent does: listeners, connects as the kernel counted them, records not yet shipped.
+    Status {
+        #[command(flatten)]
+        place: Place,
+        /// As one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Shows Weir's certificate authority, or where the bundle for jobs is.
+    Ca {
+        #[command(flatten)]
+        place: Place,
+        #[command(subcommand)]
+        what: CaCommand,
+    },
+    /// Works with configuration files.
+    Config {
+        #[command(subcommand)]
+        what: ConfigCommand,
+    },
+    /// Prints completions for a shell.
+    Completions { shell: clap_complete::Shell },
+    /// `weir run`'s own: enters a cgroup and becomes a command.
+    #[command(hide = true)]
+    EnterCgroup {
+        cgroup: PathBuf,
+        #[arg(last = true, required = true)]
+        command: Vec<OsString>,
+    },
+    /// `weir run`'s own: cleans up when it is killed.
+    #[command(hide = true)]
+    KeepCgroup { name: String },
+}
+
+#[derive(Subcommand)]
+enum CaCommand {
+    /// Prints the certificate (PEM); makes the CA if there is none.
+    Show,
+    /// Prints the path of the bundle: the system's roots, the configured ones and Weir's.
+    Bundle,
+    /// Prints the variables that make a job's clients trust the bundle, one NAME=VALUE a line.
+    Env,
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// Checks a configuration file, and says where it is wrong.
+    Check {
+        #[arg(default_value = CONFIG)]
+        file: PathBuf,
+    },
+}
+
+#[derive(clap::Args)]
+struct Place {
+    /// The agent's configuration file.
+    #[arg(long, default_value = CONFIG)]
+    config: PathBuf,
+    /// The agent's state folder, when there is no configuration file at hand.
+    #[arg(long, conflicts_with = "config")]
+    state_dir: Option<PathBuf>,
+}
+
+impl Place {
+    fn config(&self) -> Result<Config> {
+        match &self.state_dir {
+            Some(state_dir) => Ok(Config::built_in(state_dir.clone())),
+            None => Ok(Config::read(&self.config)?),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
+    let quiet = matches!(arguments.command, Command::Run { .. });
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_env_filter(filter.unwrap_or_else(|_| if quiet { "warn" } else { "info" }.into()))
+        .init();
+    match execute(arguments.command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("weir: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Agent { config } => runtime()?.block_on(agent(&config))?,
+        Command::Run { config, state_dir, report, command } => {
+            let run = Run { config, state_dir, command, report };
+            let code = runtime()?.block_on(run.execute())?;
+            return Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)));
+        }
+        Command::Status { place, json } => status(&place, json)?,
+        Command::Ca { place, what } => ca(&place, &what)?,
+        Command::Config { what: ConfigCommand::Check { file } } => {
+            Config::read(&file)?;
+            println!("{}: no mistakes found", file.display());
+        }
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "weir", &mut std::io::stdout());
+        }
+        Command::EnterCgroup { cgroup, command } => {
+            let (code, error) = run::enter(&cgroup, &command);
+            eprintln!("weir: {error:#}");
+            return Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)));
+        }
+        Command::KeepCgroup { name } => run::keep(&name)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")
+}
+
+async fn agent(config: &Path) -> Result<()> {
+    let config = Config::read(config)?;
+    anyhow::ensure!(
+        !config.select.cgroups.is_empty(),
+        "no cgroup is selected: name the runner's in [select] cgroups = [...]"
+    );
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let agent = Agent::start(config, None).await?;
+    let status = agent.status();
+    tracing::info!(v4 = status.listen.v4, v6 = status.listen.v6, origin = %status.origin, "intercepting");
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("ending");
+    agent.stop().await
+}
+
+fn status(place: &Place, json: bool) -> Result<()> {
+    let state_dir = place.config()?.state_dir;
+    let socket = admin::socket(&state_dir);
+    let status = runtime()?.block_on(admin::ask(&state_dir)).with_context(|| {
+        format!("no agent answers at {}; is `weir agent` running, and are you root?", socket.display())
+    })?;
+    if json {
+        println!("{}", serde_json::to_string(&status)?);
+        return Ok(());
+    }
+    let connects = status.connects;
+    println!("agent      pid {}, {}", status.pid, if status.ready { "intercepting" } else { "not ready" });
+    println!("log        {}", status.origin);
+    println!("listens    {} and {}", status.listen.v4, status.listen.v6);
+    println!(
+        "connects   {} redirected, {} passed, {} refused, {} unanswered, {} failed",
+        connects.redirected, connects.passed, connects.refused, connects.unanswered, connects.failed
+    );
+    println!(
+        "spool      {} events in {} segments wait to be shipped ({} bytes, {} of them set aside)",
+        status.spool.unshipped_events,
+        status.spool.segments,
+        status.spool.bytes,
+        status.spool.set_aside_bytes
+    );
+    println!("CA         {} ({})", status.ca.issuer, status.ca.bundle.display());
+    Ok(())
+}
+
+fn ca(place: &Place, what: &CaCommand) -> Result<()> {
+    let config = place.config()?;
+    let authority =
+        trust::Authority::open_or_create(&config.state_dir.join("ca"), &weir::daemon::hostname())?;
+    match what {
+        CaCommand::Show => {
+            let pem = std::fs::read(authority.certificate_path()).context("cannot read the certificate")?;
+            std::io::stdout().write_all(&pem)?;
+        }
+        CaCommand::Bundle => println!("{}", authority.write_bundle(&config.upstream_roots)?.display()),
+        CaCommand::Env => {
+            authority.write_bundle(&config.upstream_roots)?;
+            for (name, value) in authority.environment() {
+                println!("{name}={value}");
+            }
+        }
+    }
+    Ok(())
+}

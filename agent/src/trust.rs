@@ -19,6 +19,7 @@
 mod authority;
 mod disk;
 mod roots;
+mod secret;
 #[cfg(test)]
 mod tests;
 
@@ -28,6 +29,7 @@ use std::path::PathBuf;
 pub(crate) use authority::random_serial;
 pub use authority::{Authority, CA_BACKDATED, CA_LIFETIME};
 pub use roots::{MAX_ROOTS_FILE, Roots};
+pub use secret::secret;
 
 /// Why trust could not be set up. Each is the operator's to mend, and says how.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +45,7 @@ pub enum TrustError {
     Mismatched { key: PathBuf, certificate: PathBuf },
     #[error("the CA in {path} {fault}: {mend}", path = path.display())]
     OutOfDate { path: PathBuf, fault: String, mend: &'static str },
-    #[error("{path} cannot serve as Weir's CA: {fault}; restore it, or remove ca.pem and ca.key for a new CA", path = path.display())]
+    #[error("{path} cannot be used: {fault}; restore it, or remove it (of the CA, ca.pem and ca.key) for a new one", path = path.display())]
     Unusable { path: PathBuf, fault: String },
     #[error("{path} cannot serve as a file of roots: {fault}; name a PEM file with CA certificates", path = path.display())]
     Roots { path: PathBuf, fault: String },

@@ -24,9 +24,16 @@ pub const REFUSED: i64 = -31403;
 /// One message.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Message {
-    Request { id: RequestId, method: String, params: Value },
-    Notification { method: String, params: Value },
-    Response { id: Option<RequestId>, result: Result<Value, ErrorObject> },
+    Request { id: RequestId, method: String, params: Json },
+    Notification { method: String, params: Json },
+    Response { id: Option<RequestId>, result: Result<Json, ErrorObject> },
+}
+
+/// A member as it was read, and to the letter (a value cannot hold every number that a text can).
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Json {
+    pub value: Value,
+    pub text: String,
 }
 
 /// A request's id: its JSON text, to the letter (`7`, `"7"`).
@@ -43,7 +50,8 @@ impl RequestId {
 #[derive(Debug, Clone, PartialEq)]
 pub struct ErrorObject {
     pub code: i64,
-    pub message: String,
+    /// The whole object, to the letter.
+    pub text: String,
 }
 
 /// What a body held.
@@ -137,19 +145,18 @@ impl Message {
         let id = envelope.id.map(request_id).transpose()?;
         match (envelope.method, envelope.result, envelope.error) {
             (Some(method), None, None) => {
-                let params = envelope.params.map_or(Ok(Value::Null), |raw| strict(raw.get()))?;
+                let params = envelope.params.map_or(Ok(Json::default()), strict)?;
                 let method = method.into_owned();
                 Ok(match id {
                     Some(id) => Message::Request { id, method, params },
                     None => Message::Notification { method, params },
                 })
             }
-            (None, Some(result), None) => Ok(Message::Response { id, result: Ok(strict(result.get())?) }),
+            (None, Some(result), None) => Ok(Message::Response { id, result: Ok(strict(result)?) }),
             (None, None, Some(error)) => {
-                let error = strict(error.get())?;
-                let code = error.get("code").and_then(Value::as_i64).unwrap_or_default();
-                let message = error.get("message").and_then(Value::as_str).unwrap_or_default().to_owned();
-                Ok(Message::Response { id, result: Err(ErrorObject { code, message }) })
+                let Json { value, text } = strict(error)?;
+                let code = value.get("code").and_then(Value::as_i64).unwrap_or_default();
+                Ok(Message::Response { id, result: Err(ErrorObject { code, text }) })
             }
             _ => Err(ParseError::Ambiguous("neither a request, nor a notification, nor a response".into())),
         }
@@ -160,6 +167,15 @@ impl Message {
         match self {
             Message::Request { method, .. } | Message::Notification { method, .. } => Some(method),
             Message::Response { .. } => None,
+        }
+    }
+
+    /// The params of a request or notification, the result or error of a response: to the letter.
+    pub fn content(&self) -> &str {
+        match self {
+            Message::Request { params, .. } | Message::Notification { params, .. } => &params.text,
+            Message::Response { result: Ok(result), .. } => &result.text,
+            Message::Response { result: Err(error), .. } => &error.text,
         }
     }
 
@@ -178,7 +194,7 @@ impl Message {
             Message::Request { method, params, .. } | Message::Notification { method, params }
                 if method == TOOLS_CALL =>
             {
-                Some(params.get("name").and_then(Value::as_str).unwrap_or_default())
+                Some(params.value.get("name").and_then(Value::as_str).unwrap_or_default())
             }
             _ => None,
         }
@@ -208,10 +224,11 @@ pub fn error_reply(id: Option<&RequestId>, code: i64, message: &str, data: Optio
     format!(r#"{{"jsonrpc":"2.0","id":{id},"error":{}}}"#, Value::Object(error))
 }
 
-fn strict(text: &str) -> Result<Value, ParseError> {
-    let mut reader = serde_json::Deserializer::from_str(text);
-    let value = Strict.deserialize(&mut reader).and_then(|value| reader.end().map(|()| value));
-    value.map_err(|e| ParseError::Ambiguous(e.to_string()))
+fn strict(raw: &RawValue) -> Result<Json, ParseError> {
+    let text = raw.get();
+    let value = Strict.deserialize(&mut serde_json::Deserializer::from_str(text));
+    let value = value.map_err(|e| ParseError::Ambiguous(e.to_string()))?;
+    Ok(Json { value, text: text.to_owned() })
 }
 
 /// Builds a [`Value`] and refuses objects that name a member twice.

@@ -1,0 +1,245 @@
+//! A running agent: every room set up, in order, and taken down again in order. `weir agent` runs one until
+//! it is told to stop; `weir run` runs one for as long as its command lives.
+
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use weir_core::ids::Boot;
+use weir_core::mask::{MaskKey, Masker};
+
+use crate::admin::{self, CaStatus, ConnectStatus, ListenStatus, SpoolStatus, Status};
+use crate::approval::Approvals;
+use crate::config::Config;
+use crate::gate::{Gate, Place};
+use crate::intercept::{Interceptor, Listeners};
+use crate::kernel::Hooks;
+use crate::ledger::{Ledger, LedgerConfig, Tap};
+use crate::random;
+use crate::ship::{Collector, Shipper};
+use crate::spool::{Folder, Limits};
+use crate::tls::{Minter, UpstreamTls};
+use crate::trust::{Authority, secret};
+
+/// How long flows may finish what they carry when the agent ends.
+const DRAIN: Duration = Duration::from_secs(5);
+/// How long the last records may take to arrive.
+const LAST_SHIPMENT: Duration = Duration::from_secs(5);
+/// How long a connect that was never accepted keeps its origin.
+const PENDING_KEPT: Duration = Duration::from_secs(60);
+/// How often such origins are looked for.
+const SWEEP: Duration = Duration::from_secs(15);
+
+/// See the module.
+pub struct Agent {
+    hooks: Arc<Hooks>,
+    gate: Arc<Gate>,
+    authority: Arc<Authority>,
+    shipper: Option<Arc<Shipper>>,
+    status: Arc<dyn Fn() -> Status + Send + Sync>,
+    /// Flows end; then everything else does.
+    flows_ending: CancellationToken,
+    ending: CancellationToken,
+    background: Vec<JoinHandle<()>>,
+}
+
+impl Agent {
+    /// Sets everything up and attaches the hooks; when it returns, connections are being intercepted. `tap`
+    /// sees each event as soon as it is on disk.
+    ///
+    /// # Errors
+    /// One sentence that names the fault and the mend: no privilege, no BTF or cgroup2, a port that is taken,
+    /// a CA that is not Weir's, a spool that another agent writes.
+    pub async fn start(config: Config, tap: Option<Tap>) -> Result<Self> {
+        let state_dir = config.state_dir.clone();
+        make_state_dir(&state_dir)?;
+        let host = hostname();
+        let authority = Arc::new(Authority::open_or_create(&state_dir.join("ca"), &host)?);
+        authority.write_bundle(&config.upstream_roots)?;
+        let masker = Masker::new(MaskKey::new(secret(&state_dir.join("keys"), "mask.key")?));
+        let upstream = UpstreamTls::new(&config.upstream_roots)?;
+        let listeners = Listeners::open(&config.listen).await?;
+        let (v4, v6) = listeners.addresses().context("cannot tell the listeners' addresses")?;
+        let hooks = Arc::new(Hooks::load(&config.protected_ports, v4, v6)?);
+
+        let boot = Boot::from_random(random::bytes());
+        let folder = Folder::open(state_dir.join("spool")).context("cannot open the spool")?;
+        let (tenant, masked) = (config.tenant.clone(), masker.clone());
+        let ledger_config = LedgerConfig {
+            limits: Limits { seal_bytes: config.spool.segment_bytes, ..Limits::of(config.spool.max_bytes) },
+            seal_after: config.spool.seal_after,
+            tap,
+            ..LedgerConfig::new(Arc::new(folder), tenant, host.clone(), boot, masked)
+        };
+        let (ledger, recovered) = tokio::task::spawn_blocking(move || Ledger::open(ledger_config)).await??;
+        if !recovered.unknown.is_empty() {
+            let calls = recovered.unknown.len();
+            tracing::warn!(calls, "an earlier run ended before these calls did: their outcome is unknown");
+        }
+        let place = Place { tenant: config.tenant.clone(), host, origin: ledger.origin().clone() };
+        let collector = config.collector.clone().map(Collector::new);
+        let approvals = Approvals::new(collector.clone(), place.origin.clone());
+        let gate = Arc::new(Gate {
+            policy: config.policy,
+            ledger: ledger.clone(),
+            masker: masker.clone(),
+            approvals: approvals.clone(),
+            approval: config.approval,
+            limits: config.limits,
+            place: place.clone(),
+            tasks: TaskTracker::new(),
+        });
+        let (flows_ending, ending) = (CancellationToken::new(), CancellationToken::new());
+        let interceptor = Arc::new(Interceptor {
+            gate: gate.clone(),
+            hooks: hooks.clone(),
+            intercept: config.intercept,
+            minter: Minter::new(authority.clone())?,
+            upstream,
+            room: Arc::new(Semaphore::new(config.limits.flows)),
+            unattributed: AtomicU64::new(0),
+            ending: flows_ending.clone(),
+        });
+        let shipper = collector.map(|collector| {
+            let (ledger, origin) = (ledger.clone(), place.origin.clone());
+            Arc::new(Shipper { collector, ledger, masker, origin })
+        });
+        let listen = ListenStatus { v4: v4.to_string(), v6: v6.to_string() };
+        let status = status(hooks.clone(), ledger, authority.clone(), place, listen);
+        let admin = admin::socket(&state_dir);
+        let admin = admin::listen(&admin).with_context(|| format!("cannot listen on {}", admin.display()))?;
+
+        for cgroup in &config.select.cgroups {
+            hooks.attach(cgroup)?;
+        }
+        let mut background = vec![
+            tokio::spawn(interceptor.accept(listeners)),
+            tokio::spawn(admin::serve(admin, status.clone(), ending.clone())),
+            tokio::spawn(until(ending.clone(), async move { approvals.run().await })),
+            tokio::spawn(until(ending.clone(), sweep(hooks.clone()))),
+        ];
+        if let Some(shipper) = shipper.clone() {
+            let ending = ending.clone();
+            background.push(tokio::spawn(async move { shipper.run(ending).await }));
+        }
+        Ok(Self { hooks, gate, authority, shipper, status, flows_ending, ending, background })
+    }
+
+    pub fn status(&self) -> Status {
+        (self.status)()
+    }
+
+    pub fn hooks(&self) -> &Hooks {
+        &self.hooks
+    }
+
+    pub fn ledger(&self) -> &Ledger {
+        &self.gate.ledger
+    }
+
+    /// The variables that make a job's clients trust Weir's CA.
+    pub fn environment(&self) -> Vec<(&'static str, String)> {
+        self.authority.environment()
+    }
+
+    /// Lets flows finish, writes the last events, and ships what it can. What does not arrive in time waits
+    /// in the spool for the next start.
+    pub async fn stop(self) -> Result<()> {
+        let Self { hooks, gate, shipper, flows_ending, ending, background, .. } = self;
+        flows_ending.cancel();
+        gate.tasks.close();
+        if tokio::time::timeout(DRAIN, gate.tasks.wait()).await.is_err() {
+            tracing::warn!("connections that did not end in time are closed");
+        }
+        ending.cancel();
+        for task in background {
+            task.await.context("a task of the agent's failed")?;
+        }
+        gate.ledger.shutdown().await.context("the last events could not be written")?;
+        if let Some(shipper) = shipper {
+            match tokio::time::timeout(LAST_SHIPMENT, shipper.ship_all()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(%error, "the last records wait in the spool"),
+                Err(_) => tracing::warn!("the last records wait in the spool: the collector is slow"),
+            }
+        }
+        drop(hooks);
+        Ok(())
+    }
+}
+
+fn status(
+    hooks: Arc<Hooks>,
+    ledger: Ledger,
+    authority: Arc<Authority>,
+    place: Place,
+    listen: ListenStatus,
+) -> Arc<dyn Fn() -> Status + Send + Sync> {
+    Arc::new(move || {
+        let counts = hooks.counts();
+        let ready = counts.is_ok();
+        let counts = counts.unwrap_or_default();
+        let usage = ledger.usage();
+        Status {
+            ready,
+            pid: std::process::id(),
+            origin: place.origin.clone(),
+            listen: listen.clone(),
+            connects: ConnectStatus {
+                redirected: counts.redirected,
+                passed: counts.passed,
+                refused: counts.refused,
+                unanswered: counts.unanswered,
+                failed: counts.failed,
+            },
+            spool: SpoolStatus {
+                segments: usage.segments,
+                unshipped_events: usage.events,
+                bytes: usage.bytes,
+                set_aside_bytes: usage.aside_bytes,
+            },
+            ca: CaStatus {
+                issuer: authority.issuer().to_owned(),
+                certificate: authority.certificate_path(),
+                bundle: authority.bundle_path(),
+            },
+        }
+    })
+}
+
+async fn until(ending: CancellationToken, work: impl Future<Output = ()>) {
+    tokio::select! {
+        () = work => {}
+        () = ending.cancelled() => {}
+    }
+}
+
+async fn sweep(hooks: Arc<Hooks>) {
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        match hooks.sweep_pending(PENDING_KEPT) {
+            Ok(0) => {}
+            Ok(swept) => tracing::warn!(swept, "connects that were never accepted"),
+            Err(error) => tracing::error!(%error, "cannot look for connects that were never accepted"),
+        }
+    }
+}
+
+/// Others may pass through (jobs read the CA's bundle below it), and may not look.
+fn make_state_dir(path: &Path) -> Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o711).create(path).with_context(|| {
+        format!("cannot make the state folder {}; set state_dir to one that can be", path.display())
+    })
+}
+
+/// What this host calls itself.
+pub fn hostname() -> String {
+    nix::unistd::gethostname().map_or_else(|_| "unknown".into(), |name| name.to_string_lossy().into_owned())
+}

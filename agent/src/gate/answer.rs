@@ -1,0 +1,253 @@
+//! The way back: a server's answer is passed on as it comes, and read on the side. Each message in it is
+//! recorded, and the answer to a call closes the call's record.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, header};
+use http_body_util::BodyExt;
+use hyper::Response;
+use hyper::body::{Frame, Incoming};
+use weir_core::mcp::jsonrpc::{Body as Messages, Message};
+use weir_core::mcp::sse;
+use weir_core::record::{CallResult, Direction, MessageLabel};
+
+use super::call::WaitingCall;
+use super::{Flow, Gate};
+use crate::http::{Body, Pieces, body_of_pieces, strip_hop_by_hop};
+
+/// How an answer's bytes go on to the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Framing {
+    /// To the letter.
+    AsIs,
+    /// As events: the client has been given the head of an event stream already.
+    AsEvents,
+}
+
+impl Gate {
+    /// Answers the client with the server's head, and with its body as it comes.
+    pub(super) fn carry_back(
+        self: &Arc<Self>,
+        flow: &Arc<Flow>,
+        answer: Response<Incoming>,
+        calls: Vec<WaitingCall>,
+    ) -> Response<Body> {
+        let (mut head, body) = answer.into_parts();
+        let (pieces, client_body) = body_of_pieces();
+        let reading = Reading::new(self.clone(), flow.clone(), head.status.as_u16(), &head.headers, calls);
+        self.tasks.spawn(reading.carry(body, pieces, Framing::AsIs));
+        strip_hop_by_hop(&mut head.headers);
+        Response::from_parts(head, client_body)
+    }
+}
+
+/// What kind of body is being read.
+enum Kind {
+    Events(sse::Parser),
+    /// Whole, up to the limit of one message.
+    Whole {
+        bytes: Vec<u8>,
+        total: usize,
+    },
+}
+
+/// One answer being read.
+pub(super) struct Reading {
+    gate: Arc<Gate>,
+    flow: Arc<Flow>,
+    status: u16,
+    kind: Kind,
+    is_json: bool,
+    calls: Vec<WaitingCall>,
+}
+
+impl Reading {
+    pub fn new(
+        gate: Arc<Gate>,
+        flow: Arc<Flow>,
+        status: u16,
+        headers: &HeaderMap,
+        calls: Vec<WaitingCall>,
+    ) -> Self {
+        let kind = match is_event_stream(headers) {
+            true => Kind::Events(sse::Parser::new(gate.limits.message)),
+            false => Kind::Whole { bytes: Vec::new(), total: 0 },
+        };
+        let content_type = headers.get(header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
+        let is_json = content_type.to_ascii_lowercase().windows(4).any(|part| part == b"json");
+        Self { gate, flow, status, kind, is_json, calls }
+    }
+
+    /// Passes on each frame, reads it, and closes the calls. Ends when the body or the client does.
+    pub async fn carry(mut self, mut body: Incoming, pieces: Pieces, framing: Framing) {
+        let mut envelope = Envelope::new(framing, &self.kind);
+        loop {
+            let frame = tokio::select! {
+                frame = body.frame() => frame,
+                () = pieces.reader_gone() => return self.ended(CallResult::ClientGone, "the client left").await,
+            };
+            let frame = match frame {
+                None => break,
+                Some(Ok(frame)) => frame,
+                Some(Err(error)) => {
+                    pieces.break_off(error.to_string()).await;
+                    return self.ended(CallResult::UpstreamFailed, "the server broke off").await;
+                }
+            };
+            if let Some(data) = frame.data_ref() {
+                let data = data.clone();
+                self.read(&data).await;
+            }
+            for frame in envelope.wrap(frame) {
+                if pieces.send(frame).await.is_err() {
+                    return self.ended(CallResult::ClientGone, "the client left").await;
+                }
+            }
+        }
+        if let Some(last) = envelope.end() {
+            let _ = pieces.send(last).await;
+        }
+        self.finish().await;
+    }
+
+    async fn read(&mut self, data: &Bytes) {
+        let limit = self.gate.limits.message;
+        let mut events = Vec::new();
+        match &mut self.kind {
+            Kind::Events(parser) => parser.feed(data, |event| events.push(event)),
+            Kind::Whole { bytes, total } => {
+                *total += data.len();
+                let room = limit.saturating_sub(bytes.len());
+                bytes.extend_from_slice(data.get(..room.min(data.len())).unwrap_or_default());
+            }
+        }
+        for event in events {
+            self.event(event).await;
+        }
+    }
+
+    async fn event(&mut self, event: Result<sse::Event, sse::TooLarge>) {
+        match event {
+            Ok(event) if event.data.is_empty() => {}
+            Ok(event) => match Messages::parse(event.data.as_bytes()) {
+                Ok(messages) => self.messages(&messages).await,
+                Err(_) => self.unparsed(&event.data).await,
+            },
+            Err(too_large) => self.unparsed(&too_large.to_string()).await,
+        }
+    }
+
+    async fn messages(&mut self, messages: &Messages) {
+        for message in messages.messages() {
+            let own = match message {
+                Message::Response { id: Some(id), .. } => {
+                    self.calls.iter().position(|call| call.request_id.as_ref() == Some(id))
+                }
+                _ => None,
+            };
+            match own {
+                Some(at) => self.calls.swap_remove(at).answered(&self.gate, self.status, message),
+                None => self.note(message).await,
+            }
+        }
+    }
+
+    async fn note(&self, message: &Message) {
+        // While a single call waits, what comes in its answer belongs to it.
+        let call = match self.calls.as_slice() {
+            [call] => Some(&call.call_id),
+            _ => None,
+        };
+        let noted = self.gate.note_message(&self.flow, call, Direction::ServerToClient, message).await;
+        if let Err(error) = noted {
+            tracing::error!(%error, "a server's message was not recorded");
+        }
+    }
+
+    async fn unparsed(&self, text: &str) {
+        let payload = self.gate.payload_of_json(text);
+        let direction = Direction::ServerToClient;
+        let noted = self.gate.note(&self.flow, None, direction, "", MessageLabel::Unparsed, payload).await;
+        if let Err(error) = noted {
+            tracing::error!(%error, "a server's message was not recorded");
+        }
+    }
+
+    /// The body is over: what is still open gets its outcome.
+    async fn finish(mut self) {
+        let whole = match std::mem::replace(&mut self.kind, Kind::Whole { bytes: Vec::new(), total: 0 }) {
+            Kind::Events(parser) => {
+                let mut events = Vec::new();
+                parser.finish(|event| events.push(event));
+                for event in events {
+                    self.event(event).await;
+                }
+                String::new()
+            }
+            Kind::Whole { bytes, total } if total == bytes.len() => {
+                match Messages::parse(&bytes) {
+                    Ok(messages) if self.is_json => self.messages(&messages).await,
+                    _ => {}
+                }
+                String::from_utf8_lossy(&bytes).into_owned()
+            }
+            Kind::Whole { bytes, .. } => String::from_utf8_lossy(&bytes).into_owned(),
+        };
+        for call in std::mem::take(&mut self.calls) {
+            let result = match (self.status, &call.request_id) {
+                (400.., _) => CallResult::Error,
+                // A notification gets no answer but 202.
+                (_, None) => CallResult::Ok,
+                (_, Some(_)) => CallResult::Unparsed,
+            };
+            call.close(result, Some(self.status), None, self.gate.payload_of_json(&whole));
+        }
+    }
+
+    async fn ended(mut self, result: CallResult, reason: &str) {
+        for call in std::mem::take(&mut self.calls) {
+            call.close(result, Some(self.status), None, self.gate.payload_of_text(reason));
+        }
+    }
+}
+
+/// Wraps a JSON body into one event, piece by piece.
+struct Envelope {
+    wraps: bool,
+    begun: bool,
+}
+
+impl Envelope {
+    fn new(framing: Framing, kind: &Kind) -> Self {
+        Self { wraps: framing == Framing::AsEvents && matches!(kind, Kind::Whole { .. }), begun: false }
+    }
+
+    fn wrap(&mut self, frame: Frame<Bytes>) -> Vec<Frame<Bytes>> {
+        if !self.wraps {
+            return vec![frame];
+        }
+        let Ok(data) = frame.into_data() else { return Vec::new() };
+        let mut out = Vec::with_capacity(data.len() + 32);
+        if !std::mem::replace(&mut self.begun, true) {
+            out.extend_from_slice(b"event: message\ndata: ");
+        }
+        for byte in data {
+            match byte {
+                b'\n' => out.extend_from_slice(b"\ndata: "),
+                b'\r' => {}
+                _ => out.push(byte),
+            }
+        }
+        vec![Frame::data(out.into())]
+    }
+
+    fn end(&self) -> Option<Frame<Bytes>> {
+        (self.wraps && self.begun).then(|| Frame::data(Bytes::from_static(b"\n\n")))
+    }
+}
+
+fn is_event_stream(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
+    content_type.to_ascii_lowercase().starts_with(b"text/event-stream")
+}

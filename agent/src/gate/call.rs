@@ -1,0 +1,160 @@
+//! One call between its intent and its outcome.
+
+use std::time::Instant;
+
+use http::request::Parts;
+use weir_core::ids::{ApprovalId, CallId};
+use weir_core::mask::Masked;
+use weir_core::mcp::jsonrpc::{Message, RequestId};
+use weir_core::policy::{Action, Call, Verdict};
+use weir_core::record::{CallResult, Durability, HoldEnd, Intent, Mcp, Outcome, Payload};
+
+use super::{Flow, Gate};
+use crate::http::UpstreamFailure;
+use crate::ledger::{DurableIntent, Intended, LedgerError, OpenRecord};
+use crate::random;
+
+/// The most bytes of a method, a tool's name or a header that are recorded.
+pub(super) const MAX_NAME: usize = 512;
+
+/// A call whose intent is on disk, and which has not gone upstream.
+pub(super) struct OpenCall {
+    pub verdict: Verdict,
+    /// Made for held calls alone.
+    pub approval_id: Option<ApprovalId>,
+    pub tool: Masked<String>,
+    pub arguments: Payload<Masked<String>>,
+    intent: DurableIntent,
+    waiting: WaitingCall,
+}
+
+/// A call that waits for its answer.
+pub(super) struct WaitingCall {
+    pub call_id: CallId,
+    /// Absent for notifications.
+    pub request_id: Option<RequestId>,
+    pub verdict: Verdict,
+    started: Instant,
+    record: OpenRecord<Intended>,
+}
+
+impl Gate {
+    /// Opens a call's record, asks policy, and writes the intent.
+    pub(super) async fn open_call(
+        &self,
+        flow: &Flow,
+        parts: &Parts,
+        message: &Message,
+        started: Instant,
+    ) -> Result<OpenCall, LedgerError> {
+        let call_id = CallId::from_random(random::bytes());
+        let record = self.ledger.open_record(call_id.clone(), flow.id.clone())?;
+        let method = message.method().unwrap_or_default();
+        let tool = message.tool();
+        let verdict = self.policy.verdict(Call { server: &flow.server.name, method, tool });
+        let approval_id = (verdict.action == Action::Hold).then(|| ApprovalId::from_random(random::bytes()));
+        let name = |text: &str| self.masker.text(text).truncate(MAX_NAME);
+        let header = |key: &str| parts.headers.get(key).and_then(|value| value.to_str().ok());
+        let arguments = self.payload_of_json(message.content());
+        let intent = Intent {
+            call_id: call_id.clone(),
+            flow_id: flow.id.clone(),
+            caller: flow.caller.clone(),
+            server: flow.server.record.clone(),
+            mcp: Mcp {
+                method: name(method),
+                tool: tool.map(name),
+                request_id: message.id().map(|id| name(id.as_json())),
+                session: header("mcp-session-id").map(|id| self.masker.pseudonym_of("session", id)),
+                protocol_version: header("mcp-protocol-version").map(name),
+            },
+            verdict: verdict.clone(),
+            payload: arguments.clone(),
+            durability: Durability::Strict,
+            approval_id: approval_id.clone(),
+        };
+        let (record, intent) = record.intent(intent).await?;
+        let request_id = message.id().cloned();
+        let waiting = WaitingCall { call_id, request_id, verdict: verdict.clone(), started, record };
+        Ok(OpenCall {
+            verdict,
+            approval_id,
+            tool: tool.map(name).unwrap_or_default(),
+            arguments,
+            intent,
+            waiting,
+        })
+    }
+}
+
+impl OpenCall {
+    pub fn call_id(&self) -> &CallId {
+        &self.waiting.call_id
+    }
+
+    pub fn request_id(&self) -> Option<&RequestId> {
+        self.waiting.request_id.as_ref()
+    }
+
+    /// Parts the proof that the intent is on disk from the call that waits for its answer.
+    pub fn split(self) -> (WaitingCall, DurableIntent) {
+        (self.waiting, self.intent)
+    }
+
+    /// It never goes upstream: policy, or the time, or the client said so.
+    pub fn refused(self, gate: &Gate, reason: &str) {
+        self.ended(gate, CallResult::Refused, reason);
+    }
+
+    /// The hold ended without an approval.
+    pub fn not_approved(self, gate: &Gate, end: HoldEnd, reason: &str) {
+        let result = match end {
+            HoldEnd::Expired => CallResult::Expired,
+            HoldEnd::ClientGone => CallResult::ClientGone,
+            _ => CallResult::Refused,
+        };
+        self.ended(gate, result, reason);
+    }
+
+    fn ended(self, gate: &Gate, result: CallResult, reason: &str) {
+        let payload = gate.payload_of_text(reason);
+        self.waiting.close(result, None, None, payload);
+    }
+}
+
+impl WaitingCall {
+    /// The server could not be reached, or broke off before it answered.
+    pub fn upstream_failed(self, gate: &Gate, failure: &UpstreamFailure) {
+        let payload = gate.payload_of_text(&failure.to_string());
+        self.close(CallResult::UpstreamFailed, None, None, payload);
+    }
+
+    /// The call's own answer has come.
+    pub fn answered(self, gate: &Gate, http_status: u16, message: &Message) {
+        let (result, error_code) = match message {
+            Message::Response { result: Err(error), .. } => (CallResult::Error, Some(error.code)),
+            Message::Response { result: Ok(result), .. } => {
+                let is_error = result.value.get("isError").and_then(serde_json::Value::as_bool) == Some(true);
+                (if is_error { CallResult::ToolError } else { CallResult::Ok }, None)
+            }
+            _ => (CallResult::Unparsed, None),
+        };
+        let payload = gate.payload_of_json(message.content());
+        self.close(result, Some(http_status), error_code, payload);
+    }
+
+    /// Writes the outcome.
+    pub fn close(
+        self,
+        result: CallResult,
+        http_status: Option<u16>,
+        error_code: Option<i64>,
+        payload: Payload<Masked<String>>,
+    ) {
+        let duration_us = u64::try_from(self.started.elapsed().as_micros()).ok();
+        let call_id = self.call_id;
+        let outcome = Outcome { call_id, result, http_status, error_code, duration_us, payload };
+        // Handed to the writer at once; the answer need not wait for the disk.
+        drop(self.record.close(outcome));
+    }
+}

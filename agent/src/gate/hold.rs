@@ -1,0 +1,320 @@
+//! Holding a call until a human decides. The client is given the head of an event stream at once and a comment
+//! now and then, so that it does not give up. Only an approval whose signature holds, and whose call is still
+//! the same to the byte, goes upstream; no answer, or a client that left, is a refusal.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hmac::{Hmac, Mac};
+use http::{StatusCode, header};
+use http_body_util::{BodyExt, Limited};
+use hyper::Response;
+use sha2::Sha256;
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
+use weir_core::approval::{Decision, Hold, SubmittedHold};
+use weir_core::ids::hex;
+use weir_core::mask::Masked;
+use weir_core::mcp::jsonrpc::{self, REFUSED};
+use weir_core::mcp::sse;
+use weir_core::record::{DecisionRecord, HoldEnd};
+
+use super::answer::{Framing, Reading};
+use super::call::OpenCall;
+use super::permit::{Clearance, Permit};
+use super::{Broken, Flow, Gate, outgoing, reply};
+use crate::approval::Waiting;
+use crate::http::{Body, Pieces, ReadRequest, body_of_pieces};
+use crate::ledger::LedgerError;
+use crate::{clock, random};
+
+/// A held call and all that its release needs.
+struct Held {
+    request: ReadRequest,
+    call: OpenCall,
+    hold: SubmittedHold,
+    salt: [u8; 32],
+}
+
+/// How the wait ended.
+enum End {
+    Decided(Box<Decision>),
+    Expired,
+    ClientGone,
+    Unrecordable(LedgerError),
+}
+
+impl Gate {
+    pub(super) async fn hold(
+        self: &Arc<Self>,
+        flow: &Arc<Flow>,
+        request: ReadRequest,
+        call: OpenCall,
+    ) -> Result<Response<Body>, Broken> {
+        if call.arguments.truncated {
+            // An approver must see all that they approve.
+            let reason = "refused by Weir: the arguments are too large to be shown to an approver";
+            let text = error_text(&call, reason);
+            call.refused(self, reason);
+            return Ok(reply::json_rpc(StatusCode::OK, text));
+        }
+        let salt = random::bytes();
+        let hold = self.describe(flow, &request, &call, &salt);
+        tracing::info!(approval_id = %hold.approval_id, rule = hold.rule, "holding a call");
+        let streams = accepts_events(&request);
+        let held = Held { request, call, hold, salt };
+        if !streams {
+            return self.hold_silently(flow, held).await;
+        }
+        let (pieces, body) = body_of_pieces();
+        let (gate, flow) = (self.clone(), flow.clone());
+        self.tasks.spawn(async move { gate.hold_streaming(&flow, held, pieces).await });
+        Ok(reply::event_stream(body))
+    }
+
+    fn describe(
+        &self,
+        flow: &Flow,
+        request: &ReadRequest,
+        call: &OpenCall,
+        salt: &[u8; 32],
+    ) -> SubmittedHold {
+        let created_us = clock::now_us();
+        let deadline_us = u64::try_from(self.approval.deadline.as_micros()).unwrap_or(u64::MAX);
+        let approval_id = call.approval_id.clone();
+        Hold {
+            approval_id: approval_id
+                .unwrap_or_else(|| weir_core::ids::ApprovalId::from_random(random::bytes())),
+            call_id: call.call_id().clone(),
+            tenant: self.place.tenant.clone(),
+            origin: self.place.origin.clone(),
+            host: self.place.host.clone(),
+            call_digest: commitment(salt, request),
+            policy_digest: call.verdict.policy_digest.clone(),
+            rule: call.verdict.rule.clone(),
+            server: flow.server.record.clone(),
+            tool: call.tool.clone(),
+            arguments: call.arguments.clone(),
+            requester: flow.caller.as_ref().clone(),
+            created_us,
+            expires_us: created_us.saturating_add(deadline_us),
+            nonce: hex(&random::bytes::<16>()),
+        }
+    }
+
+    /// The client takes events: it is kept alive, and its answer is one event.
+    async fn hold_streaming(self: Arc<Self>, flow: &Arc<Flow>, held: Held, pieces: Pieces) {
+        // At once, so that the client sees the answer's head.
+        let _ = pieces.text(sse::comment("weir: waiting for an approval")).await;
+        let end = self.wait(&held.hold, Some(&pieces)).await;
+        let id = held.call.request_id().cloned();
+        let error = |reason: &str| sse::message(&jsonrpc::error_reply(id.as_ref(), REFUSED, reason, None));
+        let (request, permit, call) = match self.release(held, end).await {
+            Ok(released) => released,
+            Err(reason) => {
+                let _ = pieces.text(error(&reason)).await;
+                return;
+            }
+        };
+        let answer = match outgoing(request) {
+            Ok(request) => flow.upstream.send(request, permit).await,
+            Err(e) => {
+                let _ = pieces.text(error(&format!("the request cannot be passed on: {e}"))).await;
+                return;
+            }
+        };
+        match answer {
+            Err(failure) => {
+                let text = error(&format!("Weir: {failure}"));
+                call.upstream_failed(&self, &failure);
+                let _ = pieces.text(text).await;
+            }
+            Ok(answer) if answer.status().is_success() => {
+                let (head, body) = answer.into_parts();
+                let reading =
+                    Reading::new(self, flow.clone(), head.status.as_u16(), &head.headers, vec![call]);
+                reading.carry(body, pieces, Framing::AsEvents).await;
+            }
+            Ok(answer) => {
+                // The head is sent; an HTTP error can only be told in words.
+                let (head, body) = answer.into_parts();
+                let text = error(&format!("Weir: the server answered with HTTP status {}", head.status));
+                let body = Limited::new(body, self.limits.message).collect().await;
+                let bytes = body.map(|body| body.to_bytes()).unwrap_or_default();
+                let payload = self.payload_of_json(&String::from_utf8_lossy(&bytes));
+                let result = weir_core::record::CallResult::Error;
+                call.close(result, Some(head.status.as_u16()), None, payload);
+                let _ = pieces.text(text).await;
+            }
+        }
+    }
+
+    /// The client takes no events: it gets its answer when there is one.
+    async fn hold_silently(self: &Arc<Self>, flow: &Arc<Flow>, held: Held) -> Result<Response<Body>, Broken> {
+        let end = self.wait(&held.hold, None).await;
+        let id = held.call.request_id().cloned();
+        let (request, permit, call) = match self.release(held, end).await {
+            Ok(released) => released,
+            Err(reason) => {
+                return Ok(reply::json_rpc(
+                    StatusCode::OK,
+                    jsonrpc::error_reply(id.as_ref(), REFUSED, &reason, None),
+                ));
+            }
+        };
+        match flow.upstream.send(outgoing(request)?, permit).await {
+            Ok(answer) => Ok(self.carry_back(flow, answer, vec![call])),
+            Err(failure) => {
+                call.upstream_failed(self, &failure);
+                Err(failure.into())
+            }
+        }
+    }
+
+    /// Waits for a decision that stands up to every check, for the deadline, or for the client to leave.
+    async fn wait(&self, hold: &SubmittedHold, client: Option<&Pieces>) -> End {
+        let mut waiting = self.approvals.submit(hold);
+        let deadline = Instant::now() + self.approval.deadline;
+        let keepalive = self.approval.keepalive.max(Duration::from_millis(10));
+        let mut keepalives = interval_at(Instant::now() + keepalive, keepalive);
+        keepalives.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let gone = async {
+            match client {
+                Some(pieces) => pieces.reader_gone().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(gone);
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut gone => return End::ClientGone,
+                () = sleep_until(deadline) => return End::Expired,
+                end = self.next_decision(hold, &mut waiting) => match end {
+                    Some(end) => return end,
+                    None => continue,
+                },
+                _ = keepalives.tick() => {
+                    if let Some(pieces) = client {
+                        let _ = pieces.text(sse::comment("weir: waiting for an approval")).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// `None` for a statement that decides nothing: it is recorded, and the hold goes on waiting.
+    async fn next_decision(&self, hold: &SubmittedHold, waiting: &mut Waiting) -> Option<End> {
+        let signed = waiting.next().await;
+        match Decision::verify(hold, signed.clone(), &self.approval.signers, clock::now_us()) {
+            Ok(decision) => Some(End::Decided(Box::new(decision))),
+            Err(error) => {
+                tracing::warn!(approval_id = %hold.approval_id, %error, "a statement decides nothing");
+                let record = DecisionRecord {
+                    justification: self.masker.text(&error.to_string()),
+                    statement: self.masker.json(&signed.statement).0.truncate(self.limits.record_payload),
+                    signature: signed.signature.chars().take(8192).collect(),
+                    ..decision_record(hold, HoldEnd::Invalid)
+                };
+                self.ledger.write(record).await.err().map(End::Unrecordable)
+            }
+        }
+    }
+
+    /// Records how the wait ended. After an approval the call's bytes are checked against the hold once more;
+    /// then it may go. Anything else ends the call, and the reason is for the client.
+    async fn release(
+        &self,
+        held: Held,
+        end: End,
+    ) -> Result<(ReadRequest, Permit, super::call::WaitingCall), String> {
+        let Held { request, call, hold, salt } = held;
+        let (record, reason) = match &end {
+            End::Decided(decision) => {
+                let outcome = if decision.is_approval() { HoldEnd::Approved } else { HoldEnd::Refused };
+                let reason = format!("refused by the approver: {}", decision.statement().justification);
+                (self.record_of(&hold, decision, outcome), reason)
+            }
+            End::Expired => (decision_record(&hold, HoldEnd::Expired), "nobody approved it in time".into()),
+            End::ClientGone => (decision_record(&hold, HoldEnd::ClientGone), "the client left".into()),
+            End::Unrecordable(e) => {
+                (decision_record(&hold, HoldEnd::Expired), format!("not recordable: {e}"))
+            }
+        };
+        let outcome = record.decision;
+        let reason = format!("refused by Weir: {reason} (rule {}, approval {})", hold.rule, hold.approval_id);
+        if let Err(error) = self.ledger.write(record).await {
+            let reason = format!("refused by Weir: the decision cannot be recorded: {error}");
+            call.not_approved(self, HoldEnd::Expired, &reason);
+            return Err(reason);
+        }
+        match end {
+            End::Decided(decision)
+                if decision.is_approval() && commitment(&salt, &request) == hold.call_digest =>
+            {
+                let (call, intent) = call.split();
+                let permit =
+                    Permit::for_call(intent, Clearance::Human(decision)).map_err(|e| e.to_string())?;
+                Ok((request, permit, call))
+            }
+            _ => {
+                let outcome = if outcome == HoldEnd::Approved { HoldEnd::Invalid } else { outcome };
+                call.not_approved(self, outcome, &reason);
+                Err(reason)
+            }
+        }
+    }
+
+    fn record_of(
+        &self,
+        hold: &SubmittedHold,
+        decision: &Decision,
+        end: HoldEnd,
+    ) -> DecisionRecord<Masked<String>> {
+        let statement = decision.statement();
+        DecisionRecord {
+            approver: self.masker.text(&statement.approver),
+            key: decision.fingerprint().to_owned(),
+            justification: self.masker.text(&statement.justification),
+            ticket: self.masker.text(&statement.ticket),
+            signed_us: Some(statement.issued_us),
+            statement: self.masker.json(&decision.signed().statement).0,
+            signature: decision.signed().signature.clone(),
+            ..decision_record(hold, end)
+        }
+    }
+}
+
+/// A decision that nobody signed.
+fn decision_record(hold: &SubmittedHold, decision: HoldEnd) -> DecisionRecord<Masked<String>> {
+    DecisionRecord {
+        call_id: hold.call_id.clone(),
+        approval_id: hold.approval_id.clone(),
+        decision,
+        approver: Masked::default(),
+        key: String::new(),
+        justification: Masked::default(),
+        ticket: Masked::default(),
+        signed_us: None,
+        statement: Masked::default(),
+        signature: String::new(),
+    }
+}
+
+/// HMAC-SHA-256 over the request's line and body: what will be forwarded, bound without being told.
+fn commitment(salt: &[u8; 32], request: &ReadRequest) -> String {
+    #[expect(clippy::expect_used, reason = "HMAC takes keys of any length")]
+    let mut mac = <Hmac<Sha256> as Mac>::new_from_slice(salt).expect("any key length");
+    let line = format!("{} {}\n", request.parts.method, request.parts.uri);
+    mac.update(line.as_bytes());
+    mac.update(&request.body);
+    hex(&mac.finalize().into_bytes())
+}
+
+fn accepts_events(request: &ReadRequest) -> bool {
+    let values = request.parts.headers.get_all(header::ACCEPT);
+    values.iter().filter_map(|value| value.to_str().ok()).any(|value| value.contains("text/event-stream"))
+}
+
+fn error_text(call: &OpenCall, reason: &str) -> String {
+    jsonrpc::error_reply(call.request_id(), REFUSED, reason, None)
+}

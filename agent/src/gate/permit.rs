@@ -1,0 +1,88 @@
+//! The right to go upstream. Only the gate makes one, and each is used up by one request.
+//!
+//! ```compile_fail,E0451
+//! // Nobody else can make a permit...
+//! let permit = weir::gate::Permit { calls: Vec::new() };
+//! ```
+//!
+//! ```compile_fail,E0624
+//! // ... not even out of the right parts: deciding is the gate's.
+//! use weir::{gate::{Clearance, Permit}, ledger::DurableIntent};
+//! fn permit(intent: DurableIntent, clearance: Clearance) {
+//!     let _ = Permit::for_call(intent, clearance);
+//! }
+//! ```
+//!
+//! ```compile_fail,E0382
+//! // A permit serves one request.
+//! # use {bytes::Bytes, http_body_util::Full, weir::{gate::Permit, http::Upstream}};
+//! async fn replay(upstream: Upstream, request: http::Request<Full<Bytes>>, permit: Permit) {
+//!     let _ = upstream.send(request.clone(), permit).await;
+//!     let _ = upstream.send(request, permit).await;
+//! }
+//! ```
+//!
+//! ```no_run
+//! # use {bytes::Bytes, http_body_util::Full, weir::{gate::Permit, http::Upstream}};
+//! async fn once(upstream: Upstream, request: http::Request<Full<Bytes>>, permit: Permit) {
+//!     let _ = upstream.send(request, permit).await;
+//! }
+//! ```
+
+use weir_core::approval::Decision;
+use weir_core::ids::CallId;
+use weir_core::policy::{Action, Verdict};
+
+use crate::ledger::DurableIntent;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Permit {
+    calls: Vec<CallId>,
+}
+
+/// Why a call may go upstream.
+#[derive(Debug)]
+pub enum Clearance {
+    /// Policy allows it.
+    Policy(Verdict),
+    /// Policy holds it, and a human approved it.
+    Human(Box<Decision>),
+}
+
+/// The clearance clears nothing: a fault of the gate's.
+#[derive(Debug, thiserror::Error)]
+#[error("the call is not cleared to go upstream")]
+pub struct NotCleared;
+
+impl Permit {
+    /// A permit for one call: its intent is recorded, and it is cleared.
+    pub(super) fn for_call(intent: DurableIntent, clearance: Clearance) -> Result<Self, NotCleared> {
+        let cleared = match &clearance {
+            Clearance::Policy(verdict) => verdict.action == Action::Allow,
+            Clearance::Human(decision) => {
+                decision.is_approval() && decision.statement().hold.call_id == *intent.call_id()
+            }
+        };
+        if !cleared {
+            return Err(NotCleared);
+        }
+        Ok(Self { calls: vec![intent.call_id().clone()] })
+    }
+
+    /// A permit for a request that calls nothing: a stream's GET, a response, an exchange that is not MCP.
+    pub(super) fn for_no_call() -> Self {
+        Self { calls: Vec::new() }
+    }
+
+    /// One permit for a batch.
+    pub(super) fn join(mut self, other: Self) -> Self {
+        self.calls.extend(other.calls);
+        self
+    }
+
+    /// The calls that may go.
+    pub fn calls(&self) -> &[CallId] {
+        &self.calls
+    }
+}

@@ -1,0 +1,304 @@
+//! One connection, from its origin to its end: sniffed, then terminated, relayed or refused, and recorded as
+//! a flow whatever became of it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+use weir_core::ids::FlowId;
+use weir_core::mask::Masked;
+use weir_core::record::{Caller, Flow as FlowRecord, FlowEnd, Proof, Server as ServerRecord, Treatment};
+
+use super::dial::{DialError, dial};
+use super::relay::{Watch, Watched, relay};
+use super::{Interceptor, reset};
+use crate::gate::{Flow, Server};
+use crate::http::{Redial, Stream, Upstream};
+use crate::kernel::Origin;
+use crate::tls::{ClientHello, ProvenName, Replayed, Sniffed, Unreadable, UpstreamError, accept, sniff};
+use crate::{identity, random};
+
+/// What is known of a connection before its first byte.
+struct Opening {
+    id: FlowId,
+    destination: SocketAddr,
+    caller: Arc<Caller<Masked<String>>>,
+    watched: Arc<Watched>,
+    started: Instant,
+}
+
+/// How a connection was treated, and how it ended.
+struct Ending {
+    server: ServerRecord<Masked<String>>,
+    sni: Option<String>,
+    treatment: Treatment,
+    end: FlowEnd,
+}
+
+impl Interceptor {
+    /// Serves one connection to its end, and records it.
+    pub(super) async fn flow(self: Arc<Self>, stream: TcpStream, origin: Origin) {
+        let opening = self.open(&origin);
+        let ending = self.serve(stream, &opening).await;
+        self.record(opening, ending).await;
+    }
+
+    /// Records a connection that there was no room for.
+    pub(super) async fn record_no_room(&self, origin: &Origin) {
+        let opening = self.open(origin);
+        let ending = self.refused(&opening, None, FlowEnd::Limit);
+        self.record(opening, ending).await;
+    }
+
+    fn open(&self, origin: &Origin) -> Opening {
+        Opening {
+            id: FlowId::from_random(random::bytes()),
+            destination: origin.destination,
+            caller: Arc::new(identity::caller(origin, &self.gate.masker)),
+            watched: Arc::default(),
+            started: Instant::now(),
+        }
+    }
+
+    async fn serve(self: &Arc<Self>, stream: TcpStream, opening: &Opening) -> Ending {
+        let (address, port) = (opening.destination.ip(), opening.destination.port());
+        let _ = stream.set_nodelay(true);
+        if !self.intercept.may_cover(port) {
+            // Nothing in the bytes could change that, and a server that speaks first must not wait for them.
+            return self.relay(Replayed::new(Bytes::new(), stream), opening).await;
+        }
+        let Ok((sniffed, stream)) = sniff(stream, self.gate.limits.client_timeout).await else {
+            return self.refused(opening, None, FlowEnd::Broken);
+        };
+        match sniffed {
+            Sniffed::Tls(hello) => {
+                let sni = hello.sni.as_ref().map(|name| name.as_ref());
+                match self.intercept.covers(sni, address, port) {
+                    true => self.terminate_tls(stream, hello, opening).await,
+                    false => self.relay(stream, opening).await,
+                }
+            }
+            // Which name the client means it says later, and proves never: any of this port's entries covers it.
+            Sniffed::Http => self.terminate_plain(stream, opening).await,
+            Sniffed::Other(why) if self.intercept.covers(None, address, port) => {
+                reset(stream.stream());
+                let end = match why {
+                    Unreadable::Silent => FlowEnd::Silent,
+                    Unreadable::Ended => FlowEnd::Closed,
+                    _ => FlowEnd::Unreadable,
+                };
+                self.refused(opening, None, end)
+            }
+            Sniffed::Other(_) | Sniffed::NeedMore => self.relay(stream, opening).await,
+        }
+    }
+
+    /// Not on the intercept list: passed on untouched.
+    async fn relay(&self, client: Replayed<TcpStream>, opening: &Opening) -> Ending {
+        let server = self.unproven(opening);
+        let ended = |end| Ending { server, sni: opening.watched.sni(), treatment: Treatment::Opaque, end };
+        let upstream = match dial(&self.hooks, opening.destination, self.gate.limits.upstream_timeout).await {
+            Ok(upstream) => upstream,
+            Err(error) => {
+                tracing::debug!(%error, "cannot dial a relayed destination");
+                reset(client.stream());
+                return ended(FlowEnd::UpstreamUnreachable);
+            }
+        };
+        let client = Watch::sniffing(client, opening.watched.clone());
+        ended(tokio::select! {
+            relayed = relay(client, upstream) => match relayed {
+                Ok(()) => FlowEnd::Closed,
+                Err(_) => FlowEnd::Broken,
+            },
+            () = self.ending.cancelled() => FlowEnd::Broken,
+        })
+    }
+
+    /// The server first: what it proves is what the client is told.
+    async fn terminate_tls(
+        self: &Arc<Self>,
+        client: Replayed<TcpStream>,
+        hello: ClientHello,
+        opening: &Opening,
+    ) -> Ending {
+        let sni = hello.sni.as_ref().map(|name| name.as_ref().to_owned());
+        let wanted = match hello.sni {
+            Some(name) => ServerName::DnsName(name),
+            None => ServerName::IpAddress(opening.destination.ip().into()),
+        };
+        let (upstream, proven) = match self.dial_tls(opening.destination, &wanted).await {
+            Ok(proven) => proven,
+            Err(error) => {
+                tracing::warn!(destination = %opening.destination, %error, "a server cannot be intercepted");
+                reset(client.stream());
+                return self.refused(opening, sni, error.end());
+            }
+        };
+        let name = proven.name().to_str().into_owned();
+        let record = self.server(opening, &name, Proof::Certificate);
+        let server = Server { name, record: record.clone() };
+        let within = self.gate.limits.client_timeout;
+        let accepted = async { accept(client, self.minter.leaf(proven.name())?.as_ref(), within).await };
+        let end = match accepted.await {
+            Ok(client) => {
+                let redial = self.redial_tls(opening.destination, wanted);
+                self.exchanges(client, Box::new(upstream), redial, server, opening).await
+            }
+            Err(error) => {
+                tracing::warn!(server = server.name, %error, "a client's handshake failed");
+                FlowEnd::ClientHandshake
+            }
+        };
+        Ending { server: record, sni, treatment: Treatment::Terminated, end }
+    }
+
+    async fn terminate_plain(self: &Arc<Self>, client: Replayed<TcpStream>, opening: &Opening) -> Ending {
+        let within = self.gate.limits.upstream_timeout;
+        let upstream = match dial(&self.hooks, opening.destination, within).await {
+            Ok(upstream) => upstream,
+            Err(error) => {
+                tracing::debug!(%error, "cannot dial a destination");
+                reset(client.stream());
+                return self.refused(opening, None, FlowEnd::UpstreamUnreachable);
+            }
+        };
+        let record = self.unproven(opening);
+        let server = Server { name: opening.destination.ip().to_string(), record: record.clone() };
+        let (interceptor, destination) = (self.clone(), opening.destination);
+        let redial: Redial = Box::new(move || {
+            let interceptor = interceptor.clone();
+            Box::pin(async move {
+                let stream =
+                    dial(&interceptor.hooks, destination, within).await.map_err(|e| e.to_string())?;
+                Ok(Box::new(stream) as Box<dyn Stream>)
+            })
+        });
+        let end = self.exchanges(client, Box::new(upstream), redial, server, opening).await;
+        Ending { server: record, sni: None, treatment: Treatment::Terminated, end }
+    }
+
+    /// Speaks HTTP with the client until one side closes; each exchange is the gate's.
+    async fn exchanges<S>(
+        self: &Arc<Self>,
+        client: S,
+        first: Box<dyn Stream>,
+        redial: Redial,
+        server: Server,
+        opening: &Opening,
+    ) -> FlowEnd
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let Ok(upstream) = Upstream::new(first, redial, self.gate.tasks.clone()).await else {
+            return FlowEnd::UpstreamUnreachable;
+        };
+        let (id, caller) = (opening.id.clone(), opening.caller.clone());
+        let flow = Arc::new(Flow { id, caller, server, upstream });
+        let client = Watch::counting(client, opening.watched.clone());
+        let service = service_fn(|request| {
+            let (gate, flow) = (self.gate.clone(), flow.clone());
+            async move {
+                let answered = gate.exchange(&flow, request).await;
+                answered.inspect_err(|error| tracing::warn!(flow = %flow.id, %error, "an exchange broke off"))
+            }
+        });
+        let connection = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(None)
+            .preserve_header_case(true)
+            .serve_connection(TokioIo::new(client), service);
+        tokio::pin!(connection);
+        let served = tokio::select! {
+            served = &mut connection => served,
+            () = self.ending.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        match served {
+            Ok(()) => FlowEnd::Closed,
+            Err(error) if error.is_parse() => FlowEnd::Unreadable,
+            Err(_) => FlowEnd::Broken,
+        }
+    }
+
+    async fn dial_tls(
+        &self,
+        destination: SocketAddr,
+        wanted: &ServerName<'_>,
+    ) -> Result<(TlsStream<TcpStream>, ProvenName), UpstreamFault> {
+        let within = self.gate.limits.upstream_timeout;
+        let stream = dial(&self.hooks, destination, within).await?;
+        Ok(self.upstream.connect(stream, wanted, within).await?)
+    }
+
+    /// A later connection must prove the same name as the first.
+    fn redial_tls(self: &Arc<Self>, destination: SocketAddr, wanted: ServerName<'static>) -> Redial {
+        let interceptor = self.clone();
+        Box::new(move || {
+            let (interceptor, wanted) = (interceptor.clone(), wanted.clone());
+            Box::pin(async move {
+                let dialled = interceptor.dial_tls(destination, &wanted).await;
+                let (stream, _) = dialled.map_err(|e| e.to_string())?;
+                Ok(Box::new(stream) as Box<dyn Stream>)
+            })
+        })
+    }
+
+    fn refused(&self, opening: &Opening, sni: Option<String>, end: FlowEnd) -> Ending {
+        Ending { server: self.unproven(opening), sni, treatment: Treatment::Refused, end }
+    }
+
+    fn unproven(&self, opening: &Opening) -> ServerRecord<Masked<String>> {
+        self.server(opening, &opening.destination.ip().to_string(), Proof::Unproven)
+    }
+
+    fn server(&self, opening: &Opening, name: &str, proof: Proof) -> ServerRecord<Masked<String>> {
+        let address = opening.destination.ip().to_string();
+        ServerRecord { address, port: opening.destination.port(), name: self.gate.masker.text(name), proof }
+    }
+
+    async fn record(&self, opening: Opening, ending: Ending) {
+        let Ending { server, sni, treatment, end } = ending;
+        let record = FlowRecord {
+            flow_id: opening.id,
+            caller: opening.caller,
+            server,
+            sni: self.gate.masker.text(sni.as_deref().unwrap_or_default()),
+            treatment,
+            end,
+            bytes_up: opening.watched.up(),
+            bytes_down: opening.watched.down(),
+            duration_us: u64::try_from(opening.started.elapsed().as_micros()).unwrap_or(u64::MAX),
+        };
+        if let Err(error) = self.gate.ledger.note(record).await {
+            tracing::error!(%error, "a flow was not recorded");
+        }
+    }
+}
+
+/// Why there is no proven connection to a server.
+#[derive(Debug, thiserror::Error)]
+enum UpstreamFault {
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    #[error(transparent)]
+    Tls(#[from] UpstreamError),
+}
+
+impl UpstreamFault {
+    fn end(&self) -> FlowEnd {
+        match self {
+            UpstreamFault::Tls(UpstreamError::Untrusted { .. }) => FlowEnd::UpstreamUntrusted,
+            _ => FlowEnd::UpstreamUnreachable,
+        }
+    }
+}

@@ -1,0 +1,383 @@
+//! The ledger: what is to be recorded comes in from the tasks that handle calls; events with a place in the log
+//! go out to the spool. One thread gives out sequence numbers, makes canonical bytes, and writes them in groups
+//! with one sync each; who waits for an event is answered after that sync. It never lets an intent pass for
+//! written that is not, never closes a call twice, and never drops anything without saying so.
+//!
+//! # A call's record
+//! [`Ledger::open_record`] reserves a slot before policy is asked, for a refusal or a hold too. [`OpenRecord::intent`]
+//! resolves when the intent is on disk, with the [`DurableIntent`] that proves it. [`OpenRecord::close`] writes
+//! the one outcome. A record that is dropped between the two is closed by the writer, as `aborted`; one that the
+//! agent's end left open is closed as `unknown`: on a clean stop at once, else when the log is next opened, before
+//! anything else is taken. Each new segment carries the list of the open calls, so that this also works when the
+//! segment with the intent has been shipped and trimmed.
+//!
+//! # When the disk fails
+//! Whoever waits gets the error, and the call is refused. Outcomes are kept, with their slots, and written when
+//! the disk takes them again. [`Ledger::note`]s that could not be written are counted in [`Ledger::health`], and
+//! an event `ledger.lost` says how many as soon as one can be written.
+//!
+//! # Limits
+//! [`MAX_OPEN_RECORDS`] calls (their intents and outcomes queue without further bound), [`QUEUE`] other entries
+//! (who has more waits), groups of [`GROUP_EVENTS`] events and about [`GROUP_BYTES`].
+
+mod book;
+mod item;
+mod open_record;
+mod writer;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::{Semaphore, oneshot, watch};
+use weir_core::ids::{Boot, CallId, FlowId, Origin};
+use weir_core::mask::{Masked, Masker};
+use weir_core::record::{AgentEvent, Body, DecisionRecord, Flow, Message, Written};
+
+use crate::spool::{self, Limits, SegmentFile, SetAside, Shelf, SpoolError, Storage, Usage};
+use item::{Answer, Command, Item};
+use writer::Writer;
+
+pub use open_record::{DurableIntent, Intended, OpenRecord, Reserved};
+
+/// The most calls that may have a record open at one time.
+pub const MAX_OPEN_RECORDS: usize = 4096;
+/// The most entries that wait for the writer, beside those of open records.
+pub const QUEUE: usize = 1024;
+/// The most events of one group, which is one sync.
+pub const GROUP_EVENTS: usize = 256;
+/// A group is closed when it has this many bytes.
+pub const GROUP_BYTES: usize = 4 << 20;
+/// How long a writer that could not write waits before it tries again of itself.
+pub const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// With this many segments unshipped, segments are no longer sealed by age: nobody is fetching them.
+pub const MAX_SEALED_BY_AGE: u64 = 64;
+
+/// Text that may be recorded.
+pub type Text = Masked<String>;
+/// Gives the wall-clock time, microseconds since 1970.
+pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
+/// Sees each event once it is on disk, on the writer's thread; it must not wait.
+pub type Tap = Arc<dyn Fn(&Written) + Send + Sync>;
+
+/// The host's clock.
+pub fn wall_clock() -> Clock {
+    Arc::new(|| {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+    })
+}
+
+/// What a ledger is made of.
+pub struct LedgerConfig {
+    pub storage: Arc<dyn Storage>,
+    pub limits: Limits,
+    pub tenant: String,
+    pub host: String,
+    /// Names this run of the agent.
+    pub boot: Boot,
+    /// Masks what the agent's own events say.
+    pub masker: Masker,
+    pub clock: Clock,
+    /// A segment is sealed when its first event is this old.
+    pub seal_after: Duration,
+    /// At most [`MAX_OPEN_RECORDS`].
+    pub max_open: usize,
+    pub tap: Option<Tap>,
+}
+
+impl LedgerConfig {
+    /// The usual limits, the host's clock, no tap.
+    pub fn new(storage: Arc<dyn Storage>, tenant: String, host: String, boot: Boot, masker: Masker) -> Self {
+        Self {
+            storage,
+            limits: Limits::default(),
+            tenant,
+            host,
+            boot,
+            masker,
+            clock: wall_clock(),
+            seal_after: Duration::from_secs(1),
+            max_open: MAX_OPEN_RECORDS,
+            tap: None,
+        }
+    }
+}
+
+/// What an earlier run left behind; the `agent.started` event says the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recovered {
+    pub report: spool::Report,
+    /// The calls that were open. Each has the outcome `unknown` now.
+    pub unknown: Vec<CallId>,
+    /// Events of the last segment that this program cannot read.
+    pub unreadable: u64,
+}
+
+/// Why something is not recorded.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum LedgerError {
+    /// The disk, or its owner, is at fault.
+    #[error("nothing can be recorded: {0}")]
+    Spool(Arc<SpoolError>),
+    /// The call must be refused.
+    #[error("{0} calls are open already, which is as many as may be")]
+    TooManyOpen(usize),
+    /// The event cannot be recorded, however much of its payload is left out.
+    #[error("an event of {0} bytes is more than can be recorded")]
+    TooLarge(usize),
+    /// A fault of Weir's.
+    #[error("the event has no canonical bytes: {0}")]
+    NotCanonical(String),
+    /// A fault of Weir's: an intent or outcome for another call than the record's, or one that is not open.
+    #[error("call {0} is not the one that is recorded here")]
+    WrongCall(CallId),
+    /// The agent is ending.
+    #[error("the ledger has stopped")]
+    Stopped,
+}
+
+impl From<SpoolError> for LedgerError {
+    fn from(error: SpoolError) -> Self {
+        Self::Spool(Arc::new(error))
+    }
+}
+
+/// What can be recorded outside a call's own record: everything but intents and outcomes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Entry(Body<Text>);
+
+macro_rules! entry {
+    ($($kind:ident($content:ty)),*) => {$(
+        impl From<$content> for Entry {
+            fn from(content: $content) -> Self {
+                Self(Body::$kind(content))
+            }
+        }
+    )*};
+}
+
+entry!(Decision(DecisionRecord<Text>), Message(Message<Text>), Flow(Flow<Text>), Agent(AgentEvent<Text>));
+
+/// How the writer fares.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Health {
+    /// Calls with an intent on disk and no outcome.
+    pub open_calls: u64,
+    /// Outcomes that wait for the disk.
+    pub owed_outcomes: u64,
+    /// Notes that were lost since the start.
+    pub lost_notes: u64,
+    /// Groups that could not be written since the start.
+    pub failed_groups: u64,
+    /// Why the last group could not be written; `None` once one could.
+    pub fault: Option<String>,
+}
+
+#[derive(Debug, Default)]
+struct Vitals {
+    open_calls: AtomicU64,
+    owed_outcomes: AtomicU64,
+    lost_notes: AtomicU64,
+    failed_groups: AtomicU64,
+    fault: Mutex<Option<String>>,
+}
+
+impl Vitals {
+    fn fault(&self) -> MutexGuard<'_, Option<String>> {
+        self.fault.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The one way into the log. Clones share it.
+///
+/// Only what belongs to no call's record can be written past one:
+/// ```
+/// # use weir::ledger::{Ledger, LedgerError, Text};
+/// # use weir_core::record::{AgentEvent, Outcome};
+/// async fn tell(ledger: &Ledger, event: AgentEvent<Text>) -> Result<u64, LedgerError> {
+///     ledger.write(event).await
+/// }
+/// ```
+/// ```compile_fail,E0277
+/// # use weir::ledger::{Ledger, LedgerError, Text};
+/// # use weir_core::record::{AgentEvent, Outcome};
+/// async fn tell(ledger: &Ledger, outcome: Outcome<Text>) -> Result<u64, LedgerError> {
+///     ledger.write(outcome).await
+/// }
+/// ```
+#[derive(Clone)]
+pub struct Ledger {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    commands: Mutex<Option<Sender<Command>>>,
+    slots: Arc<Semaphore>,
+    room: Arc<Semaphore>,
+    max_open: usize,
+    origin: Origin,
+    shelf: Shelf,
+    sealed_below: watch::Receiver<u64>,
+    vitals: Arc<Vitals>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Ledger {
+    /// Opens the log, closes what an earlier run left open, and starts the writer. It waits for the disk: call it
+    /// outside the runtime, or from a thread that may block.
+    pub fn open(config: LedgerConfig) -> Result<(Self, Recovered), LedgerError> {
+        let max_open = config.max_open.min(MAX_OPEN_RECORDS);
+        let found = spool::open(config.storage.clone(), config.limits)?;
+        let origin = found.origin.clone();
+        let vitals = Arc::new(Vitals::default());
+        let (mut writer, recovered) = Writer::open(config, found, vitals.clone())?;
+        let (commands, receiver) = mpsc::channel();
+        let (shelf, sealed_below) = (writer.shelf(), writer.sealed_below());
+        let thread = std::thread::Builder::new().name("ledger".into()).spawn(move || writer.run(&receiver));
+        let thread = thread.map_err(|source| SpoolError::Io {
+            doing: "start a thread for",
+            name: "the ledger".into(),
+            source,
+        })?;
+        let shared = Shared {
+            commands: Mutex::new(Some(commands)),
+            slots: Arc::new(Semaphore::new(max_open)),
+            room: Arc::new(Semaphore::new(QUEUE)),
+            max_open,
+            origin,
+            shelf,
+            sealed_below,
+            vitals,
+            thread: Mutex::new(Some(thread)),
+        };
+        Ok((Self { shared: Arc::new(shared) }, recovered))
+    }
+
+    /// The log's name.
+    pub fn origin(&self) -> &Origin {
+        &self.shared.origin
+    }
+
+    /// Reserves a place for a call, before anything is decided about it.
+    pub fn open_record(&self, call_id: CallId, flow_id: FlowId) -> Result<OpenRecord, LedgerError> {
+        OpenRecord::reserve(self.shared.clone(), call_id, flow_id)
+    }
+
+    /// Writes an entry, and returns its sequence number when it is on disk.
+    pub async fn write(&self, entry: impl Into<Entry>) -> Result<u64, LedgerError> {
+        let (answer, written) = oneshot::channel();
+        self.shared.queue(entry.into(), Answer::Waiter(answer)).await?;
+        written.await.unwrap_or(Err(LedgerError::Stopped))
+    }
+
+    /// Queues an entry, waiting if the queue is full, and does not wait for the disk.
+    pub async fn note(&self, entry: impl Into<Entry>) -> Result<(), LedgerError> {
+        self.shared.queue(entry.into(), Answer::Note).await
+    }
+
+    /// Seals the active segment if its first event is at least so old; `Duration::ZERO` seals in any case.
+    /// Returns whether there was anything to seal.
+    pub async fn seal_if_older(&self, age: Duration) -> Result<bool, LedgerError> {
+        let (answer, sealed) = oneshot::channel();
+        self.shared.send(Command::Seal { age, answer })?;
+        sealed.await.unwrap_or(Err(LedgerError::Stopped))
+    }
+
+    /// Changes the age at which segments are sealed.
+    pub fn seal_after(&self, age: Duration) -> Result<(), LedgerError> {
+        self.shared.send(Command::SealAfter(age))
+    }
+
+    /// The sealed segments, the oldest first.
+    pub fn sealed(&self) -> Vec<SegmentFile> {
+        self.shared.shelf.sealed()
+    }
+
+    /// Changes when another segment was sealed: all events before this sequence number are.
+    pub fn sealed_below(&self) -> watch::Receiver<u64> {
+        self.shared.sealed_below.clone()
+    }
+
+    /// What the spool holds.
+    pub fn usage(&self) -> Usage {
+        self.shared.shelf.usage()
+    }
+
+    /// The bytes of a sealed segment.
+    pub async fn read(&self, first_seq: u64) -> Result<Vec<u8>, LedgerError> {
+        self.on_shelf(move |shelf| shelf.read(first_seq)).await
+    }
+
+    /// Deletes a sealed segment that has arrived.
+    pub async fn trim(&self, first_seq: u64) -> Result<(), LedgerError> {
+        self.on_shelf(move |shelf| shelf.trim(first_seq)).await
+    }
+
+    /// Keeps a sealed segment for a human, and ships it no more.
+    pub async fn set_aside(&self, first_seq: u64, reason: SetAside) -> Result<(), LedgerError> {
+        self.on_shelf(move |shelf| shelf.set_aside(first_seq, reason)).await
+    }
+
+    /// How the writer fares.
+    pub fn health(&self) -> Health {
+        let vitals = &self.shared.vitals;
+        Health {
+            open_calls: vitals.open_calls.load(Ordering::Relaxed),
+            owed_outcomes: vitals.owed_outcomes.load(Ordering::Relaxed),
+            lost_notes: vitals.lost_notes.load(Ordering::Relaxed),
+            failed_groups: vitals.failed_groups.load(Ordering::Relaxed),
+            fault: vitals.fault().clone(),
+        }
+    }
+
+    /// Ends the log's writing cleanly: what is queued is written, calls that are open get the outcome `unknown`,
+    /// `agent.stopped` is the last event, and the segment is sealed. Segments can still be read and trimmed; the
+    /// folder is free when all handles are gone. An error says that not all of this could be written.
+    pub async fn shutdown(&self) -> Result<(), LedgerError> {
+        let (answer, stopped) = oneshot::channel();
+        self.shared.send(Command::Stop { answer })?;
+        let result = stopped.await.unwrap_or(Err(LedgerError::Stopped));
+        let shared = self.shared.clone();
+        let joined = tokio::task::spawn_blocking(move || shared.join()).await;
+        joined.map_err(|_| LedgerError::Stopped).and(result)
+    }
+
+    async fn on_shelf<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(Shelf) -> Result<T, SpoolError> + Send + 'static,
+    ) -> Result<T, LedgerError> {
+        let shelf = self.shared.shelf.clone();
+        let done = tokio::task::spawn_blocking(move || work(shelf)).await;
+        Ok(done.map_err(|_| LedgerError::Stopped)??)
+    }
+}
+
+impl Shared {
+    fn send(&self, command: Command) -> Result<(), LedgerError> {
+        let commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
+        commands.as_ref().and_then(|sender| sender.send(command).ok()).ok_or(LedgerError::Stopped)
+    }
+
+    async fn queue(&self, entry: Entry, answer: Answer) -> Result<(), LedgerError> {
+        let room = self.room.clone().acquire_owned().await.map_err(|_| LedgerError::Stopped)?;
+        self.send(Item::new(entry.0, answer, Some(room)).into())
+    }
+
+    fn join(&self) {
+        drop(self.commands.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the ledger's writer ended by a fault of its own");
+        }
+    }
+}
+
+impl Drop for Shared {
+    /// Without a clean stop, what is queued is still written. This waits for the disk.
+    fn drop(&mut self) {
+        self.join();
+    }
+}

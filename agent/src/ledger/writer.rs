@@ -1,0 +1,344 @@
+//! The writer's thread: items come in over one channel, in the order in which they were sent; events go to the
+//! spool in groups, and answers back to who waits. It alone owns the spool and the book of open calls.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use weir_core::ids::Origin;
+use weir_core::record::{self, AgentEvent, Body, CallResult, Event, Written};
+
+use super::book::Book;
+use super::item::{Answer, Command, Item, encode, ended, priority};
+use super::{
+    GROUP_BYTES, GROUP_EVENTS, LedgerConfig, LedgerError, MAX_SEALED_BY_AGE, RETRY_AFTER, Recovered, Text,
+    Vitals,
+};
+use crate::spool::{Found, Priority, Shelf, Spool, SpoolError};
+
+/// The most bytes of one detail of the agent's own events.
+const MAX_DETAIL: usize = 4096;
+/// How long the thread sleeps when nothing is to be done.
+const IDLE: Duration = Duration::from_secs(3600);
+
+pub(super) struct Writer {
+    config: LedgerConfig,
+    origin: Origin,
+    spool: Spool,
+    book: Book,
+    waiting: VecDeque<Item>,
+    /// Lost notes of which no event says so yet.
+    lost: u64,
+    /// When the active segment got its first event.
+    active_since: Option<Instant>,
+    /// When it is to be sealed.
+    seal_at: Option<Instant>,
+    sealed_below: watch::Sender<u64>,
+    vitals: Arc<Vitals>,
+}
+
+/// An item with its place in the log.
+struct Staged {
+    event: Written,
+    answer: Answer,
+    room: Option<OwnedSemaphorePermit>,
+}
+
+impl Writer {
+    /// Closes what an earlier run left open, and says that this one has begun.
+    pub(super) fn open(
+        config: LedgerConfig,
+        mut found: Found,
+        vitals: Arc<Vitals>,
+    ) -> Result<(Self, Recovered), LedgerError> {
+        let (book, unreadable) = Book::replay(found.carry.as_deref(), &std::mem::take(&mut found.events));
+        let (origin, report) = (found.origin.clone(), found.report.clone());
+        let spool = found.start(&book.carry())?;
+        let recovered = Recovered { report, unknown: book.open().cloned().collect(), unreadable };
+        let mut writer = Self {
+            sealed_below: watch::Sender::new(spool.sealed_below()),
+            config,
+            origin,
+            spool,
+            book,
+            waiting: VecDeque::new(),
+            lost: 0,
+            active_since: None,
+            seal_at: None,
+            vitals,
+        };
+        let started = writer.started(&recovered);
+        writer.waiting.push_back(Item::of(started));
+        for call_id in recovered.unknown.clone() {
+            writer.waiting.push_back(Item::of(ended(call_id, CallResult::Unknown)));
+        }
+        writer.commit_all()?;
+        Ok((writer, recovered))
+    }
+
+    pub(super) fn shelf(&self) -> Shelf {
+        self.spool.shelf()
+    }
+
+    pub(super) fn sealed_below(&self) -> watch::Receiver<u64> {
+        self.sealed_below.subscribe()
+    }
+
+    /// Works until it is told to stop, or until nobody is left who could.
+    pub(super) fn run(&mut self, commands: &Receiver<Command>) {
+        loop {
+            let mut next = match commands.recv_timeout(self.patience()) {
+                Ok(command) => Some(command),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => {
+                    let _ = self.commit_all();
+                    return;
+                }
+            };
+            // What came while the last group was synced is the next group.
+            let mut after = None;
+            while let Some(command) = next.take() {
+                match command {
+                    Command::Put(item) => self.waiting.push_back(*item),
+                    other => {
+                        after = Some(other);
+                        break;
+                    }
+                }
+                if self.waiting.len() < GROUP_EVENTS {
+                    next = commands.try_recv().ok();
+                }
+            }
+            let written = self.commit_all();
+            match after {
+                None | Some(Command::Put(_)) => {}
+                Some(Command::Seal { age, answer }) => drop(answer.send(self.seal_if_older(age))),
+                Some(Command::SealAfter(age)) => {
+                    self.config.seal_after = age;
+                    self.seal_at = self.active_since.map(|since| since + age);
+                }
+                Some(Command::Stop { answer }) => {
+                    drop(answer.send(written.and(self.stop())));
+                    return;
+                }
+            }
+            self.seal_by_age();
+        }
+    }
+
+    fn patience(&self) -> Duration {
+        let sealing = self.seal_at.map(|at| at.saturating_duration_since(Instant::now()));
+        let retry = (self.lost > 0 || !self.waiting.is_empty()).then_some(RETRY_AFTER);
+        sealing.into_iter().chain(retry).min().unwrap_or(IDLE)
+    }
+
+    /// Writes all that waits. After an error only outcomes still do.
+    fn commit_all(&mut self) -> Result<(), LedgerError> {
+        let mut result = Ok(());
+        while result.is_ok() && (self.lost > 0 || !self.waiting.is_empty()) {
+            result = self.commit();
+        }
+        let owed = if result.is_ok() { 0 } else { self.waiting.len() };
+        self.vitals.owed_outcomes.store(owed as u64, Ordering::Relaxed);
+        self.vitals.open_calls.store(self.book.len() as u64, Ordering::Relaxed);
+        self.tell_sealed();
+        result
+    }
+
+    /// Writes one group.
+    fn commit(&mut self) -> Result<(), LedgerError> {
+        let (group, staged) = self.stage();
+        if group.is_empty() {
+            return Ok(());
+        }
+        let priority = staged.iter().map(|staged| priority(&staged.event.body)).min();
+        let priority = priority.unwrap_or(Priority::Reserved);
+        match self.spool.append(&group, priority, &|| self.book.carry()) {
+            Ok(_) => {
+                if self.spool.active_events() == group.len() as u64 {
+                    self.active_since = Some(Instant::now());
+                    self.seal_at = self.active_since.map(|since| since + self.config.seal_after);
+                }
+                *self.vitals.fault() = None;
+                staged.into_iter().for_each(|staged| self.settle(staged));
+                Ok(())
+            }
+            Err(error) => self.refuse(staged, priority, error),
+        }
+    }
+
+    /// Gives sequence numbers to as many items as make a group. Items that cannot be written are answered.
+    fn stage(&mut self) -> (Vec<Vec<u8>>, Vec<Staged>) {
+        if self.lost > 0 {
+            let body = self.agent_event("ledger.lost", [("notes", self.lost.to_string())]);
+            self.waiting.push_front(Item::new(body, Answer::Lost(self.lost), None));
+        }
+        let (mut group, mut staged, mut bytes) = (Vec::new(), Vec::<Staged>::new(), 0);
+        // Calls that this group opens (true) or closes.
+        let mut changes = BTreeMap::new();
+        let most = GROUP_EVENTS.min(usize::try_from(self.config.limits.seal_events).unwrap_or(GROUP_EVENTS));
+        while group.len() < most && bytes < GROUP_BYTES {
+            let Some(item) = self.waiting.pop_front() else { break };
+            let (call_id, opens) = match &item.body {
+                Body::Intent(intent) => (Some(intent.call_id.clone()), true),
+                Body::Outcome(outcome) => (Some(outcome.call_id.clone()), false),
+                _ => (None, false),
+            };
+            if let Some(call_id) = &call_id {
+                let is_open = changes.get(call_id).copied().unwrap_or_else(|| self.book.is_open(call_id));
+                if is_open == opens {
+                    item.answer.give(Err(LedgerError::WrongCall(call_id.clone())));
+                    continue;
+                }
+            }
+            let mut event = self.event(item.body, group.len() as u64);
+            match encode(&mut event) {
+                Ok(canonical) => {
+                    bytes += canonical.len();
+                    group.push(canonical);
+                    staged.push(Staged { event, answer: item.answer, room: item.room });
+                    changes.extend(call_id.map(|call_id| (call_id, opens)));
+                }
+                Err(error) => {
+                    if matches!(item.answer, Answer::Note) {
+                        self.lose_note(&error);
+                    }
+                    item.answer.give(Err(error));
+                }
+            }
+        }
+        (group, staged)
+    }
+
+    fn event(&self, body: Body<Text>, at: u64) -> Written {
+        Event {
+            v: record::VERSION,
+            tenant: self.config.tenant.clone(),
+            host: self.config.host.clone(),
+            origin: self.origin.clone(),
+            boot: self.config.boot.clone(),
+            seq: self.spool.next_seq() + at,
+            time_us: (self.config.clock)(),
+            body,
+        }
+    }
+
+    /// The event is on disk.
+    fn settle(&mut self, staged: Staged) {
+        self.book.apply(&staged.event.body);
+        if let Some(tap) = &self.config.tap {
+            tap(&staged.event);
+        }
+        if let Answer::Lost(notes) = staged.answer {
+            self.lost -= notes;
+        }
+        staged.answer.give(Ok(staged.event.seq));
+    }
+
+    /// The group is not on disk.
+    fn refuse(
+        &mut self,
+        staged: Vec<Staged>,
+        priority: Priority,
+        error: SpoolError,
+    ) -> Result<(), LedgerError> {
+        let only_ordinary = priority == Priority::Ordinary && matches!(error, SpoolError::Full { .. });
+        let error = LedgerError::from(error);
+        tracing::error!(%error, events = staged.len(), "a group of events could not be written");
+        *self.vitals.fault() = Some(error.to_string());
+        self.vitals.failed_groups.fetch_add(1, Ordering::Relaxed);
+        for staged in staged.into_iter().rev() {
+            self.waiting.push_front(Item::new(staged.event.body, staged.answer, staged.room));
+        }
+        // What may use the reserve gets another try; else only outcomes are kept.
+        for item in std::mem::take(&mut self.waiting) {
+            if matches!(item.answer, Answer::Lost(_)) {
+                // The next group says it anew.
+            } else if only_ordinary && self::priority(&item.body) == Priority::Reserved {
+                self.waiting.push_back(item);
+            } else if matches!(item.body, Body::Outcome(_)) {
+                item.answer.give(Err(error.clone()));
+                self.waiting.push_back(Item { answer: Answer::Nobody, ..item });
+            } else {
+                if matches!(item.answer, Answer::Note) {
+                    self.lose_note(&error);
+                }
+                item.answer.give(Err(error.clone()));
+            }
+        }
+        if only_ordinary { Ok(()) } else { Err(error) }
+    }
+
+    fn lose_note(&mut self, error: &LedgerError) {
+        tracing::error!(%error, "a note could not be recorded");
+        self.lost += 1;
+        self.vitals.lost_notes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn seal_by_age(&mut self) {
+        if self.seal_at.is_none_or(|at| at > Instant::now()) {
+            return;
+        }
+        // Whatever comes of it, not at once again.
+        self.seal_at = Some(Instant::now() + self.config.seal_after.max(RETRY_AFTER));
+        if self.shelf().usage().segments <= MAX_SEALED_BY_AGE
+            && let Err(error) = self.seal()
+        {
+            tracing::error!(%error, "the active segment could not be sealed");
+        }
+    }
+
+    fn seal_if_older(&mut self, age: Duration) -> Result<bool, LedgerError> {
+        if self.active_since.is_some_and(|since| since.elapsed() >= age) { self.seal() } else { Ok(false) }
+    }
+
+    fn seal(&mut self) -> Result<bool, LedgerError> {
+        let sealed = self.spool.seal(&|| self.book.carry())?;
+        (self.active_since, self.seal_at) = (None, None);
+        self.tell_sealed();
+        Ok(sealed)
+    }
+
+    fn tell_sealed(&self) {
+        let below = self.spool.sealed_below();
+        self.sealed_below.send_if_modified(|now| std::mem::replace(now, below) != below);
+    }
+
+    /// Closes what is open, and says that this run has ended.
+    fn stop(&mut self) -> Result<(), LedgerError> {
+        let open: Vec<_> = self.book.open().cloned().collect();
+        let stopped = self.agent_event("agent.stopped", [("unknown_calls", open.len().to_string())]);
+        for call_id in open {
+            self.waiting.push_back(Item::of(ended(call_id, CallResult::Unknown)));
+        }
+        self.waiting.push_back(Item::of(stopped));
+        self.commit_all()?;
+        self.seal().map(drop)
+    }
+
+    fn started(&self, recovered: &Recovered) -> Body<Text> {
+        let report = &recovered.report;
+        let damaged =
+            report.damaged.iter().map(|segment| format!("{}: {}", segment.first_seq, segment.fault));
+        let detail = [
+            ("version", env!("CARGO_PKG_VERSION").to_owned()),
+            ("unknown_calls", recovered.unknown.len().to_string()),
+            ("unreadable_events", recovered.unreadable.to_string()),
+            ("torn_bytes", report.torn_bytes.to_string()),
+            ("tail_kept", report.tail_kept.to_string()),
+            ("damaged_segments", damaged.collect::<Vec<_>>().join("; ")),
+            ("foreign_files", report.foreign.join("; ")),
+        ];
+        self.agent_event("agent.started", detail)
+    }
+
+    fn agent_event<const N: usize>(&self, name: &str, detail: [(&str, String); N]) -> Body<Text> {
+        let text = |(key, value): (&str, String)| {
+            (key.to_owned(), self.config.masker.text(&value).truncate(MAX_DETAIL))
+        };
+        Body::Agent(AgentEvent { name: name.to_owned(), detail: detail.into_iter().map(text).collect() })
+    }
+}

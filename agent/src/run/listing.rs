@@ -1,0 +1,144 @@
+//! The calls of one run, as they were recorded.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::Serialize;
+use weir_core::ids::CallId;
+use weir_core::record::{Body, HoldEnd, Written};
+
+/// Collects calls; clones share it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Listing(Arc<Mutex<Calls>>);
+
+#[derive(Debug, Default)]
+struct Calls {
+    calls: Vec<Call>,
+    places: HashMap<CallId, usize>,
+    opaque: usize,
+    refused: usize,
+}
+
+/// One call, masked.
+#[derive(Debug, Serialize)]
+struct Call {
+    call_id: CallId,
+    time_us: u64,
+    pid: u32,
+    executable: String,
+    server: String,
+    method: String,
+    tool: Option<String>,
+    arguments: String,
+    decision: &'static str,
+    rule: String,
+    result: &'static str,
+    duration_us: Option<u64>,
+}
+
+impl Listing {
+    pub fn see(&self, event: &Written) {
+        let mut calls = self.calls();
+        match &event.body {
+            Body::Intent(intent) => {
+                let place = calls.calls.len();
+                calls.places.insert(intent.call_id.clone(), place);
+                calls.calls.push(Call {
+                    call_id: intent.call_id.clone(),
+                    time_us: event.time_us,
+                    pid: intent.caller.pid,
+                    executable: intent.caller.executable.as_str().to_owned(),
+                    server: intent.server.name.as_str().to_owned(),
+                    method: intent.mcp.method.as_str().to_owned(),
+                    tool: intent.mcp.tool.as_ref().map(|tool| tool.as_str().to_owned()),
+                    arguments: intent.payload.text.as_str().to_owned(),
+                    decision: intent.verdict.action.as_str(),
+                    rule: intent.verdict.rule.clone(),
+                    result: "open",
+                    duration_us: None,
+                });
+            }
+            Body::Decision(record) if record.decision != HoldEnd::Invalid => {
+                if let Some(call) = calls.of(&record.call_id) {
+                    call.decision = record.decision.as_str();
+                }
+            }
+            Body::Outcome(outcome) => {
+                if let Some(call) = calls.of(&outcome.call_id) {
+                    call.result = outcome.result.as_str();
+                    call.duration_us = outcome.duration_us;
+                }
+            }
+            Body::Flow(flow) => match flow.treatment {
+                weir_core::record::Treatment::Opaque => calls.opaque += 1,
+                weir_core::record::Treatment::Refused => calls.refused += 1,
+                weir_core::record::Treatment::Terminated => {}
+            },
+            _ => {}
+        }
+    }
+
+    /// The table, on standard error: standard output is the command's.
+    pub fn print(&self) {
+        eprint!("{}", self.table());
+    }
+
+    /// One JSON object a line; `-` is standard output.
+    pub fn write(&self, path: &Path) -> std::io::Result<()> {
+        let mut out: Box<dyn std::io::Write> = match path.as_os_str() == "-" {
+            true => Box::new(std::io::stdout().lock()),
+            false => Box::new(std::fs::File::create(path)?),
+        };
+        for call in &self.calls().calls {
+            serde_json::to_writer(&mut out, call)?;
+            out.write_all(b"\n")?;
+        }
+        out.flush()
+    }
+
+    fn table(&self) -> String {
+        let calls = self.calls();
+        let mut out = format!("weir: {} MCP calls", calls.calls.len());
+        let _ = match (calls.opaque, calls.refused) {
+            (0, 0) => writeln!(out),
+            (opaque, refused) => writeln!(out, ", {opaque} connections relayed unread, {refused} refused"),
+        };
+        if !calls.calls.is_empty() {
+            let _ = writeln!(out, "  {:<9} {:<12} {:>8}  {:<24} call", "decision", "result", "ms", "server");
+        }
+        for call in &calls.calls {
+            let ms = call.duration_us.map_or_else(|| "-".into(), |us| format!("{:.1}", us as f64 / 1000.0));
+            let name = call
+                .tool
+                .as_deref()
+                .map_or_else(|| call.method.clone(), |tool| format!("{} {tool}", call.method));
+            let _ = writeln!(
+                out,
+                "  {:<9} {:<12} {ms:>8}  {:<24} {}",
+                call.decision,
+                call.result,
+                visible(&call.server),
+                visible(&name)
+            );
+        }
+        out
+    }
+
+    fn calls(&self) -> MutexGuard<'_, Calls> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Calls {
+    fn of(&mut self, id: &CallId) -> Option<&mut Call> {
+        self.calls.get_mut(*self.places.get(id)?)
+    }
+}
+
+/// Names are the job's choice; none may reach the terminal as a command to it.
+fn visible(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}

@@ -1,0 +1,446 @@
+//! A disk that fails on command, for tests: what a spool writes comes in; what a kill or a power cut would have
+//! left of it goes out. It is harder than real disks are:
+//! - what was not synced survives a power cut sector by sector, in any order, or not at all;
+//! - names that were made, moved or removed last survive only up to some point, until the folder is synced;
+//! - a sync that fails keeps some sectors and forgets the others, and the next sync says nothing of them.
+//!
+//! Each call that changes something is one operation; they are counted from 0, so that a test can run once to
+//! count them and then once for each of them with a fault there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::storage::{Append, Lock, LockError, Storage};
+
+/// The unit in which un-synced bytes survive.
+const SECTOR: usize = 64;
+
+/// What goes wrong at an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// It fails. A sync leaves some sectors behind; a write leaves nothing.
+    Eio,
+    /// There is no space.
+    Enospc,
+    /// A write gets so far and fails.
+    Torn(usize),
+    /// From here on nothing works, as if the machine were off.
+    Off,
+}
+
+/// A folder in memory. Clones are one disk.
+#[derive(Debug, Clone)]
+pub struct Faulty {
+    disk: Arc<(Mutex<Disk>, Condvar)>,
+    /// Which life of the machine this is a handle of.
+    life: u64,
+}
+
+#[derive(Debug, Default)]
+struct Disk {
+    files: Vec<File>,
+    names: BTreeMap<String, usize>,
+    /// The names that a power cut cannot change, and what was done to them since.
+    synced_names: BTreeMap<String, usize>,
+    unsynced_names: Vec<BTreeMap<String, usize>>,
+    operations: u64,
+    data_syncs: u64,
+    faults: BTreeMap<u64, Fault>,
+    off: bool,
+    capacity: Option<u64>,
+    locked: bool,
+    syncs_held: bool,
+    syncs_waiting: u64,
+    life: u64,
+}
+
+#[derive(Debug, Default, Clone)]
+struct File {
+    now: Vec<u8>,
+    synced: Vec<u8>,
+    dirty: BTreeSet<usize>,
+}
+
+impl Default for Faulty {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Faulty {
+    /// An empty folder on a disk without faults.
+    pub fn new() -> Self {
+        Self { disk: Arc::new((Mutex::default(), Condvar::new())), life: 0 }
+    }
+
+    /// Lets the operation with this number fail.
+    pub fn fail_at(&self, operation: u64, fault: Fault) {
+        self.disk().faults.insert(operation, fault);
+    }
+
+    /// Takes back all faults that have not happened.
+    pub fn mend(&self) {
+        self.disk().faults.clear();
+    }
+
+    /// How many operations there were.
+    pub fn operations(&self) -> u64 {
+        self.disk().operations
+    }
+
+    /// How many data syncs succeeded.
+    pub fn data_syncs(&self) -> u64 {
+        self.disk().data_syncs
+    }
+
+    /// Bounds the disk's bytes, or lifts the bound.
+    pub fn set_capacity(&self, bytes: Option<u64>) {
+        self.disk().capacity = bytes;
+    }
+
+    /// Bytes of all files.
+    pub fn used(&self) -> u64 {
+        self.disk().used()
+    }
+
+    /// Lets data syncs wait until `release_syncs`.
+    pub fn hold_syncs(&self) {
+        self.disk().syncs_held = true;
+    }
+
+    pub fn release_syncs(&self) {
+        self.disk().syncs_held = false;
+        self.disk.1.notify_all();
+    }
+
+    /// Waits until a sync is held. Returns whether it came before the deadline.
+    pub fn wait_for_held_sync(&self, deadline: Duration) -> bool {
+        let end = Instant::now() + deadline;
+        let mut disk = self.disk();
+        while disk.syncs_waiting == 0 {
+            let Some(left) = end.checked_duration_since(Instant::now()) else { return false };
+            disk = self.disk.1.wait_timeout(disk, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
+    /// The process was killed: all that was written is there. Older handles work no more.
+    pub fn killed(&self) -> Self {
+        let mut disk = self.disk();
+        disk.life += 1;
+        disk.faults.clear();
+        (disk.off, disk.locked, disk.syncs_held) = (false, false, false);
+        let life = disk.life;
+        drop(disk);
+        self.disk.1.notify_all();
+        Self { disk: self.disk.clone(), life }
+    }
+
+    /// The power was cut: what was not synced survives as `seed` has it. Older handles work no more.
+    pub fn power_cut(&self, seed: u64) -> Self {
+        let mut disk = self.disk();
+        let mut random = Random(seed);
+        for file in &mut disk.files {
+            file.lose(&mut random);
+        }
+        let mut kept = std::mem::take(&mut disk.unsynced_names);
+        kept.truncate(random.below(kept.len() as u64 + 1) as usize);
+        let names = kept.pop().unwrap_or_else(|| disk.synced_names.clone());
+        (disk.names, disk.synced_names) = (names.clone(), names);
+        drop(disk);
+        self.killed()
+    }
+
+    /// A file's bytes, to look at.
+    pub fn bytes(&self, name: &str) -> Option<Vec<u8>> {
+        let disk = self.disk();
+        Some(disk.files.get(*disk.names.get(name)?)?.now.clone())
+    }
+
+    /// Puts a file there, as if it had always been.
+    pub fn put(&self, name: &str, bytes: &[u8]) {
+        let mut disk = self.disk();
+        let id = disk.files.len();
+        disk.files.push(File { now: bytes.to_vec(), synced: bytes.to_vec(), dirty: BTreeSet::new() });
+        disk.names.insert(name.to_owned(), id);
+        disk.synced_names.insert(name.to_owned(), id);
+    }
+
+    /// The names of all files, sorted.
+    pub fn names(&self) -> Vec<String> {
+        self.disk().names.keys().cloned().collect()
+    }
+
+    /// Another disk with the same files, to be spoilt without spoiling this one.
+    pub fn copy(&self) -> Self {
+        let copy = Self::new();
+        for name in self.names() {
+            copy.put(&name, &self.bytes(&name).unwrap_or_default());
+        }
+        copy
+    }
+
+    fn disk(&self) -> MutexGuard<'_, Disk> {
+        self.disk.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts an operation, and says what goes wrong at it.
+    fn operation(&self) -> io::Result<(MutexGuard<'_, Disk>, Option<Fault>)> {
+        let mut disk = self.disk();
+        if disk.off || disk.life != self.life {
+            return Err(io::Error::other("the machine is off"));
+        }
+        let fault = disk.faults.get(&disk.operations).copied();
+        disk.operations += 1;
+        if fault == Some(Fault::Off) {
+            disk.off = true;
+            return Err(io::Error::other("the machine is off"));
+        }
+        Ok((disk, fault))
+    }
+
+    fn change_names(
+        &self,
+        change: impl FnOnce(&mut BTreeMap<String, usize>) -> Option<()>,
+    ) -> io::Result<()> {
+        let (mut disk, fault) = self.operation()?;
+        fail(fault)?;
+        change(&mut disk.names).ok_or(io::ErrorKind::NotFound)?;
+        let names = disk.names.clone();
+        disk.unsynced_names.push(names);
+        Ok(())
+    }
+
+    fn make(&self, name: &str) -> io::Result<usize> {
+        let (mut disk, fault) = self.operation()?;
+        fail(fault)?;
+        if let Some(id) = disk.names.get(name).copied() {
+            if let Some(file) = disk.files.get_mut(id) {
+                file.set_len(0);
+            }
+            return Ok(id);
+        }
+        let id = disk.files.len();
+        disk.files.push(File::default());
+        disk.names.insert(name.to_owned(), id);
+        let names = disk.names.clone();
+        disk.unsynced_names.push(names);
+        Ok(id)
+    }
+
+    fn write(&self, id: usize, bytes: &[u8]) -> io::Result<()> {
+        let (mut disk, fault) = self.operation()?;
+        let free = disk.capacity.map_or(u64::MAX, |capacity| capacity.saturating_sub(disk.used()));
+        let whole = bytes.len().min(usize::try_from(free).unwrap_or(usize::MAX));
+        let kept = match fault {
+            None => whole,
+            Some(Fault::Torn(at)) => at.min(whole),
+            Some(_) => 0,
+        };
+        if let (Some(file), Some(bytes)) = (disk.files.get_mut(id), bytes.get(..kept)) {
+            file.append(bytes);
+        }
+        fail(fault)?;
+        if kept < bytes.len() { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+
+    fn sync(&self, id: usize) -> io::Result<()> {
+        let (mut disk, fault) = self.operation()?;
+        disk.syncs_waiting += 1;
+        self.disk.1.notify_all();
+        while disk.syncs_held && disk.life == self.life {
+            disk = self.disk.1.wait(disk).unwrap_or_else(PoisonError::into_inner);
+        }
+        disk.syncs_waiting -= 1;
+        if disk.life != self.life {
+            return Err(io::Error::other("the machine is off"));
+        }
+        let mut random = Random(disk.operations);
+        let Some(file) = disk.files.get_mut(id) else { return Ok(()) };
+        if fault.is_some() {
+            file.sync_some(&mut random);
+            return fail(fault);
+        }
+        file.sync_all();
+        disk.data_syncs += 1;
+        Ok(())
+    }
+}
+
+impl Disk {
+    fn used(&self) -> u64 {
+        self.names.values().filter_map(|id| self.files.get(*id)).map(|file| file.now.len() as u64).sum()
+    }
+}
+
+fn fail(fault: Option<Fault>) -> io::Result<()> {
+    match fault {
+        None => Ok(()),
+        Some(Fault::Enospc) => Err(io::ErrorKind::StorageFull.into()),
+        Some(_) => Err(io::Error::other("input/output error")),
+    }
+}
+
+impl File {
+    fn append(&mut self, bytes: &[u8]) {
+        let start = self.now.len();
+        self.now.extend_from_slice(bytes);
+        self.dirty.extend(start / SECTOR..self.now.len().div_ceil(SECTOR));
+    }
+
+    fn set_len(&mut self, len: usize) {
+        self.now.truncate(len);
+        self.dirty.retain(|sector| sector * SECTOR < len);
+        if !len.is_multiple_of(SECTOR) {
+            self.dirty.insert(len / SECTOR);
+        }
+    }
+
+    fn sync_all(&mut self) {
+        let dirty = std::mem::take(&mut self.dirty);
+        self.synced.resize(self.now.len(), 0);
+        dirty.into_iter().for_each(|sector| self.keep(sector));
+    }
+
+    /// A failed sync: what was not kept counts as clean all the same.
+    fn sync_some(&mut self, random: &mut Random) {
+        for sector in std::mem::take(&mut self.dirty) {
+            if random.below(2) == 0 {
+                self.keep(sector);
+            }
+        }
+    }
+
+    fn keep(&mut self, sector: usize) {
+        let start = sector * SECTOR;
+        let Some(bytes) = self.now.get(start..self.now.len().min(start + SECTOR)) else { return };
+        if self.synced.len() < start + bytes.len() {
+            self.synced.resize(start + bytes.len(), 0);
+        }
+        if let Some(to) = self.synced.get_mut(start..start + bytes.len()) {
+            to.copy_from_slice(bytes);
+        }
+    }
+
+    fn lose(&mut self, random: &mut Random) {
+        // The length may be on disk before the bytes are: then zeros are read.
+        if random.below(4) == 0 {
+            self.synced.resize(self.now.len(), 0);
+        }
+        self.sync_some(random);
+        self.now.clone_from(&self.synced);
+    }
+}
+
+impl Storage for Faulty {
+    fn lock(&self, _: &str) -> Result<Lock, LockError> {
+        let mut disk = self.disk();
+        if disk.life != self.life {
+            return Err(LockError::Io(io::Error::other("the machine is off")));
+        }
+        if std::mem::replace(&mut disk.locked, true) {
+            return Err(LockError::Held(Some(1)));
+        }
+        Ok(Lock::new(Unlock(self.clone())))
+    }
+
+    fn list(&self) -> io::Result<Vec<(String, u64)>> {
+        let disk = self.disk();
+        let len = |id: &usize| disk.files.get(*id).map_or(0, |file| file.now.len() as u64);
+        Ok(disk.names.iter().map(|(name, id)| (name.clone(), len(id))).collect())
+    }
+
+    fn read(&self, name: &str) -> io::Result<Vec<u8>> {
+        self.bytes(name).ok_or(io::ErrorKind::NotFound.into())
+    }
+
+    fn create(&self, name: &str) -> io::Result<Box<dyn Append>> {
+        Ok(Box::new(Handle { disk: self.clone(), file: self.make(name)? }))
+    }
+
+    fn cut(&self, name: &str, len: u64) -> io::Result<()> {
+        let id = *self.disk().names.get(name).ok_or(io::ErrorKind::NotFound)?;
+        {
+            let (mut disk, fault) = self.operation()?;
+            fail(fault)?;
+            if let Some(file) = disk.files.get_mut(id) {
+                file.set_len(usize::try_from(len).map_err(io::Error::other)?);
+            }
+        }
+        self.sync(id)
+    }
+
+    fn preallocate(&self, name: &str, len: u64) -> io::Result<()> {
+        let id = self.make(name)?;
+        let len = usize::try_from(len).map_err(io::Error::other)?;
+        self.write(id, &vec![0; len])
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.change_names(|names| names.remove(name).map(drop))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.change_names(|names| {
+            let id = names.remove(from)?;
+            names.insert(to.to_owned(), id);
+            Some(())
+        })
+    }
+
+    fn sync_folder(&self) -> io::Result<()> {
+        let (mut disk, fault) = self.operation()?;
+        fail(fault)?;
+        disk.unsynced_names.clear();
+        disk.synced_names = disk.names.clone();
+        Ok(())
+    }
+}
+
+struct Handle {
+    disk: Faulty,
+    file: usize,
+}
+
+impl Append for Handle {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.disk.write(self.file, bytes)
+    }
+
+    fn sync_data(&mut self) -> io::Result<()> {
+        self.disk.sync(self.file)
+    }
+}
+
+struct Unlock(Faulty);
+
+impl Drop for Unlock {
+    fn drop(&mut self) {
+        let mut disk = self.0.disk();
+        if disk.life == self.0.life {
+            disk.locked = false;
+        }
+    }
+}
+
+/// SplitMix64: the same seed, the same faults.
+#[derive(Debug)]
+pub struct Random(pub u64);
+
+impl Random {
+    /// Any number.
+    pub fn any(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `end`, which is not 0.
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.any() % end
+    }
+}

@@ -1,0 +1,305 @@
+//! Recovery: a folder as a crash, a power cut or a bad disk left it comes in; what stands in it goes out as
+//! [`Found`], which becomes a [`Spool`] once its caller has said what the next segment carries over. It never
+//! drops bytes of whole events, and never stops at what it cannot read.
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use weir_core::ids::Origin;
+use weir_core::segment::{FrameKind, HEADER_LEN, Reader, SegmentError, last_whole_event};
+
+use super::shelf::{SegmentFile, SetAside, Shelf};
+use super::storage::{Lock, LockError, Storage};
+use super::writer::{Spool, create_file};
+use super::{LOCK, Limits, ORIGIN, RESERVE, SCRATCH, SpoolError, named_seq, segment_name};
+
+/// What was not as it should be.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Bytes cut off behind the last whole frame of the last segment: writes that nobody was told had worked.
+    pub torn_bytes: u64,
+    /// Whether there were whole frames among them; then they were kept as `.tail`.
+    pub tail_kept: bool,
+    /// Segments set aside because they cannot be read.
+    pub damaged: Vec<DamagedSegment>,
+    /// Files that are none of the spool's.
+    pub foreign: Vec<String>,
+}
+
+/// A segment that recovery set aside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DamagedSegment {
+    pub first_seq: u64,
+    /// What is wrong with it.
+    pub fault: String,
+}
+
+/// A recovered folder. It is locked, and nothing can be appended or trimmed yet.
+pub struct Found {
+    /// The log's name.
+    pub origin: Origin,
+    /// The sequence number that the next event gets.
+    pub next_seq: u64,
+    /// The last carry that can be read.
+    pub carry: Option<Vec<u8>>,
+    /// The bytes of the events behind that carry.
+    pub events: Vec<Vec<u8>>,
+    pub report: Report,
+    fresh: bool,
+    sealed: Vec<SegmentFile>,
+    superseded: Vec<u64>,
+    unreadable: Vec<u64>,
+    storage: Arc<dyn Storage>,
+    lock: Lock,
+    limits: Limits,
+    aside_bytes: u64,
+}
+
+/// Locks the folder and reads all that is in it. Makes the log's origin if the folder is new.
+pub fn open(storage: Arc<dyn Storage>, limits: Limits) -> Result<Found, SpoolError> {
+    let limits = limits.check()?;
+    let lock = storage.lock(LOCK).map_err(|error| match error {
+        LockError::Held(pid) => SpoolError::Locked { pid },
+        LockError::Io(source) => SpoolError::io("lock", LOCK)(source),
+    })?;
+    let listing = listing(&*storage)?;
+    let origin = match listing.has_origin {
+        true => Some(read_origin(&*storage)?),
+        false => None,
+    };
+    let mut found = Found {
+        fresh: origin.is_none(),
+        origin: origin.map_or_else(new_origin, Ok)?,
+        next_seq: 0,
+        carry: None,
+        events: Vec::new(),
+        report: Report { foreign: listing.foreign, ..Report::default() },
+        sealed: Vec::new(),
+        superseded: Vec::new(),
+        unreadable: Vec::new(),
+        storage,
+        lock,
+        limits,
+        aside_bytes: listing.aside_bytes,
+    };
+    if !found.fresh && listing.segments.is_empty() {
+        let fault = "it has an origin and no segment, so nothing says which sequence number is next; \
+                     put the segments back, or remove `origin` too and so begin a new log";
+        return Err(SpoolError::Inconsistent(fault));
+    }
+    for (at, first_seq) in listing.segments.iter().enumerate() {
+        found.read_segment(*first_seq, listing.segments.get(at + 1).copied())?;
+    }
+    if found.fresh && found.next_seq > 0 {
+        let fault = "it has events and no origin; put `origin` back, or move the segments away";
+        return Err(SpoolError::Inconsistent(fault));
+    }
+    Ok(found)
+}
+
+#[derive(Default)]
+struct Listing {
+    segments: Vec<u64>,
+    has_origin: bool,
+    aside_bytes: u64,
+    foreign: Vec<String>,
+}
+
+fn listing(storage: &dyn Storage) -> Result<Listing, SpoolError> {
+    let mut out = Listing::default();
+    for (name, len) in storage.list().map_err(SpoolError::io("list", "the folder"))? {
+        match (named_seq(&name), name.as_str()) {
+            (Some(first_seq), _) => out.segments.push(first_seq),
+            (None, ORIGIN) => out.has_origin = true,
+            // The reserve is allocated anew, and what is in the making was never told to anybody.
+            (None, RESERVE | SCRATCH) => {
+                storage.remove(&name).map_err(SpoolError::io("remove", &name))?;
+            }
+            (None, LOCK) => {}
+            (None, _) if SetAside::is_name(&name) => out.aside_bytes += len,
+            (None, _) => out.foreign.push(name),
+        }
+    }
+    out.segments.sort_unstable();
+    out.foreign.sort();
+    Ok(out)
+}
+
+fn read_origin(storage: &dyn Storage) -> Result<Origin, SpoolError> {
+    let bytes = storage.read(ORIGIN).map_err(SpoolError::io("read", ORIGIN))?;
+    let text = String::from_utf8_lossy(&bytes);
+    let fault = "its `origin` does not hold 32 hex digits; put the right one back";
+    text.trim_end().parse().map_err(|_| SpoolError::Inconsistent(fault))
+}
+
+fn new_origin() -> Result<Origin, SpoolError> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes)
+        .map_err(|error| SpoolError::io("make", ORIGIN)(io::Error::other(error.to_string())))?;
+    Ok(Origin::from_random(bytes))
+}
+
+impl Found {
+    /// Reads one segment. `next` is the first sequence number of the one behind it, if it is not the last.
+    fn read_segment(&mut self, first_seq: u64, next: Option<u64>) -> Result<(), SpoolError> {
+        let name = segment_name(first_seq);
+        let bytes = match self.storage.read(&name) {
+            Ok(bytes) => bytes,
+            Err(error) if next.is_some() => {
+                self.damaged(first_seq, format!("it cannot be read: {error}"));
+                return Ok(());
+            }
+            // Without the last one nothing says where the log goes on.
+            Err(error) => return Err(SpoolError::io("read", &name)(error)),
+        };
+        let scan = Scan::of(&bytes, first_seq, next);
+        self.next_seq = self.next_seq.max(scan.next_seq);
+        if let Some(carry) = scan.carry {
+            self.carry = bytes.get(carry).map(<[u8]>::to_vec);
+            self.events.clear();
+        }
+        self.events
+            .extend(scan.events.iter().filter_map(|range| bytes.get(range.clone())).map(<[u8]>::to_vec));
+        let len = match scan.end {
+            End::Whole => bytes.len(),
+            End::Cut { at, beyond } => {
+                self.cut_off(first_seq, bytes.get(at..).unwrap_or_default(), beyond)?;
+                at
+            }
+            End::Damaged(fault) => {
+                self.aside_bytes += bytes.len() as u64;
+                self.damaged(first_seq, fault);
+                return Ok(());
+            }
+        };
+        let events = scan.events.len() as u64;
+        if events == 0 {
+            self.superseded.push(first_seq);
+            return Ok(());
+        }
+        if next.is_none() {
+            // It was read from memory, perhaps. What a killed writer did not sync, or could not, is not on disk.
+            create_file(&*self.storage, &name, bytes.get(..len).unwrap_or_default())?;
+        } else if len < bytes.len() {
+            self.storage.cut(&name, len as u64).map_err(SpoolError::io("cut", &name))?;
+        }
+        self.sealed.push(SegmentFile { first_seq, events, bytes: len as u64 });
+        Ok(())
+    }
+
+    fn damaged(&mut self, first_seq: u64, fault: String) {
+        self.unreadable.push(first_seq);
+        self.report.damaged.push(DamagedSegment { first_seq, fault });
+    }
+
+    fn cut_off(&mut self, first_seq: u64, tail: &[u8], keep: bool) -> Result<(), SpoolError> {
+        if keep {
+            create_file(&*self.storage, &SetAside::Tail.name(first_seq), tail)?;
+            self.aside_bytes += tail.len() as u64;
+        }
+        self.report.tail_kept |= keep;
+        self.report.torn_bytes += tail.len() as u64;
+        Ok(())
+    }
+
+    /// Makes the new active segment, which begins with `carry`, and only then gives up those that it stands
+    /// for: from here on the log can be written.
+    pub fn start(self, carry: &[u8]) -> Result<Spool, SpoolError> {
+        let shelf = Shelf::new(self.storage.clone(), self.lock, self.sealed, self.aside_bytes);
+        let spool = Spool::create(self.storage.clone(), self.limits, shelf, self.next_seq, carry)?;
+        if self.fresh {
+            create_file(&*self.storage, ORIGIN, format!("{}\n", self.origin).as_bytes())?;
+        }
+        // What stays behind here is found again the next time; it is no reason to stop.
+        let moved = self.unreadable.into_iter().map(|first_seq| {
+            self.storage.rename(&segment_name(first_seq), &SetAside::Damaged.name(first_seq))
+        });
+        let superseded = self.superseded.into_iter().filter(|first_seq| *first_seq != self.next_seq);
+        let removed = superseded.map(|first_seq| self.storage.remove(&segment_name(first_seq)));
+        let synced = std::iter::once_with(|| self.storage.sync_folder());
+        for error in moved.chain(removed).chain(synced).filter_map(Result::err) {
+            tracing::warn!(%error, "cannot tidy up the spool folder");
+        }
+        Ok(spool)
+    }
+}
+
+/// How far a segment can be read.
+enum End {
+    Whole,
+    /// What lies behind is no part of the log. `beyond` when there are whole frames in it.
+    Cut {
+        at: usize,
+        beyond: bool,
+    },
+    Damaged(String),
+}
+
+/// What is in a segment.
+struct Scan {
+    carry: Option<Range<usize>>,
+    events: Vec<Range<usize>>,
+    /// Behind every event that was ever in it, as far as can be seen.
+    next_seq: u64,
+    end: End,
+}
+
+impl Scan {
+    fn of(bytes: &[u8], named: u64, next: Option<u64>) -> Self {
+        let mut scan = Self { carry: None, events: Vec::new(), next_seq: named, end: End::Whole };
+        let mut reader = match Reader::new(bytes) {
+            Ok(reader) if reader.first_seq() == named => reader,
+            Ok(_) => return scan.damaged(bytes, "its header says another sequence number than its name"),
+            // Not even its header was written, so nothing was.
+            Err(_) if bytes.len() < HEADER_LEN && next.is_none() => {
+                scan.end = End::Cut { at: 0, beyond: false };
+                return scan;
+            }
+            Err(error) => return scan.damaged(bytes, &error.to_string()),
+        };
+        loop {
+            let at = reader.offset();
+            match reader.next() {
+                None => return scan,
+                // A write that failed, was cut off, and came back: the next segment stands in its place.
+                Some(Ok(frame)) if frame.kind == FrameKind::Event && next.is_some_and(|n| frame.seq >= n) => {
+                    scan.end = End::Cut { at, beyond: false };
+                    return scan;
+                }
+                Some(Ok(frame)) => {
+                    let range = reader.offset() - frame.bytes.len()..reader.offset();
+                    match frame.kind {
+                        FrameKind::Event => scan.events.push(range),
+                        FrameKind::Carry => scan.carry = Some(range),
+                    }
+                    scan.next_seq = reader.next_seq();
+                }
+                Some(Err(error)) => return scan.ended_by(error, bytes, at, next),
+            }
+        }
+    }
+
+    fn ended_by(mut self, error: SegmentError, bytes: &[u8], at: usize, next: Option<u64>) -> Self {
+        let beyond = last_whole_event(bytes, at);
+        match next {
+            None => {
+                self.next_seq = self.next_seq.max(beyond.map_or(0, |seq| seq.saturating_add(1)));
+                self.end = End::Cut { at, beyond: beyond.is_some() };
+                self
+            }
+            Some(next) if self.next_seq >= next => {
+                self.end = End::Cut { at, beyond: false };
+                self
+            }
+            Some(_) => self.damaged(bytes, &error.to_string()),
+        }
+    }
+
+    fn damaged(mut self, bytes: &[u8], fault: &str) -> Self {
+        let last = last_whole_event(bytes, 0).unwrap_or(self.next_seq);
+        self.next_seq = self.next_seq.max(last.saturating_add(1));
+        self.end = End::Damaged(fault.to_owned());
+        self
+    }
+}
