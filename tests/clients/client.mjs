@@ -74,7 +74,9 @@ async function call(client, tool, nonce) {
   } catch (error) {
     line.ok = false;
     line.code = typeof error.code === 'number' ? error.code : null;
-    line.message = error.cause?.code ? `${error.message}: ${error.cause.code}` : error.message;
+    // The SDK puts the code before the message.
+    line.message = error.message.replace(/^MCP error -?\d+: /, '');
+    if (error.cause?.code) line.message += `: ${error.cause.code}`;
   } finally {
     clearInterval(watch);
   }
@@ -117,5 +119,6 @@ try {
   say({ event: 'failed', message: error.cause?.message ? `${error.message}: ${error.cause.message}` : error.message });
   process.exitCode = 1;
 }
+// At the very end: closing the client may still make fetch connect.
+process.on('exit', () => say({ event: 'end', issuer: seen.issuer, tcp_connects: seen.tcpConnects }));
 await client.close().catch(() => {});
-say({ event: 'end', issuer: seen.issuer, tcp_connects: seen.tcpConnects });

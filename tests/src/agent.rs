@@ -86,10 +86,18 @@ pub struct Spool {
 
 #[derive(Debug, Clone, Deserialize)]
 pub struct Authority {
-    /// The common name that clients see as the issuer.
+    /// Its distinguished name.
     pub issuer: String,
     pub certificate: PathBuf,
     pub bundle: PathBuf,
+}
+
+impl Authority {
+    /// The common name, by which clients tell the issuer they saw.
+    pub fn common_name(&self) -> &str {
+        let after = self.issuer.rsplit_once("CN=").map_or(self.issuer.as_str(), |(_, name)| name);
+        after.split(',').next().unwrap_or(after)
+    }
 }
 
 /// The running agent.

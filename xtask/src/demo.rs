@@ -57,14 +57,14 @@ pub fn run(options: &Options) -> Result<()> {
 
     heading(4, "What this shows");
     let broken = claims::check(&world, &before, &after)?;
-    if broken > 0 {
-        world.show_logs();
-        bail!("{broken} of the demo's claims did not hold; they are marked above");
-    }
     if options.keep {
         kept::leave(&mut world)?;
     } else {
         report::further();
+    }
+    if broken > 0 {
+        world.show_logs();
+        bail!("{broken} of the demo's claims did not hold; they are marked above");
     }
     println!("\nAll of it took {} s.", began.elapsed().as_secs());
     Ok(())

@@ -16,13 +16,13 @@ const QUESTION: &str = "SELECT
     concat(server_name, ':', toString(server_port)) AS server,
     mcp_method_name AS method,
     gen_ai_tool_name AS tool,
-    multiIf(decision != '', concat(decision, ' by ', approver), policy_action) AS decision,
-    arguments AS masked_arguments,
+    multiIf(decision != '', concat(decision, ' by ', approver), policy_rule != '', concat(policy_action, ' by ', policy_rule), policy_action) AS decision,
+    if(mcp_method_name = 'tools/call', JSONExtractRaw(arguments, 'arguments'), '') AS masked_arguments,
     round(duration_us / 1000, 1) AS ms
 FROM calls ORDER BY time, seq";
 
-/// How much of the arguments fits a line.
-const ARGUMENTS_SHOWN: usize = 90;
+/// What came back with a secret in it.
+const SECRET_RESULT: &str = "SELECT JSONExtractString(result_payload, 'content', 1, 'text') AS text FROM calls WHERE gen_ai_tool_name = 'read_config' LIMIT 1";
 
 /// The processes, and where they listen.
 pub fn parts(world: &mut World) -> Result<()> {
@@ -92,15 +92,21 @@ pub fn record(world: &World) -> Result<()> {
             );
             of = who;
         }
-        let arguments: String = text("masked_arguments").chars().take(ARGUMENTS_SHOWN).collect();
         println!(
-            "   {:<8} {:>9}  {:<26} {:<12} {:<31} {arguments}",
+            "   {:<8} {:>8}  {:<25} {:<11} {:<30} {}",
             text("at"),
             text("ms"),
             text("method"),
             text("tool"),
             text("decision"),
+            text("masked_arguments"),
         );
+    }
+    println!("\n   The result that carried secrets to the client, as it is recorded:\n");
+    for row in world.sql(SECRET_RESULT)? {
+        for line in row["text"].as_str().unwrap_or_default().lines() {
+            println!("      {line}");
+        }
     }
     Ok(())
 }
