@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{HeaderMap, header};
 use http_body_util::BodyExt;
 use hyper::Response;
-use hyper::body::{Frame, Incoming};
+use hyper::body::{Body as _, Frame, Incoming};
 use weir_core::mcp::jsonrpc::{Body as Messages, Message};
 use weir_core::mcp::sse;
 use weir_core::record::{CallResult, Direction, MessageLabel};
@@ -82,8 +82,10 @@ impl Reading {
     /// Passes on each frame, reads it, and closes the calls. Ends when the body or the client does.
     pub async fn carry(mut self, mut body: Incoming, pieces: Pieces, framing: Framing) {
         let mut envelope = Envelope::new(framing, &self.kind);
-        loop {
+        // A client's reader also leaves when it has all that was announced; that is the end, and no departure.
+        while !body.is_end_stream() {
             let frame = tokio::select! {
+                biased;
                 frame = body.frame() => frame,
                 () = pieces.reader_gone() => return self.ended(CallResult::ClientGone, "the client left").await,
             };

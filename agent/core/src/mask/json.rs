@@ -106,8 +106,10 @@ impl<'a> Scan<'a> {
             Err(_) => literal.get(1..len - 1)?.to_owned(),
         };
         let is_name = self.levels.last().is_some_and(|level| level.expects_name);
+        // A schema describes a secret's member; it does not hold one.
+        let in_schema = self.levels.iter().rev().nth(1).is_some_and(|outer| outer.step == "properties");
         if is_name && let Some(level) = self.levels.last_mut() {
-            level.this_secret = is_secret_name(&value);
+            level.this_secret = !in_schema && is_secret_name(&value);
             level.step = value.replace('~', "~0").replace('/', "~1");
         }
         let masked = if !is_name && self.is_secret() && !value.is_empty() {
@@ -201,6 +203,12 @@ mod tests {
         let pointers: Vec<_> = spans.iter().map(|span| span.pointer.as_str()).collect();
         assert_eq!(pointers, ["/db/password", "/secret/0", "/secret/1/x"]);
         assert!(serde_json::from_str::<serde_json::Value>(out).is_ok());
+    }
+
+    #[test]
+    fn a_schema_that_describes_a_secret_stays_readable() {
+        let text = r#"{"inputSchema":{"type":"object","properties":{"token":{"type":"string","title":"Token"}}}}"#;
+        assert_eq!(masked(text), text);
     }
 
     #[test]
