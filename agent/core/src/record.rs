@@ -5,10 +5,14 @@
 //! `T` is text that a job may have chosen. The agent writes `Event<Masked<String>>`; since a `Masked` cannot
 //! be made from outside, nothing unmasked can be written. Readers get `Event<String>`.
 
+mod labels;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+
+pub use labels::{CallResult, Direction, FlowEnd, HoldEnd, MessageLabel, Treatment};
 
 use crate::ids::{ApprovalId, Boot, CallId, FlowId, Origin};
 use crate::mask::{Masked, Span};
@@ -194,30 +198,6 @@ pub struct DecisionRecord<T> {
     pub signature: String,
 }
 
-/// How a hold ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum HoldEnd {
-    Approved,
-    Refused,
-    Expired,
-    ClientGone,
-    /// A statement came whose signature or contents do not hold. The hold goes on waiting.
-    Invalid,
-}
-
-impl HoldEnd {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            HoldEnd::Approved => "approved",
-            HoldEnd::Refused => "refused",
-            HoldEnd::Expired => "expired",
-            HoldEnd::ClientGone => "client_gone",
-            HoldEnd::Invalid => "invalid",
-        }
-    }
-}
-
 /// See [`Body::Message`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Message<T> {
@@ -229,53 +209,6 @@ pub struct Message<T> {
     pub method: T,
     pub label: MessageLabel,
     pub payload: Payload<T>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Direction {
-    ClientToServer,
-    ServerToClient,
-}
-
-impl Direction {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Direction::ClientToServer => "client_to_server",
-            Direction::ServerToClient => "server_to_client",
-        }
-    }
-}
-
-/// What kind of message it was, or what Weir did with it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum MessageLabel {
-    Request,
-    Notification,
-    Response,
-    /// An HTTP exchange that is not MCP, passed on.
-    Http,
-    /// MCP that could not be read (too large, or not JSON-RPC), passed on.
-    Unparsed,
-    /// A request that policy could not read, refused.
-    Unreadable,
-    /// A request whose authority is not the proven name, refused with 421.
-    Misdirected,
-}
-
-impl MessageLabel {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            MessageLabel::Request => "request",
-            MessageLabel::Notification => "notification",
-            MessageLabel::Response => "response",
-            MessageLabel::Http => "http",
-            MessageLabel::Unparsed => "unparsed",
-            MessageLabel::Unreadable => "unreadable",
-            MessageLabel::Misdirected => "misdirected",
-        }
-    }
 }
 
 /// See [`Body::Outcome`].
@@ -293,49 +226,6 @@ pub struct Outcome<T> {
     pub payload: Payload<T>,
 }
 
-/// How a call ended: a closed set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CallResult {
-    /// A JSON-RPC result.
-    Ok,
-    /// A JSON-RPC result with `isError: true`.
-    ToolError,
-    /// A JSON-RPC error, or an HTTP error status.
-    Error,
-    /// Policy or an approver refused it; it never went upstream.
-    Refused,
-    /// Nobody decided in time; it never went upstream.
-    Expired,
-    /// The client left before the answer.
-    ClientGone,
-    /// The server could not be reached, or broke off.
-    UpstreamFailed,
-    /// The answer could not be read, or the call's own was missing from it.
-    Unparsed,
-    /// The agent let go of the call without saying how it ended.
-    Aborted,
-    /// The agent ended before the call did; whether it went upstream is not known.
-    Unknown,
-}
-
-impl CallResult {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            CallResult::Ok => "ok",
-            CallResult::ToolError => "tool_error",
-            CallResult::Error => "error",
-            CallResult::Refused => "refused",
-            CallResult::Expired => "expired",
-            CallResult::ClientGone => "client_gone",
-            CallResult::UpstreamFailed => "upstream_failed",
-            CallResult::Unparsed => "unparsed",
-            CallResult::Aborted => "aborted",
-            CallResult::Unknown => "unknown",
-        }
-    }
-}
-
 /// See [`Body::Flow`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Flow<T> {
@@ -350,65 +240,6 @@ pub struct Flow<T> {
     pub bytes_up: u64,
     pub bytes_down: u64,
     pub duration_us: u64,
-}
-
-/// What Weir did with a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Treatment {
-    /// Its messages are recorded.
-    Terminated,
-    /// Relayed untouched: not on the intercept list.
-    Opaque,
-    /// Closed by Weir.
-    Refused,
-}
-
-impl Treatment {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Treatment::Terminated => "terminated",
-            Treatment::Opaque => "opaque",
-            Treatment::Refused => "refused",
-        }
-    }
-}
-
-/// How a connection ended: a closed set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FlowEnd {
-    /// Either side closed it.
-    Closed,
-    /// The server could not be dialled.
-    UpstreamUnreachable,
-    /// The server's certificate did not stand up to verification.
-    UpstreamUntrusted,
-    /// The client broke off the TLS handshake (it may not trust Weir's CA).
-    ClientHandshake,
-    /// Bytes that are neither TLS nor HTTP, to a destination whose content must be read.
-    Unreadable,
-    /// No bytes came in time from a client that had to speak first.
-    Silent,
-    /// A limit was reached.
-    Limit,
-    /// The connection broke, or the agent ended.
-    Broken,
-}
-
-impl FlowEnd {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            FlowEnd::Closed => "closed",
-            FlowEnd::UpstreamUnreachable => "upstream_unreachable",
-            FlowEnd::UpstreamUntrusted => "upstream_untrusted",
-            FlowEnd::ClientHandshake => "client_handshake",
-            FlowEnd::Unreadable => "unreadable",
-            FlowEnd::Silent => "silent",
-            FlowEnd::Limit => "limit",
-            FlowEnd::Broken => "broken",
-        }
-    }
 }
 
 /// See [`Body::Agent`].

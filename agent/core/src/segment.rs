@@ -185,7 +185,9 @@ impl<'a> Iterator for Reader<'a> {
 /// bytes this tells whether more was lost than the end of a last write.
 pub fn last_whole_event(bytes: &[u8], from: usize) -> Option<u64> {
     let (mut at, mut last) = (from, None);
-    while let Some((head, body)) = bytes.get(at..).and_then(|rest| rest.split_first_chunk::<FRAME_HEADER_LEN>()) {
+    while let Some((head, body)) =
+        bytes.get(at..).and_then(|rest| rest.split_first_chunk::<FRAME_HEADER_LEN>())
+    {
         let seq = le64(&head[9..17]);
         let whole = (head[8] == FrameKind::Event.byte())
             .then(|| body.get(..le32(&head[..4]) as usize))

@@ -207,7 +207,8 @@ mod tests {
 
     #[test]
     fn a_schema_that_describes_a_secret_stays_readable() {
-        let text = r#"{"inputSchema":{"type":"object","properties":{"token":{"type":"string","title":"Token"}}}}"#;
+        let text =
+            r#"{"inputSchema":{"type":"object","properties":{"token":{"type":"string","title":"Token"}}}}"#;
         assert_eq!(masked(text), text);
     }
 
