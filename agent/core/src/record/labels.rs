@@ -24,7 +24,7 @@ macro_rules! labels {
 
 labels! {
     /// How a hold ended.
-HoldEnd {
+    HoldEnd {
         Approved = "approved",
         Refused = "refused",
         Expired = "expired",
@@ -34,13 +34,13 @@ HoldEnd {
     }
 
     /// Which way a message went.
-Direction {
+    Direction {
         ClientToServer = "client_to_server",
         ServerToClient = "server_to_client",
     }
 
     /// What kind of message it was, or what Weir did with it.
-MessageLabel {
+    MessageLabel {
         Request = "request",
         Notification = "notification",
         Response = "response",
@@ -55,7 +55,7 @@ MessageLabel {
     }
 
     /// How a call ended: a closed set.
-CallResult {
+    CallResult {
         /// A JSON-RPC result.
         Ok = "ok",
         /// A JSON-RPC result with `isError: true`.
@@ -79,7 +79,7 @@ CallResult {
     }
 
     /// What Weir did with a connection.
-Treatment {
+    Treatment {
         /// Its messages are recorded.
         Terminated = "terminated",
         /// Relayed untouched: not on the intercept list.
@@ -89,7 +89,7 @@ Treatment {
     }
 
     /// How a connection ended: a closed set.
-FlowEnd {
+    FlowEnd {
         /// Either side closed it.
         Closed = "closed",
         /// The server could not be dialled.
