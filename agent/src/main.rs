@@ -1,4 +1,4 @@
-//! The `weir` command: arguments in, rooms called, an exit code out (0 done, 1 failed, 2 wrong usage).
+//! The `weir` command: arguments in, rooms called, an exit code out (0 done, 1 failed, 2 wrong usage or configuration).
 #![forbid(unsafe_code)]
 
 use std::ffi::OsString;
@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
-use weir::config::Config;
+use weir::config::{Config, ConfigError};
 use weir::daemon::Agent;
 use weir::run::{self, Run};
 use weir::{admin, trust};
@@ -33,7 +33,11 @@ Examples:
   weir agent --config /etc/weir/weir.toml     the host's agent, in the foreground
   weir status --json                          what the running agent does
 Logs go to standard error; RUST_LOG=weir=debug shows more.
-Exit codes: 0 done, 1 failed, 2 wrong usage; `weir run` gives back its command's.";
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration; `weir run` gives back its command's.";
+
+const FAILED: u8 = 1;
+/// As clap has it.
+const WRONG_USAGE: u8 = 2;
 
 #[derive(Subcommand)]
 enum Command {
@@ -146,7 +150,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("weir: {error:#}");
-            ExitCode::FAILURE
+            ExitCode::from(if error.is::<ConfigError>() { WRONG_USAGE } else { FAILED })
         }
     }
 }
