@@ -12,7 +12,7 @@ use weir_core::approval::{Hold, MIN_JUSTIFICATION};
 
 pub use answer::{Agent, Answered, Request, answer};
 pub use show::{json, shown, summary, table};
-pub use sign::{default_key, principal_of};
+pub use sign::default_key;
 
 use crate::store::{Store, StoreError};
 

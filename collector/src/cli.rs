@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand};
 use jiff::{SpanRelativeTo, Timestamp};
 use weir_collector::query::named::{DEFAULT_LIMIT, NAMED, named};
 
@@ -92,13 +92,13 @@ Examples:
   weir-collector query --json 'SELECT gen_ai_tool_name, count() AS n FROM calls GROUP BY 1 ORDER BY n DESC'
   weir-collector query --format CSVWithNames 'SELECT * FROM gaps' > gaps.csv
   weir-collector query 'DESCRIBE calls'")]
-#[group(id = "what", required = true, args = ["sql", "named", "list"])]
+#[command(group(ArgGroup::new("what").required(true).args(["sql", "named", "list"])))]
 pub struct Asking {
     /// One SELECT, SHOW, DESCRIBE or EXPLAIN
-    #[arg(value_name = "SQL", conflicts_with_all = ["named", "list"])]
+    #[arg(value_name = "SQL")]
     pub sql: Option<String>,
     /// A question by its name: calls, denied, approvals, opaque, agents or gaps
-    #[arg(long, value_name = "NAME", conflicts_with = "list")]
+    #[arg(long, value_name = "NAME")]
     pub named: Option<String>,
     /// List the named questions
     #[arg(long)]

@@ -168,17 +168,13 @@ async fn approvals(store: &Store, command: Approvals) -> Result<ExitCode> {
 
 async fn answer(store: &Store, answer: Answer, answering: Answering) -> Result<ExitCode> {
     let key = answering.key.unwrap_or_else(approvals::default_key);
-    let principal = match answering.principal {
-        Some(principal) => principal,
-        None => approvals::principal_of(&key)?,
-    };
     let request = Request {
         id: answering.id,
         answer,
         justification: answering.justification,
         ticket: answering.ticket.unwrap_or_default(),
         key,
-        principal,
+        principal: answering.principal,
         submitted_by: cli::submitter(),
         wait: !answering.no_wait,
     };

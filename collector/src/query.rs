@@ -115,14 +115,10 @@ impl<'s> Lines<'s> {
         if *self.shape == Shape::Json {
             return out.write_all(visible::json(&text).as_bytes());
         }
-        let row: Option<Vec<Option<String>>> = serde_json::from_str(&text).ok();
+        let row: Option<Vec<String>> = serde_json::from_str(&text).ok();
         match (row, &self.columns) {
-            (Some(row), None) => {
-                self.columns = Some(row.into_iter().map(Option::unwrap_or_default).collect())
-            }
-            (Some(row), Some(_)) if self.rows.len() < MAX_TABLE_ROWS => {
-                self.rows.push(row.into_iter().map(Option::unwrap_or_default).collect());
-            }
+            (Some(names), None) => self.columns = Some(names),
+            (Some(row), Some(_)) if self.rows.len() < MAX_TABLE_ROWS => self.rows.push(row),
             (Some(_), Some(_)) => self.left_out += 1,
             // The question names a format of its own.
             (None, _) => writeln!(out, "{}", visible::line(text.trim_end_matches('\n')))?,
@@ -161,8 +157,8 @@ mod tests {
     #[test]
     fn a_table_is_put_together_from_chunks_cut_anywhere() {
         let shape = Shape::Table { cell_width: None };
-        let shown = written(&shape, &["[\"a\",\"b\"]\n[\"1\",\"x\\u001b[2J", "\"]\n[null,\"y\"]\n"]);
-        assert_eq!(shown, "a  b\n-  ------------\n1  x\\u{1b}[2J\n   y\n");
+        let shown = written(&shape, &["[\"a\",\"b\"]\n[\"1\",\"x\\u001b[2J", "\"]\n[\"\",\"y\"]\n"]);
+        assert_eq!(shown, "a  b\n-  ----------\n1  x\\u{1b}[2J\n   y\n");
     }
 
     #[test]

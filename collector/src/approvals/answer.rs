@@ -27,8 +27,8 @@ pub struct Request {
     pub justification: String,
     pub ticket: String,
     pub key: PathBuf,
-    /// Who signs, as the agent's allowed signers name them.
-    pub principal: String,
+    /// Who signs, as the agent's allowed signers name them; else whom the key's comment names.
+    pub principal: Option<String>,
     /// Who runs this, for the record.
     pub submitted_by: String,
     /// Whether to watch for the agent's judgement.
@@ -51,8 +51,8 @@ pub enum Agent {
     Did,
     /// Nothing yet, or nobody waited for it.
     Silent,
-    /// The statement decides nothing for it.
-    NotAccepted,
+    /// The statement decides nothing for it, for this reason.
+    NotAccepted(String),
     /// The hold had ended otherwise.
     Otherwise(String),
 }
@@ -67,10 +67,9 @@ impl Answered {
             (Agent::Silent, _) => {
                 format!("signed; the agent has not answered yet (see `weir-collector approvals show {id}`)")
             }
-            (Agent::NotAccepted, _) => format!(
-                "the agent did not accept it: is this key listed for {} in the agent's allowed signers?",
-                crate::visible::line(&self.principal)
-            ),
+            (Agent::NotAccepted(why), _) => {
+                format!("the agent did not accept it: {}", crate::visible::line(why))
+            }
             (Agent::Otherwise(end), _) => {
                 format!("signed, but too late: the hold had ended as {}", crate::visible::line(end))
             }
@@ -83,10 +82,10 @@ impl Answered {
     }
 
     pub fn json(&self) -> serde_json::Value {
-        let (agent, ended) = match &self.agent {
+        let (agent, reason) = match &self.agent {
             Agent::Did => ("did", None),
             Agent::Silent => ("silent", None),
-            Agent::NotAccepted => ("not_accepted", None),
+            Agent::NotAccepted(why) => ("not_accepted", Some(why)),
             Agent::Otherwise(end) => ("ended_otherwise", Some(end)),
         };
         json!({
@@ -94,7 +93,7 @@ impl Answered {
             "answer": self.answer,
             "approver": self.principal,
             "agent": agent,
-            "ended": ended,
+            "reason": reason,
             "message": self.sentence(),
         })
     }
@@ -111,10 +110,15 @@ pub async fn answer(store: &Store, request: Request) -> Result<Answered, Approva
         let id = held.hold.approval_id.to_string();
         return Err(ApprovalError::Closed { id, state: crate::visible::line(held.state.as_str()) });
     }
+    sign::exists(&request.key)?;
+    let principal = match request.principal {
+        Some(principal) => principal,
+        None => sign::principal_of(&request.key)?,
+    };
     let mut statement = Statement::new(
         held.hold.clone(),
         request.answer,
-        request.principal.clone(),
+        principal.clone(),
         justification.to_owned(),
         now_us().max(0).cast_unsigned(),
     );
@@ -135,13 +139,15 @@ pub async fn answer(store: &Store, request: Request) -> Result<Answered, Approva
     let token = format!("decision/{}/{signature}", held.hold.approval_id);
     store.insert("decisions", &token, &[row]).await?;
     let agent = if request.wait { watch(store, &held, &signature).await? } else { Agent::Silent };
-    Ok(Answered { held, principal: request.principal, answer: request.answer, agent })
+    Ok(Answered { held, principal, answer: request.answer, agent })
 }
 
 #[derive(Debug, Row, Deserialize)]
 struct Judged {
     decision: String,
     signature: String,
+    /// Of a statement that was not accepted: why.
+    justification: String,
 }
 
 async fn watch(store: &Store, held: &Held, signature: &str) -> Result<Agent, ApprovalError> {
@@ -149,7 +155,7 @@ async fn watch(store: &Store, held: &Held, signature: &str) -> Result<Agent, App
     loop {
         let question = store
             .query(
-                "SELECT decision, signature FROM events \
+                "SELECT decision, signature, justification FROM events \
                  WHERE origin = ? AND kind = 'decision' AND approval_id = ? ORDER BY seq",
             )
             .bind(held.hold.origin.as_str())
@@ -167,7 +173,10 @@ async fn watch(store: &Store, held: &Held, signature: &str) -> Result<Agent, App
 
 fn judgement(judged: &[Judged], signature: &str) -> Option<Agent> {
     if let Some(ours) = judged.iter().find(|one| one.signature == signature) {
-        return Some(if ours.decision == "invalid" { Agent::NotAccepted } else { Agent::Did });
+        return Some(match ours.decision.as_str() {
+            "invalid" => Agent::NotAccepted(ours.justification.clone()),
+            _ => Agent::Did,
+        });
     }
     let end = judged.iter().find(|one| one.decision != "invalid")?;
     Some(Agent::Otherwise(end.decision.clone()))
@@ -180,11 +189,18 @@ mod tests {
     #[test]
     fn the_agents_log_tells_what_became_of_a_signature() {
         let judged = |pairs: &[(&str, &str)]| -> Vec<Judged> {
-            pairs.iter().map(|(d, s)| Judged { decision: (*d).into(), signature: (*s).into() }).collect()
+            pairs
+                .iter()
+                .map(|(d, s)| Judged {
+                    decision: (*d).into(),
+                    signature: (*s).into(),
+                    justification: "why".into(),
+                })
+                .collect()
         };
         assert_eq!(judgement(&judged(&[]), "s"), None);
         assert_eq!(judgement(&judged(&[("invalid", "t")]), "s"), None);
-        assert_eq!(judgement(&judged(&[("invalid", "s")]), "s"), Some(Agent::NotAccepted));
+        assert_eq!(judgement(&judged(&[("invalid", "s")]), "s"), Some(Agent::NotAccepted("why".into())));
         assert_eq!(judgement(&judged(&[("invalid", "t"), ("approved", "s")]), "s"), Some(Agent::Did));
         assert_eq!(judgement(&judged(&[("expired", "")]), "s"), Some(Agent::Otherwise("expired".into())));
     }

@@ -16,7 +16,7 @@ pub fn default_key() -> PathBuf {
 }
 
 /// Whom a key names: the comment of its public half, which `ssh-keygen` fills with `user@host`.
-pub fn principal_of(key: &Path) -> Result<String, ApprovalError> {
+pub(super) fn principal_of(key: &Path) -> Result<String, ApprovalError> {
     let mut public = key.as_os_str().to_owned();
     public.push(".pub");
     let read = |path: &Path| std::fs::read_to_string(path).ok();
@@ -40,11 +40,13 @@ fn comment(line: &str) -> Option<&str> {
         .map(str::trim)
 }
 
+/// Says which key there is not, in better words than ssh-keygen's.
+pub(super) fn exists(key: &Path) -> Result<(), ApprovalError> {
+    if key.exists() { Ok(()) } else { Err(ApprovalError::NoKey(key.display().to_string())) }
+}
+
 /// Signs `statement` with `key`: a private key's file, or a public key's whose private half an agent has.
 pub(super) async fn sign(statement: String, key: &Path) -> Result<SignedStatement, ApprovalError> {
-    if !key.exists() {
-        return Err(ApprovalError::NoKey(key.display().to_string()));
-    }
     let failed = |what: &dyn std::fmt::Display| {
         ApprovalError::Sign(format!(
             "ssh-keygen cannot sign with {}: {what}; nothing was sent",

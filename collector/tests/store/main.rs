@@ -1,0 +1,13 @@
+//! The collector against the real engine: `weir-store` and `weir-collector` as processes, an agent played by these
+//! tests over the real socket.
+#![forbid(unsafe_code)]
+
+mod agent;
+mod approvals;
+mod faults;
+mod ingest;
+mod malformed;
+mod migrations;
+mod questions;
+mod records;
+mod world;

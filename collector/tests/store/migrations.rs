@@ -1,0 +1,65 @@
+use weir_collector::config::Config;
+use weir_collector::store::Store;
+use weir_collector::store::migrate::{MIGRATIONS, MigrateError, Migration, check, migrate};
+
+use crate::world::{World, run_with, store};
+
+fn connected(config: &std::path::Path) -> Store {
+    Store::new(&Config::read(config).expect("a configuration").store)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn migrating_twice_changes_nothing_and_a_changed_step_is_refused() {
+    let world = World::start();
+    let (code, out, _) = world.run(&["migrate", "--json"]);
+    assert_eq!((code, out.trim()), (0, r#"{"database":"weir","version":3,"applied":[]}"#));
+    assert_eq!(world.number("SELECT count() FROM migrations"), MIGRATIONS.len() as u64);
+
+    let store = connected(world.collector.config());
+    let mut changed = MIGRATIONS;
+    changed[1].sql = "CREATE TABLE IF NOT EXISTS other (a UInt8) ENGINE = Memory;";
+    let refused = migrate(&store, &changed, 0).await.expect_err("a changed step");
+    assert!(matches!(refused, MigrateError::Changed { version: 2, .. }), "{refused}");
+    assert!(refused.to_string().contains("was applied with other contents"), "{refused}");
+    assert_eq!(world.number("SELECT count() FROM system.tables WHERE name = 'other'"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_of_a_newer_program_is_refused() {
+    let world = World::start();
+    let store = connected(world.collector.config());
+    let newer = Migration {
+        version: 4,
+        name: "later",
+        sql: "CREATE TABLE IF NOT EXISTS later (a UInt8) ENGINE = Memory;",
+    };
+    let mut steps = MIGRATIONS.to_vec();
+    steps.push(newer);
+    let applied = migrate(&store, &steps, 0).await.expect("a newer program's migration");
+    assert_eq!(applied.iter().map(|m| m.version).collect::<Vec<_>>(), [4]);
+
+    for refused in [migrate(&store, &MIGRATIONS, 0).await.map(drop), check(&store, &MIGRATIONS).await] {
+        let refused = refused.expect_err("a newer database");
+        assert!(refused.to_string().contains("use a newer weir-collector"), "{refused}");
+    }
+}
+
+#[test]
+fn a_database_without_tables_is_not_served_unless_told_to_migrate() {
+    let (store, folder) = store();
+    let config = format!(
+        "[store]\nurl = \"{}\"\npassword_file = \"{}\"\n[listen]\nsocket = \"{}\"\nagent_uids = [0]\n",
+        store.url(),
+        store.secret().display(),
+        folder.path().join("c.sock").display()
+    );
+    for arguments in [&["serve"][..], &["query", "--named", "gaps"], &["approvals", "list"]] {
+        let (code, _, told) = run_with(&folder, &config, arguments);
+        assert_eq!(code, 1);
+        assert!(told.contains("weir-collector migrate") && told.lines().count() == 1, "{told}");
+    }
+    assert!(!folder.path().join("c.sock").exists());
+    let (code, out, told) = run_with(&folder, &config, &["migrate"]);
+    assert_eq!(code, 0, "{told}");
+    assert!(out.ends_with("the database weir is at version 3\n"), "{out}");
+}
