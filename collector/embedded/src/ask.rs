@@ -45,7 +45,7 @@ pub struct Ask {
     pub compress: bool,
     /// The body comes in such frames.
     pub decompress: bool,
-    /// A GET changes nothing.
+    /// A GET changes nothing, and neither does what says `readonly` in its URL.
     pub read_only: bool,
     /// The boundary of a form, if the body is one.
     pub form: Option<String>,
@@ -92,6 +92,8 @@ impl Ask {
                     format!("there is no role `{value}`: the embedded store has one user and no roles"),
                 ));
             }
+            // Embedded, the engine lets a statement lift its own `readonly`; so the statement is judged here as well.
+            "readonly" if value != "0" => self.read_only = true,
             unused if UNUSED.contains(&unused) => {}
             _ => match name.strip_prefix("param_") {
                 Some(param) => self.params.push((param.to_owned(), value)),
@@ -115,14 +117,11 @@ impl Ask {
         let mut settings = Vec::with_capacity(self.settings.len() + 1);
         for (name, value) in &self.settings {
             if name == "readonly" && self.read_only {
-                if value == "0" {
-                    return Err(Fault::new(
-                        code::READONLY,
-                        "READONLY",
-                        "a GET is read-only: send what changes something as POST",
-                    ));
-                }
-                continue;
+                return Err(Fault::new(
+                    code::READONLY,
+                    "READONLY",
+                    "a GET is read-only: send what changes something as POST",
+                ));
             }
             if !is_setting_name(name) {
                 return Err(Fault::new(
@@ -214,6 +213,13 @@ mod tests {
         let refused = ask(Method::GET, &[("readonly", "0")]).expect("an ask").preparation();
         assert_eq!(refused.expect_err("a refusal").code(), code::READONLY);
         assert!(ask(Method::POST, &[]).expect("an ask").preparation().expect("statements").is_empty());
+    }
+
+    #[test]
+    fn a_post_that_says_readonly_is_read_only_too() {
+        let ask = ask(Method::POST, &[("readonly", "1"), ("max_threads", "1")]).expect("an ask");
+        assert!(ask.read_only);
+        assert_eq!(ask.preparation().expect("statements"), ["SET max_threads = '1', readonly = 2"]);
     }
 
     #[test]
