@@ -1,18 +1,36 @@
 //! Starting and stopping, with good and bad input.
 
 use std::fs;
+use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::{Command, Output};
-use std::time::Instant;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
 use crate::harness::{Reply, START_WAIT, Store, command, request, store};
 
+/// The exit code and stderr of a process that must end by itself.
 fn run(command: &mut Command) -> (Option<i32>, String) {
-    let Output { status, stderr, .. } = command.output().expect("the binary runs");
-    (status.code(), String::from_utf8_lossy(&stderr).into_owned())
+    let mut process = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary runs");
+    let mut stderr = process.stderr.take().expect("its stderr");
+    let text = std::thread::spawn(move || {
+        let mut text = String::new();
+        let _ = stderr.read_to_string(&mut text);
+        text
+    });
+    let deadline = Instant::now() + START_WAIT;
+    let status = loop {
+        if let Some(status) = process.try_wait().expect("a status") {
+            break status;
+        }
+        if Instant::now() > deadline {
+            let _ = process.kill();
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    (status.code(), text.join().expect("the thread"))
 }
 
 /// Fails with one sentence that names `fault` and `mend`.
@@ -138,8 +156,8 @@ fn an_engine_that_is_too_old_is_named() {
 fn a_data_folder_that_the_engine_cannot_open_is_named() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let data = folder.path().join("data");
-    fs::create_dir_all(data.join("db")).expect("a folder");
-    fs::write(data.join("db/store"), "no folder").expect("a file");
+    fs::create_dir_all(data.join("db/metadata")).expect("a folder");
+    fs::write(data.join("db/metadata/weir.sql"), "no statement").expect("a file");
     refuses(&mut command(&data), "the engine refuses to open", "data/db");
 }
 

@@ -96,6 +96,17 @@ fn rows_in_the_body_arrive_whatever_bytes_they_hold() {
 }
 
 #[test]
+fn the_largest_segment_is_one_block() {
+    let (_folder, store) = prepared();
+    let rows: String = (0..20_000).map(|row| format!("{row}\t{}\n", "x".repeat(840))).collect();
+    assert!(rows.len() > 16 << 20);
+    let target = format!("/?max_insert_threads=1&query={}", encoded("INSERT INTO weir.t FORMAT TSV"));
+    assert_eq!(store.http("POST", &target, rows.as_bytes()).status, 200);
+    let parts = "SELECT rows FROM system.parts WHERE active AND table = 't' ORDER BY rows";
+    assert_eq!(store.ask(parts), "1\n20000");
+}
+
+#[test]
 fn broken_rows_are_refused_whole() {
     let (_folder, store) = prepared();
     for (format, body, code) in [
