@@ -172,7 +172,7 @@ fn read_only() -> Fault {
     Fault::new(
         code::READONLY,
         "READONLY",
-        "Cannot execute query in readonly mode: a GET is read-only, so send what changes something as POST",
+        "Cannot execute query in readonly mode: a GET changes nothing, and neither does a request that says readonly",
     )
 }
 
