@@ -20,7 +20,13 @@ pub enum AcceptError {
          take a client that pins its server off the intercept list"
     )]
     Distrusted { alert: AlertDescription },
-    /// The client's fault, or the network's; some clients that do not trust the CA just close.
+    /// What Node and Python do with a certificate that they do not trust; an alert would say more.
+    #[error(
+        "the client closed in the middle of the TLS handshake, as some do that do not trust Weir's CA: if this one does \
+         not, make its CA variables name Weir's bundle.pem"
+    )]
+    Left,
+    /// The client's fault, or the network's.
     #[error("the TLS handshake with the client broke: {0}")]
     Handshake(io::Error),
     #[error("the client did not finish its TLS handshake within {0:?}")]
@@ -35,6 +41,7 @@ impl AcceptError {
     pub fn label(&self) -> &'static str {
         match self {
             AcceptError::Distrusted { .. } => "client_distrusts_ca",
+            AcceptError::Left => "client_left_handshake",
             AcceptError::Handshake(_) => "client_handshake_broken",
             AcceptError::Timeout(_) => "client_handshake_timeout",
             AcceptError::Minting(_) => "minting_failed",
@@ -57,10 +64,12 @@ where
 }
 
 fn broken(error: io::Error) -> AcceptError {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
     match super::reason(&error) {
         Some(rustls::Error::AlertReceived(alert)) if rejects_certificate(*alert) => {
             AcceptError::Distrusted { alert: *alert }
         }
+        _ if matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof) => AcceptError::Left,
         _ => AcceptError::Handshake(error),
     }
 }

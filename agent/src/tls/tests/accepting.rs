@@ -102,7 +102,8 @@ async fn a_client_that_leaves_during_the_handshake_is_named() {
     let (near, far) = duplex(1024);
     drop(near);
     let error = accept(far, &leaf, WAIT).await.expect_err("no stream");
-    assert_eq!(error.label(), "client_handshake_broken");
+    assert_eq!(error.label(), "client_left_handshake");
+    assert!(error.to_string().contains("bundle.pem"), "{error}");
 }
 
 #[tokio::test(start_paused = true)]
