@@ -179,6 +179,17 @@ impl World {
         self.collector.sql(question)
     }
 
+    /// The rows of a question, once there are `count` of them: what was just seen on the wire may still be on its way.
+    pub fn sql_until(&self, count: usize, question: &str) -> Result<Vec<Value>> {
+        let mut last = Vec::new();
+        let enough = until("rows to arrive in the store", SHIP_DEADLINE, || {
+            last = self.sql(question)?;
+            Ok((last.len() >= count).then_some(()))
+        });
+        enough.with_context(|| format!("{count} rows of {question}; there are {last:?}"))?;
+        Ok(last)
+    }
+
     /// The one number that a question asks for.
     pub fn number(&self, question: &str) -> Result<u64> {
         let rows = self.sql(question)?;
