@@ -5,10 +5,12 @@ pub mod error;
 pub mod migrate;
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clickhouse::query::Query;
 use clickhouse::{Client, Row, RowOwned, RowRead, RowWrite};
+use tokio::sync::OnceCell;
 
 pub use error::StoreError;
 
@@ -22,7 +24,8 @@ const SEND_WAIT: Duration = Duration::from_secs(30);
 const COMMIT_WAIT: Duration = Duration::from_secs(60);
 
 /// Settings of every insert, all given, since ClickHouse's defaults have changed between versions: it is
-/// synchronous, deduplicated by its token, and one block of one thread, whatever its size.
+/// synchronous, deduplicated by its token, and one block of one thread, whatever its size. (`deduplicate_insert` is
+/// added where the server knows it: from 26.2 on it overrules `insert_deduplicate`.)
 const INSERT_SETTINGS: [(&str, &str); 9] = [
     ("async_insert", "0"),
     ("insert_deduplicate", "1"),
@@ -47,6 +50,8 @@ pub struct Store {
     url: String,
     user: String,
     database: String,
+    /// Whether this server has the setting `deduplicate_insert`, once it was asked.
+    newer_deduplication: Arc<OnceCell<bool>>,
 }
 
 impl std::fmt::Debug for Store {
@@ -68,7 +73,8 @@ impl Store {
             .with_product_info("weir-collector", env!("CARGO_PKG_VERSION"));
         let client = server.clone().with_database(&config.database);
         let (url, user) = (config.url.clone(), config.user.clone());
-        Self { server, client, url, user, database: config.database.clone() }
+        let database = config.database.clone();
+        Self { server, client, url, user, database, newer_deduplication: Arc::default() }
     }
 
     pub fn url(&self) -> &str {
@@ -110,6 +116,9 @@ impl Store {
         for (name, value) in INSERT_SETTINGS {
             insert = insert.with_setting(name, value);
         }
+        if *self.newer_deduplication.get_or_try_init(|| self.has_setting("deduplicate_insert")).await? {
+            insert = insert.with_setting("deduplicate_insert", "enable");
+        }
         insert = insert
             .with_setting("insert_deduplication_token", token)
             .with_timeouts(Some(SEND_WAIT), Some(COMMIT_WAIT));
@@ -117,6 +126,12 @@ impl Store {
             insert.write(row).await.map_err(|e| self.fault(e))?;
         }
         insert.end().await.map_err(|e| self.fault(e))
+    }
+
+    /// Whether the server knows a setting: it refuses what it does not know.
+    async fn has_setting(&self, name: &str) -> Result<bool, StoreError> {
+        let question = self.query("SELECT name FROM system.settings WHERE name = ?").bind(name);
+        Ok(!self.rows::<String>(question).await?.is_empty())
     }
 
     async fn bounded<T>(

@@ -4,6 +4,9 @@ use std::error::Error as _;
 
 use clickhouse::error::Error;
 
+/// The most characters of a server's own words; whatever answers may be no ClickHouse.
+const MAX_MESSAGE: usize = 1000;
+
 /// ClickHouse's own numbers.
 mod code {
     pub const UNKNOWN_TABLE: u16 = 60;
@@ -84,7 +87,8 @@ fn code_of(text: &str) -> Option<u16> {
 }
 
 fn one_line(text: &str) -> String {
-    crate::visible::line(&text.split_whitespace().collect::<Vec<_>>().join(" "))
+    let words: Vec<_> = text.split_whitespace().collect();
+    crate::visible::line(&words.join(" ").chars().take(MAX_MESSAGE).collect::<String>())
 }
 
 #[cfg(test)]

@@ -4,6 +4,42 @@ use weir_collector::store::migrate::{MIGRATIONS, MigrateError, Migration, check,
 
 use crate::world::{World, run_with, store};
 
+/// The table under a heading of docs/schema.md: its rows' first two cells, a column and its type.
+fn documented(heading: &str) -> Vec<(String, String)> {
+    let text = include_str!("../../../docs/schema.md");
+    let section = text.split_once(&format!("\n## {heading}\n")).expect(heading).1;
+    let section = section.split_once("\n## ").map_or(section, |(section, _)| section);
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| `"));
+    rows.map(|row| {
+        let (column, rest) = row.split_once("` | `").expect(row);
+        (column.to_owned(), rest.split_once("` |").expect(row).0.to_owned())
+    })
+    .collect()
+}
+
+#[test]
+fn the_documented_columns_are_those_of_the_database() {
+    let world = World::start();
+    let described = |table: &str| -> Vec<(String, String)> {
+        let text = |row: &serde_json::Value, name: &str| row[name].as_str().expect(name).to_owned();
+        let rows = world.sql(&format!("DESCRIBE {table}"));
+        rows.iter().map(|row| (text(row, "name"), text(row, "type"))).collect()
+    };
+    for table in ["events", "holds", "decisions", "migrations", "gaps"] {
+        assert_eq!(documented(table), described(table), "{table}");
+    }
+    let events = described("events");
+    let own = documented("calls");
+    for column in described("calls") {
+        let result = column.0 == "result";
+        assert!(own.contains(&column) || (events.contains(&column) && !result), "calls: {column:?}");
+    }
+    for column in &own {
+        assert!(described("calls").contains(column), "calls: {column:?}");
+    }
+    assert!(described("flows").iter().all(|column| events.contains(column)), "flows");
+}
+
 fn connected(config: &std::path::Path) -> Store {
     Store::new(&Config::read(config).expect("a configuration").store)
 }
