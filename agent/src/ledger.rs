@@ -29,13 +29,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::sync::{Semaphore, oneshot, watch};
 use weir_core::ids::{Boot, CallId, FlowId, Origin};
 use weir_core::mask::{Masked, Masker};
 use weir_core::record::{AgentEvent, Body, DecisionRecord, Flow, Message, Written};
 
+use crate::clock;
 use crate::spool::{self, Limits, SegmentFile, SetAside, Shelf, SpoolError, Storage, Usage};
 use item::{Answer, Command, Item};
 use writer::Writer;
@@ -61,14 +62,6 @@ pub type Text = Masked<String>;
 pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
 /// Sees each event once it is on disk, on the writer's thread; it must not wait.
 pub type Tap = Arc<dyn Fn(&Written) + Send + Sync>;
-
-/// The host's clock.
-pub fn wall_clock() -> Clock {
-    Arc::new(|| {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
-    })
-}
 
 /// What a ledger is made of.
 pub struct LedgerConfig {
@@ -98,7 +91,7 @@ impl LedgerConfig {
             host,
             boot,
             masker,
-            clock: wall_clock(),
+            clock: Arc::new(clock::now_us),
             seal_after: Duration::from_secs(1),
             max_open: MAX_OPEN_RECORDS,
             tap: None,

@@ -143,7 +143,6 @@ impl Writer {
         }
         let owed = if result.is_ok() { 0 } else { self.waiting.len() };
         self.vitals.owed_outcomes.store(owed as u64, Ordering::Relaxed);
-        self.vitals.open_calls.store(self.book.len() as u64, Ordering::Relaxed);
         self.tell_sealed();
         result
     }
@@ -229,12 +228,15 @@ impl Writer {
     /// The event is on disk.
     fn settle(&mut self, staged: Staged) {
         self.book.apply(&staged.event.body);
+        self.vitals.open_calls.store(self.book.len() as u64, Ordering::Relaxed);
         if let Some(tap) = &self.config.tap {
             tap(&staged.event);
         }
         if let Answer::Lost(notes) = staged.answer {
             self.lost -= notes;
         }
+        // Who was told that a call is closed finds its slot free.
+        drop(staged.room);
         staged.answer.give(Ok(staged.event.seq));
     }
 

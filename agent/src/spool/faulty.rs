@@ -105,14 +105,11 @@ impl Faulty {
         self.disk().used()
     }
 
-    /// Lets data syncs wait until `release_syncs`.
-    pub fn hold_syncs(&self) {
+    /// Lets syncs wait until what it returns is dropped.
+    #[must_use]
+    pub fn hold_syncs(&self) -> HeldSyncs {
         self.disk().syncs_held = true;
-    }
-
-    pub fn release_syncs(&self) {
-        self.disk().syncs_held = false;
-        self.disk.1.notify_all();
+        HeldSyncs(self.clone())
     }
 
     /// Waits until a sync is held. Returns whether it came before the deadline.
@@ -411,6 +408,16 @@ impl Append for Handle {
 
     fn sync_data(&mut self) -> io::Result<()> {
         self.disk.sync(self.file)
+    }
+}
+
+/// Syncs wait as long as it lives.
+pub struct HeldSyncs(Faulty);
+
+impl Drop for HeldSyncs {
+    fn drop(&mut self) {
+        self.0.disk().syncs_held = false;
+        self.0.disk.1.notify_all();
     }
 }
 

@@ -2,12 +2,13 @@
 //! [`Found`], which becomes a [`Spool`] once its caller has said what the next segment carries over. It never
 //! drops bytes of whole events, and never stops at what it cannot read.
 
-use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
 use weir_core::ids::Origin;
 use weir_core::segment::{FrameKind, HEADER_LEN, Reader, SegmentError, last_whole_event};
+
+use crate::random;
 
 use super::shelf::{SegmentFile, SetAside, Shelf};
 use super::storage::{Lock, LockError, Storage};
@@ -70,7 +71,7 @@ pub fn open(storage: Arc<dyn Storage>, limits: Limits) -> Result<Found, SpoolErr
     };
     let mut found = Found {
         fresh: origin.is_none(),
-        origin: origin.map_or_else(new_origin, Ok)?,
+        origin: origin.unwrap_or_else(|| Origin::from_random(random::bytes())),
         next_seq: 0,
         carry: None,
         events: Vec::new(),
@@ -131,13 +132,6 @@ fn read_origin(storage: &dyn Storage) -> Result<Origin, SpoolError> {
     let text = String::from_utf8_lossy(&bytes);
     let fault = "its `origin` does not hold 32 hex digits; put the right one back";
     text.trim_end().parse().map_err(|_| SpoolError::Inconsistent(fault))
-}
-
-fn new_origin() -> Result<Origin, SpoolError> {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes)
-        .map_err(|error| SpoolError::io("make", ORIGIN)(io::Error::other(error.to_string())))?;
-    Ok(Origin::from_random(bytes))
 }
 
 impl Found {

@@ -1,0 +1,156 @@
+//! What the ledger's tests play with: calls, and the log as it is read back.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use weir::ledger::{DurableIntent, Intended, Ledger, LedgerConfig, LedgerError, OpenRecord, Recovered, Text};
+use weir::spool::faulty::Faulty;
+use weir::spool::{Limits, Storage};
+use weir_core::ids::{Boot, CallId, FlowId};
+use weir_core::mask::{MaskKey, Masker};
+use weir_core::policy::{Action, Verdict};
+use weir_core::record::{
+    Body, CallResult, Caller, Direction, Durability, Intent, Job, Mcp, Message, MessageLabel, Outcome,
+    Payload, Proof, Server, Stored,
+};
+use weir_core::segment::{FrameKind, Reader};
+
+pub const DEADLINE: Duration = Duration::from_secs(30);
+pub const FOREVER: Duration = Duration::from_secs(100_000);
+
+pub fn masker() -> Masker {
+    Masker::new(MaskKey::new([3; 32]))
+}
+
+pub fn text(text: &str) -> Text {
+    masker().text(text)
+}
+
+pub fn config(storage: impl Storage + 'static) -> LedgerConfig {
+    let boot = Boot::from_random([9; 16]);
+    LedgerConfig {
+        limits: Limits { max_bytes: 4 << 20, reserve_bytes: 1 << 16, seal_bytes: 4000, seal_events: 40 },
+        clock: Arc::new(|| 1_790_000_000_000_000),
+        seal_after: FOREVER,
+        ..LedgerConfig::new(Arc::new(storage), "t".into(), "h".into(), boot, masker())
+    }
+}
+
+pub fn open(disk: &Faulty) -> (Ledger, Recovered) {
+    Ledger::open(config(disk.clone())).unwrap()
+}
+
+pub fn call(n: u64) -> CallId {
+    CallId::from_random((u128::from(n) + 1).to_be_bytes())
+}
+
+pub fn flow() -> FlowId {
+    FlowId::from_random([5; 16])
+}
+
+pub fn intent(n: u64, action: Action) -> Intent<Text> {
+    let none = Text::default;
+    let caller = Caller {
+        pid: 1,
+        start_time: None,
+        uid: 0,
+        gid: 0,
+        comm: none(),
+        executable: none(),
+        command_line: none(),
+        cgroup: none(),
+        job: Job::default(),
+        seen_alive: true,
+    };
+    Intent {
+        call_id: call(n),
+        flow_id: flow(),
+        caller: Arc::new(caller),
+        server: Server { address: "::1".into(), port: 1, name: none(), proof: Proof::Unproven },
+        mcp: Mcp {
+            method: text("tools/call"),
+            tool: None,
+            request_id: None,
+            session: None,
+            protocol_version: None,
+        },
+        verdict: Verdict { action, rule: "default".into(), policy_digest: "d".into() },
+        payload: Payload::default(),
+        durability: Durability::Strict,
+        approval_id: None,
+    }
+}
+
+pub fn outcome(n: u64, result: CallResult) -> Outcome<Text> {
+    Outcome {
+        call_id: call(n),
+        result,
+        http_status: None,
+        error_code: None,
+        duration_us: Some(n),
+        payload: Payload::default(),
+    }
+}
+
+pub fn message(content: &str) -> Message<Text> {
+    Message {
+        flow_id: flow(),
+        call_id: None,
+        direction: Direction::ServerToClient,
+        method: Text::default(),
+        label: MessageLabel::Notification,
+        payload: Payload { text: text(content), bytes: content.len() as u64, ..Payload::default() },
+    }
+}
+
+pub async fn begin(ledger: &Ledger, n: u64) -> Result<(OpenRecord<Intended>, DurableIntent), LedgerError> {
+    ledger.open_record(call(n), flow())?.intent(intent(n, Action::Allow)).await
+}
+
+/// Opens a folder once more and reads all that is in it: that must have dense sequence numbers.
+pub fn log(disk: impl Storage + 'static) -> Vec<Stored> {
+    let mut events = log_with_gaps(disk);
+    events.sort_by_key(|event| event.seq);
+    let seqs: Vec<u64> = events.iter().map(|event| event.seq).collect();
+    assert!(seqs.iter().copied().eq(0..seqs.len() as u64), "{seqs:?}");
+    events
+}
+
+pub fn log_with_gaps(disk: impl Storage + 'static) -> Vec<Stored> {
+    let spool =
+        weir::spool::open(Arc::new(disk), config(Faulty::new()).limits).unwrap().start(b"[]").unwrap();
+    let mut events = BTreeMap::new();
+    for file in spool.shelf().sealed() {
+        let bytes = spool.shelf().read(file.first_seq).unwrap();
+        for frame in Reader::new(&bytes).unwrap().map(Result::unwrap).filter(|f| f.kind == FrameKind::Event) {
+            let event = Stored::read(frame.bytes).unwrap();
+            assert_eq!(event.seq, frame.seq);
+            assert!(events.insert(event.seq, event).is_none(), "{} is there twice", frame.seq);
+        }
+    }
+    events.into_values().collect()
+}
+
+/// The outcomes of each intent, in the log's order. There is none without an intent before it.
+pub fn outcomes(log: &[Stored]) -> BTreeMap<CallId, Vec<CallResult>> {
+    let mut outcomes = BTreeMap::new();
+    for event in log {
+        match &event.body {
+            Body::Intent(intent) => {
+                assert!(outcomes.insert(intent.call_id.clone(), vec![]).is_none(), "two intents of a call");
+            }
+            Body::Outcome(outcome) => outcomes.get_mut(&outcome.call_id).unwrap().push(outcome.result),
+            _ => {}
+        }
+    }
+    outcomes
+}
+
+pub fn agent_events(log: &[Stored], named: &str) -> Vec<BTreeMap<String, String>> {
+    let detail = |event: &Stored| match &event.body {
+        Body::Agent(agent) if agent.name == named => Some(agent.detail.clone()),
+        _ => None,
+    };
+    log.iter().filter_map(detail).collect()
+}
