@@ -33,13 +33,11 @@ pub struct Shipper {
 
 /// Why a segment did not arrive.
 #[derive(Debug, thiserror::Error)]
-enum ShipError {
+pub enum ShipError {
     #[error(transparent)]
     Post(#[from] PostError),
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-    #[error("the spool's own segment cannot be read: {0}")]
-    Segment(#[from] SegmentError),
     #[error("the collector acknowledged another segment than the one sent")]
     WrongAck,
 }
@@ -69,17 +67,21 @@ impl Shipper {
     }
 
     /// Ships what is sealed now. The first fault that may pass ends it.
-    pub async fn ship_all(&self) -> Result<(), impl std::error::Error + use<>> {
+    pub async fn ship_all(&self) -> Result<(), ShipError> {
         for file in self.ledger.sealed() {
             self.ship(file).await?;
         }
-        Ok::<(), ShipError>(())
+        Ok(())
     }
 
     async fn ship(&self, file: SegmentFile) -> Result<(), ShipError> {
         let first_seq = file.first_seq;
         let bytes = self.ledger.read(first_seq).await?;
-        let expected = self.expected_ack(&bytes)?;
+        let expected = match self.expected_ack(&bytes) {
+            Ok(expected) if expected.last_seq == file.last_seq() => expected,
+            Ok(_) => return self.set_aside(file, SetAside::Damaged, "events are missing from its end").await,
+            Err(error) => return self.set_aside(file, SetAside::Damaged, &error.to_string()).await,
+        };
         match self.collector.post::<SegmentAck>(wire::SEGMENTS, bytes).await {
             Ok(ack) if ack == expected => Ok(self.ledger.trim(first_seq).await?),
             Ok(_) => Err(ShipError::WrongAck),
@@ -90,17 +92,14 @@ impl Shipper {
                     // The segment is not at fault.
                     _ => return Err(PostError::Refused(refusal).into()),
                 };
-                tracing::error!(first_seq, %refusal, "a segment is set aside: the collector can never take it");
-                self.ledger.set_aside(first_seq, reason).await?;
-                self.tell_set_aside(file, &refusal.to_string()).await;
-                Ok(())
+                self.set_aside(file, reason, &refusal.to_string()).await
             }
             Err(error) => Err(error.into()),
         }
     }
 
     /// What only a collector that stored this very segment can say.
-    fn expected_ack(&self, bytes: &[u8]) -> Result<SegmentAck, ShipError> {
+    fn expected_ack(&self, bytes: &[u8]) -> Result<SegmentAck, SegmentError> {
         let mut reader = Reader::new(bytes)?;
         let first_seq = reader.first_seq();
         let mut events = Vec::new();
@@ -115,7 +114,10 @@ impl Shipper {
         Ok(SegmentAck { origin: self.origin.clone(), first_seq, last_seq, batch_digest })
     }
 
-    async fn tell_set_aside(&self, file: SegmentFile, why: &str) {
+    /// Out of the way of those behind it, for a human to look at; and said in the record.
+    async fn set_aside(&self, file: SegmentFile, reason: SetAside, why: &str) -> Result<(), ShipError> {
+        tracing::error!(first_seq = file.first_seq, why, "a segment is set aside: it can never arrive");
+        self.ledger.set_aside(file.first_seq, reason).await?;
         let text = |value: &str| self.masker.text(value);
         let detail = [
             ("first_seq".to_owned(), text(&file.first_seq.to_string())),
@@ -123,8 +125,6 @@ impl Shipper {
             ("reason".to_owned(), text(why)),
         ];
         let event = AgentEvent { name: "spool.set_aside".into(), detail: detail.into() };
-        if let Err(error) = self.ledger.note(event).await {
-            tracing::error!(%error, "a segment set aside was not recorded");
-        }
+        Ok(self.ledger.note(event).await?)
     }
 }
