@@ -17,6 +17,7 @@ pub mod daemon;
 pub mod job;
 pub mod machine;
 pub mod places;
+pub mod raw;
 pub mod server;
 pub mod store;
 pub mod wait;

@@ -83,6 +83,10 @@ impl McpServer {
         self.port
     }
 
+    pub fn scheme(&self) -> Scheme {
+        self.scheme
+    }
+
     pub fn daemon(&mut self) -> &mut Daemon {
         &mut self.daemon
     }
