@@ -8,7 +8,7 @@ mod sign;
 
 use clickhouse::Row;
 use serde::{Deserialize, Serialize};
-use weir_core::approval::{Hold, MIN_JUSTIFICATION};
+use weir_core::approval::{DecisionError, Hold, MIN_JUSTIFICATION};
 
 pub use answer::{Agent, Answered, Request, answer};
 pub use show::{json, shown, summary, table};
@@ -75,6 +75,8 @@ pub enum ApprovalError {
         "the key {0} names nobody in its comment; say with --as who you are in the agent's allowed signers"
     )]
     NoPrincipal(String),
+    #[error("{0}; say it without")]
+    Secret(DecisionError),
     #[error("{0}")]
     Sign(String),
     #[error("the hold {id} in the store cannot be read: {reason}")]

@@ -48,6 +48,8 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Take segments and holds from agents until SIGTERM
+    ///
+    /// An event is acknowledged once it is in ClickHouse and was read back. On SIGTERM what has begun ends first.
     Serve(Serving),
     /// Bring the database to this program's tables; does nothing when it is there
     Migrate {
@@ -56,6 +58,9 @@ pub enum Command {
         json: bool,
     },
     /// Ask ClickHouse: free SQL, or a question by its name (reads only)
+    ///
+    /// The views are calls, flows and gaps, over the tables events, holds and decisions; docs/schema.md tells their
+    /// columns. Control characters in a table or in JSON are shown as escapes.
     Query(Asking),
     /// Held calls: list, show, approve, refuse
     Approvals {
@@ -69,9 +74,7 @@ pub enum Command {
     },
 }
 
-/// Take segments and holds from agents until SIGTERM
-///
-/// An event is acknowledged once it is in ClickHouse and was read back. On SIGTERM what has begun ends first.
+/// `serve`.
 #[derive(Debug, Args)]
 pub struct Serving {
     /// Migrate the database first
@@ -82,9 +85,7 @@ pub struct Serving {
     pub json: bool,
 }
 
-/// Ask ClickHouse: free SQL, or a question by its name (reads only)
-///
-/// The views are calls, flows and gaps, over the tables events, holds and decisions.
+/// `query`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -140,15 +141,18 @@ pub enum Approvals {
         json: bool,
     },
     /// Sign that a held call may go on
+    ///
+    /// The statement (the hold as `show` tells it, your answer and your reason) is signed by
+    /// `ssh-keygen -Y sign -n weir-approval`. The agent accepts it if its own allowed-signers file lists the key for
+    /// you, and serves one call with it. It cannot be taken back.
     Approve(Answering),
     /// Sign that a held call must not go on
+    ///
+    /// Signed and judged as an approval is. The client gets an error that carries your reason.
     Refuse(Answering),
 }
 
-/// Sign an answer to a held call
-///
-/// The statement (the hold as shown, your answer and your reason) is signed by `ssh-keygen -Y sign -n weir-approval`.
-/// The agent accepts it if its own allowed-signers file lists the key for you. The answer cannot be taken back.
+/// `approvals approve` and `approvals refuse`.
 #[derive(Debug, Args)]
 pub struct Answering {
     /// The hold's id, or enough of its beginning

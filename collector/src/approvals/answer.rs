@@ -123,6 +123,7 @@ pub async fn answer(store: &Store, request: Request) -> Result<Answered, Approva
         now_us().max(0).cast_unsigned(),
     );
     statement.ticket = request.ticket;
+    statement.check_for_secrets().map_err(ApprovalError::Secret)?;
     let unreadable = |e: serde_json::Error| ApprovalError::Unreadable {
         id: held.hold.approval_id.to_string(),
         reason: e.to_string(),
@@ -134,34 +135,34 @@ pub async fn answer(store: &Store, request: Request) -> Result<Answered, Approva
         let id = held.hold.approval_id.to_string();
         return Err(ApprovalError::Closed { id, state: "it expired while you signed".into() });
     }
-    let signature = signed.signature.clone();
     let row = DecisionRow::of(&statement, signed, request.submitted_by, now_us());
-    let token = format!("decision/{}/{signature}", held.hold.approval_id);
-    store.insert("decisions", &token, &[row]).await?;
-    let agent = if request.wait { watch(store, &held, &signature).await? } else { Agent::Silent };
+    let token = format!("decision/{}/{}", held.hold.approval_id, row.signature);
+    store.insert("decisions", &token, std::slice::from_ref(&row)).await?;
+    let agent = if request.wait { watch(store, &held, &row).await? } else { Agent::Silent };
     Ok(Answered { held, principal, answer: request.answer, agent })
 }
 
 #[derive(Debug, Row, Deserialize)]
 struct Judged {
     decision: String,
+    statement: String,
     signature: String,
     /// Of a statement that was not accepted: why.
     justification: String,
 }
 
-async fn watch(store: &Store, held: &Held, signature: &str) -> Result<Agent, ApprovalError> {
+async fn watch(store: &Store, held: &Held, ours: &DecisionRow) -> Result<Agent, ApprovalError> {
     let until = Instant::now() + AGENT_WAIT;
     loop {
         let question = store
             .query(
-                "SELECT decision, signature, justification FROM events \
+                "SELECT decision, statement, signature, justification FROM events \
                  WHERE origin = ? AND kind = 'decision' AND approval_id = ? ORDER BY seq",
             )
             .bind(held.hold.origin.as_str())
             .bind(held.hold.approval_id.as_str());
         let judged: Vec<Judged> = store.rows(question).await?;
-        if let Some(agent) = judgement(&judged, signature) {
+        if let Some(agent) = judgement(&judged, &ours.statement, &ours.signature) {
             return Ok(agent);
         }
         if Instant::now() >= until {
@@ -171,15 +172,15 @@ async fn watch(store: &Store, held: &Held, signature: &str) -> Result<Agent, App
     }
 }
 
-fn judgement(judged: &[Judged], signature: &str) -> Option<Agent> {
-    if let Some(ours) = judged.iter().find(|one| one.signature == signature) {
-        return Some(match ours.decision.as_str() {
-            "invalid" => Agent::NotAccepted(ours.justification.clone()),
-            _ => Agent::Did,
-        });
+fn judgement(judged: &[Judged], statement: &str, signature: &str) -> Option<Agent> {
+    let mut ends = judged.iter().filter(|one| one.decision != "invalid");
+    if let Some(end) = ends.next() {
+        let ours = end.signature == signature;
+        return Some(if ours { Agent::Did } else { Agent::Otherwise(end.decision.clone()) });
     }
-    let end = judged.iter().find(|one| one.decision != "invalid")?;
-    Some(Agent::Otherwise(end.decision.clone()))
+    // Another statement under a copy of our signature says nothing of ours.
+    let ours = |one: &&Judged| one.signature == signature && one.statement == statement;
+    judged.iter().find(ours).map(|one| Agent::NotAccepted(one.justification.clone()))
 }
 
 #[cfg(test)]
@@ -188,20 +189,23 @@ mod tests {
 
     #[test]
     fn the_agents_log_tells_what_became_of_a_signature() {
-        let judged = |pairs: &[(&str, &str)]| -> Vec<Judged> {
-            pairs
+        let told = |log: &[[&str; 3]]| {
+            let judged: Vec<Judged> = log
                 .iter()
-                .map(|(d, s)| Judged {
-                    decision: (*d).into(),
-                    signature: (*s).into(),
+                .map(|[decision, statement, signature]| Judged {
+                    decision: (*decision).into(),
+                    statement: (*statement).into(),
+                    signature: (*signature).into(),
                     justification: "why".into(),
                 })
-                .collect()
+                .collect();
+            judgement(&judged, "ours", "s")
         };
-        assert_eq!(judgement(&judged(&[]), "s"), None);
-        assert_eq!(judgement(&judged(&[("invalid", "t")]), "s"), None);
-        assert_eq!(judgement(&judged(&[("invalid", "s")]), "s"), Some(Agent::NotAccepted("why".into())));
-        assert_eq!(judgement(&judged(&[("invalid", "t"), ("approved", "s")]), "s"), Some(Agent::Did));
-        assert_eq!(judgement(&judged(&[("expired", "")]), "s"), Some(Agent::Otherwise("expired".into())));
+        assert_eq!(told(&[]), None);
+        assert_eq!(told(&[["invalid", "theirs", "t"]]), None);
+        assert_eq!(told(&[["invalid", "a copy", "s"]]), None);
+        assert_eq!(told(&[["invalid", "ours", "s"]]), Some(Agent::NotAccepted("why".into())));
+        assert_eq!(told(&[["invalid", "a copy", "s"], ["approved", "ours", "s"]]), Some(Agent::Did));
+        assert_eq!(told(&[["expired", "", ""]]), Some(Agent::Otherwise("expired".into())));
     }
 }

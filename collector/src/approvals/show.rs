@@ -61,7 +61,9 @@ pub fn shown(held: &Held) -> String {
     };
     say("id", hold.approval_id.as_str());
     say("state", held.state.as_str());
-    say("signed", &if held.signed == 0 { String::new() } else { format!("{} statements", held.signed) });
+    if held.signed > 0 {
+        say("statements", &format!("{} signed so far, whatever they are worth", held.signed));
+    }
     say("approver", &held.approver);
     say("justification", &held.justification);
     say("ticket", &held.ticket);

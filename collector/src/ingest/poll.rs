@@ -70,7 +70,10 @@ impl Ingest {
             return Ok(Vec::new());
         }
         let answered = self.answered(request, &signed).await?;
-        let fresh = signed.into_iter().filter(|one| !answered.contains(&one.signature));
+        // By both: a copy with another statement must not take the answer that is the true one's.
+        let fresh = signed.into_iter().filter(|one| {
+            !answered.iter().any(|known| known.statement == one.statement && known.signature == one.signature)
+        });
         let polled = fresh.filter_map(|Signed { approval_id, statement, signature }| {
             let approval_id = approval_id.parse().ok()?;
             Some(PolledDecision { approval_id, signed: SignedStatement { statement, signature } })
@@ -78,12 +81,15 @@ impl Ingest {
         Ok(polled.take(MAX_DECISIONS).collect())
     }
 
-    /// The signatures of decisions that are in the agent's log already.
-    async fn answered(&self, request: &PollRequest, signed: &[Signed]) -> Result<Vec<String>, Refusal> {
+    /// What was signed and is in the agent's log already.
+    async fn answered(&self, request: &PollRequest, signed: &[Signed]) -> Result<Vec<Signed>, Refusal> {
         let ids: Vec<&str> = signed.iter().map(|one| one.approval_id.as_str()).collect();
         let question = self
             .store
-            .query("SELECT signature FROM events WHERE origin = ? AND kind = 'decision' AND approval_id IN ?")
+            .query(
+                "SELECT approval_id, statement, signature FROM events \
+                 WHERE origin = ? AND kind = 'decision' AND approval_id IN ?",
+            )
             .bind(request.origin.as_str())
             .bind(&ids)
             .with_setting("max_query_size", QUESTION_LENGTH);

@@ -121,10 +121,13 @@ async fn the_approver_is_told_what_the_agent_made_of_the_signature() {
             crate::world::told(program.arg("--config").arg(config).args(command).output().expect("it runs"))
         });
         let polled = poll(&agent, &[&held], 30_000).await.decisions;
-        let signature = &polled.first().expect("a decision").signed.signature;
-        let judged = decision(n, end, signature, "no allowed signer has the key SHA256:x");
+        let signed = &polled.first().expect("a decision").signed;
+        // Somebody else's statement under the same signature is judged first; it is not this one's judgement.
+        let copied = decision(n, HoldEnd::Invalid, ["{}", &signed.signature], "the signature does not hold");
+        let reason = "no allowed signer has the key SHA256:x";
+        let judged = decision(n, end, [&signed.statement, &signed.signature], reason);
         agent
-            .post::<SegmentAck>(SEGMENTS, segment(&origin(), u64::from(n), vec![judged]))
+            .post::<SegmentAck>(SEGMENTS, segment(&origin(), 2 * u64::from(n), vec![copied, judged]))
             .await
             .expect("an ack");
         let (code, out, told) = answering.await.expect("an answer");
@@ -146,7 +149,7 @@ async fn an_answer_that_cannot_count_is_refused_before_it_is_signed() {
     for held in [&expired, &closed, &live] {
         put(&agent, held).await.expect("an ack");
     }
-    let ended = decision(2, HoldEnd::ClientGone, "", "");
+    let ended = decision(2, HoldEnd::ClientGone, ["", ""], "");
     agent.post::<SegmentAck>(SEGMENTS, segment(&origin(), 0, vec![ended])).await.expect("an ack");
     let ids = [&expired, &closed, &live].map(|held| held.approval_id.to_string());
     let missing = world.folder.path().join("no-key").display().to_string();

@@ -18,8 +18,8 @@ async fn recorded() -> World {
         intent(2, "delete_repo", Action::Deny, "{}"),
         outcome(2, CallResult::Refused),
         intent(3, "deploy", Action::Hold, "{}"),
-        decision(3, HoldEnd::Invalid, "s0", "not an approver"),
-        decision(3, HoldEnd::Approved, "s1", "release 1.4 as planned"),
+        decision(3, HoldEnd::Invalid, ["{}", "s0"], "not an approver"),
+        decision(3, HoldEnd::Approved, ["{}", "s1"], "release 1.4 as planned"),
         outcome(3, CallResult::Ok),
         intent(4, "slow", Action::Allow, "{}"),
     ];

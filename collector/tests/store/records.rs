@@ -103,7 +103,7 @@ pub fn outcome(call: u8, result: CallResult) -> Body<Text> {
     })
 }
 
-pub fn decision(approval: u8, decision: HoldEnd, signature: &str, justification: &str) -> Body<Text> {
+pub fn decision(approval: u8, decision: HoldEnd, signed: [&str; 2], justification: &str) -> Body<Text> {
     Body::Decision(DecisionRecord {
         call_id: CallId::from_random([approval; 16]),
         approval_id: ApprovalId::from_random([approval; 16]),
@@ -113,8 +113,8 @@ pub fn decision(approval: u8, decision: HoldEnd, signature: &str, justification:
         justification: text(justification),
         ticket: text("CHG-7"),
         signed_us: Some(TIME_US),
-        statement: text("{}"),
-        signature: signature.into(),
+        statement: text(signed[0]),
+        signature: signed[1].into(),
     })
 }
 
