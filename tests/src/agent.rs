@@ -110,13 +110,14 @@ pub struct Agent {
 }
 
 impl Agent {
-    pub fn start(config: &AgentConfig, folder: &Path, outlives: bool) -> Result<Self> {
+    pub fn start(config: &AgentConfig, folder: &Path, log: &str, outlives: bool) -> Result<Self> {
         let (file, state) = (folder.join("weir.toml"), folder.join("state"));
         std::fs::write(&file, config.toml(&state))?;
         let program = Program::new("the agent", binary("weir")?, folder.join("agent.log"))
             .arg("agent")
             .arg("--config")
             .arg(&file)
+            .env("RUST_LOG", log)
             .outlives(outlives);
         let daemon = up(&program, &file)?;
         Ok(Self { program, daemon, config: file, state })

@@ -25,7 +25,7 @@ pub struct Collector {
 
 impl Collector {
     /// Migrates the store and starts the service.
-    pub fn start(store: &Store, folder: &Path, outlives: bool) -> Result<Self> {
+    pub fn start(store: &Store, folder: &Path, log: &str, outlives: bool) -> Result<Self> {
         let (config, socket) = (folder.join("collector.toml"), folder.join("collector.sock"));
         let text = format!(
             "[store]\nurl = \"{}\"\nuser = \"default\"\npassword_file = \"{}\"\ndatabase = \"weir\"\n\n\
@@ -40,6 +40,7 @@ impl Collector {
             .arg("--config")
             .arg(&config)
             .arg("serve")
+            .env("RUST_LOG", log)
             .outlives(outlives);
         let daemon = up(&program, &socket)?;
         Ok(Self { program, daemon, config, socket })

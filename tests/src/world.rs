@@ -60,6 +60,8 @@ pub struct WorldPlan {
     pub outlives: bool,
 }
 
+    /// What the agent and the collector log (`RUST_LOG`).
+    pub log: &'static str,
 impl Default for WorldPlan {
     fn default() -> Self {
         Self {
@@ -78,6 +80,7 @@ impl Default for WorldPlan {
 }
 
 /// The world. Dropping it ends all of it, the agent first.
+            log: "info",
 #[derive(Debug)]
 pub struct World {
     pub agent: Agent,
@@ -105,7 +108,7 @@ impl World {
         let server =
             McpServer::start(&setup, &folder.path().join("server"), plan.scheme, &plan.names, plan.outlives)?;
         let store = Store::start(&setup, folder.path(), plan.outlives)?;
-        let collector = Collector::start(&store, folder.path(), plan.outlives)?;
+        let collector = Collector::start(&store, folder.path(), plan.log, plan.outlives)?;
         let approver = Approver::with_new_key(folder.path(), APPROVER)?;
         let signers = folder.path().join("allowed_signers");
         std::fs::write(&signers, approver.allowed_signers_line()?)?;
@@ -127,7 +130,7 @@ impl World {
             keepalive: plan.keepalive.into(),
             rules: plan.rules.clone(),
         };
-        let agent = Agent::start(&config, folder.path(), plan.outlives)?;
+        let agent = Agent::start(&config, folder.path(), plan.log, plan.outlives)?;
         let jobs = std::cell::Cell::new(0);
         Ok(Self { agent, collector, store, server, approver, selected, outside, parent, setup, folder, jobs })
     }
