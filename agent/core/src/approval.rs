@@ -21,7 +21,7 @@ use ssh_key::{HashAlg, PublicKey, SshSig};
 pub use signers::{AllowedSigners, SignersError};
 
 use crate::ids::{ApprovalId, CallId, Origin};
-use crate::mask::Masked;
+use crate::mask::{Masked, secret_in_prose};
 use crate::record::{Caller, Payload, Server};
 
 /// The signature's namespace: a signature made for anything else is not an approval.
@@ -97,6 +97,15 @@ impl Statement {
         Self { kind, hold, answer, justification, ticket, approver, issued_us, max_uses: 1 }
     }
 
+    /// What the approver wrote must hold nothing to mask: the statement is recorded to the letter, so that its
+    /// signature can be checked again.
+    pub fn check_for_secrets(&self) -> Result<(), DecisionError> {
+        let fields =
+            [("justification", &self.justification), ("ticket", &self.ticket), ("approver", &self.approver)];
+        let found = fields.into_iter().find_map(|(field, text)| Some((field, secret_in_prose(text)?)));
+        found.map_or(Ok(()), |(field, detector)| Err(DecisionError::Secret { field, detector }))
+    }
+
     /// The bytes to sign.
     pub fn canonical(&self) -> Result<String, serde_json::Error> {
         serde_json_canonicalizer::to_string(self)
@@ -121,6 +130,8 @@ pub enum DecisionError {
     OtherCall(&'static str),
     #[error("the justification has fewer than {MIN_JUSTIFICATION} characters")]
     NoJustification,
+    #[error("the {field} holds what looks like a secret ({detector}), and would be recorded")]
+    Secret { field: &'static str, detector: &'static str },
     #[error("the statement was signed outside of the hold's time")]
     OutOfTime,
     #[error("no allowed signer has the key {0}")]
@@ -140,6 +151,15 @@ pub struct Decision {
     fingerprint: String,
 }
 
+/// What a decision's record quotes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Words {
+    pub statement: Masked<String>,
+    pub approver: Masked<String>,
+    pub justification: Masked<String>,
+    pub ticket: Masked<String>,
+}
+
 impl Decision {
     /// Checks a signed statement against the hold that the agent itself made. `now_us` is its wall clock.
     pub fn verify(
@@ -154,6 +174,7 @@ impl Decision {
         if statement.justification.trim().chars().count() < MIN_JUSTIFICATION {
             return Err(DecisionError::NoJustification);
         }
+        statement.check_for_secrets()?;
         let issued = statement.issued_us;
         if issued.saturating_add(CLOCK_SKEW_US) < hold.created_us
             || issued > hold.expires_us
@@ -185,6 +206,18 @@ impl Decision {
 
     pub fn signed(&self) -> &SignedStatement {
         &self.signed
+    }
+
+    /// The statement and the approver's words for the record, all to the letter: the hold in the statement is the
+    /// agent's own, masked before it was shown, and in the words there was nothing to mask.
+    pub fn words(&self) -> Words {
+        let vouched_for = |text: &str| Masked::vouched_for(text.to_owned());
+        Words {
+            statement: vouched_for(&self.signed.statement),
+            approver: vouched_for(&self.statement.approver),
+            justification: vouched_for(&self.statement.justification),
+            ticket: vouched_for(&self.statement.ticket),
+        }
     }
 
     /// `SHA256:...` of the signing key.

@@ -11,7 +11,7 @@ use http_body_util::{BodyExt, Limited};
 use hyper::Response;
 use sha2::Sha256;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
-use weir_core::approval::{Decision, Hold, SubmittedHold};
+use weir_core::approval::{Decision, Hold, SubmittedHold, Words};
 use weir_core::ids::hex;
 use weir_core::mask::Masked;
 use weir_core::mcp::jsonrpc::{self, REFUSED};
@@ -232,7 +232,7 @@ impl Gate {
             End::Decided(decision) => {
                 let outcome = if decision.is_approval() { HoldEnd::Approved } else { HoldEnd::Refused };
                 let reason = format!("refused by the approver: {}", decision.statement().justification);
-                (self.record_of(&hold, decision, outcome), reason)
+                (Self::record_of(&hold, decision, outcome), reason)
             }
             End::Expired => (decision_record(&hold, HoldEnd::Expired), "nobody approved it in time".into()),
             End::ClientGone => (decision_record(&hold, HoldEnd::ClientGone), "the client left".into()),
@@ -264,20 +264,15 @@ impl Gate {
         }
     }
 
-    fn record_of(
-        &self,
-        hold: &SubmittedHold,
-        decision: &Decision,
-        end: HoldEnd,
-    ) -> DecisionRecord<Masked<String>> {
-        let statement = decision.statement();
+    fn record_of(hold: &SubmittedHold, decision: &Decision, end: HoldEnd) -> DecisionRecord<Masked<String>> {
+        let Words { statement, approver, justification, ticket } = decision.words();
         DecisionRecord {
-            approver: self.masker.text(&statement.approver),
+            approver,
             key: decision.fingerprint().to_owned(),
-            justification: self.masker.text(&statement.justification),
-            ticket: self.masker.text(&statement.ticket),
-            signed_us: Some(statement.issued_us),
-            statement: self.masker.json(&decision.signed().statement).0,
+            justification,
+            ticket,
+            signed_us: Some(decision.statement().issued_us),
+            statement,
             signature: decision.signed().signature.clone(),
             ..decision_record(hold, end)
         }

@@ -124,3 +124,27 @@ fn a_decision_needs_a_reason_and_comes_in_time() {
         Decision::verify(&hold(), sign(&statement(), NAMESPACE, &key(1)), &signers(), NOW + 60_000_001);
     assert_eq!(late, Err(DecisionError::OutOfTime));
 }
+
+#[test]
+fn a_statement_is_recorded_to_the_letter_even_if_it_looks_like_a_secret_is_in_its_json() {
+    // Across two strings, "https://" and "@" look like a password in an address.
+    let masker = Masker::new(MaskKey::new([3; 32]));
+    let arguments = masker.json(r#"{"url":"https://eu.example.test","owner":"bob@example.test"}"#).0;
+    let hold = SubmittedHold { arguments: Payload { text: arguments, ..hold().arguments }, ..hold() };
+    let shown = serde_json::from_value(serde_json::to_value(&hold).unwrap()).unwrap();
+    let statement = Statement { hold: shown, ..statement() };
+    let signed = sign(&statement, NAMESPACE, &key(1));
+    assert_ne!(masker.json(&signed.statement).0.as_str(), signed.statement);
+    let decision = Decision::verify(&hold, signed.clone(), &signers(), NOW + 2).unwrap();
+    assert_eq!(decision.words().statement.as_str(), signed.statement);
+    assert_eq!(decision.words().justification.as_str(), "a release as planned");
+}
+
+#[test]
+fn a_secret_in_the_approvers_words_decides_nothing() {
+    let words = Statement { justification: "with password=correct-horse as agreed".into(), ..statement() };
+    let refused = verify(sign(&words, NAMESPACE, &key(1))).unwrap_err();
+    assert!(refused.to_string().starts_with("the justification holds"), "{refused}");
+    let ticket = Statement { ticket: "AKIAIOSFODNN7EXAMPLE".into(), ..statement() };
+    assert!(verify(sign(&ticket, NAMESPACE, &key(1))).unwrap_err().to_string().starts_with("the ticket"));
+}

@@ -24,6 +24,9 @@ impl Detector {
     }
 }
 
+/// What stands behind a secret's name. The one detector that goes by the words around a secret.
+pub const ASSIGNED: &str = "assigned-secret";
+
 /// All detectors, in order.
 pub fn all() -> &'static [Detector] {
     &DETECTORS
@@ -49,7 +52,7 @@ static DETECTORS: LazyLock<Vec<Detector>> = LazyLock::new(|| {
         ("bearer", r"(?i)\bbearer\s+(?P<secret>[0-9A-Za-z._~+/=-]{8,})"),
         ("url-password", r"://[^/\s:@]{0,256}:(?P<secret>[^/\s@\[\]]{1,256})@"),
         (
-            "assigned-secret",
+            ASSIGNED,
             r#"(?i)(?:password|passwd|pwd|secret|token|api[_-]?key|access[_-]?key|private[_-]?key)["']?\s{0,4}(?:[:=]|\s)\s{0,4}["']?(?P<secret>[^\s"',;&\[\]{}]{8,256})"#,
         ),
     ]
