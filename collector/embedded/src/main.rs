@@ -16,6 +16,7 @@ mod reply;
 mod secret;
 mod serve;
 mod statement;
+mod tokens;
 
 use std::io::{IsTerminal as _, Write as _};
 use std::net::SocketAddr;
@@ -140,6 +141,11 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     })?;
     let address = listener.local_addr().context("the listener has no address")?;
 
+    let burnt = tokens::free_burnt(&folder.database())
+        .with_context(|| format!("cannot look through the tables in {}", folder.database().display()))?;
+    if burnt > 0 {
+        tracing::warn!(burnt, "freed the tokens of inserts that a kill had interrupted");
+    }
     let engine = Arc::new(Engine::open(&library, &folder.database(), &folder.config())?);
     let server = Server { timezone: timezone(&engine)? };
     let store = Arc::new(Store::new(engine.clone(), secret, server));

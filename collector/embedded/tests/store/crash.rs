@@ -90,3 +90,27 @@ fn every_acknowledged_row_survives_a_kill_and_none_is_there_twice() {
     }
     assert!(next_of_writer.iter().sum::<usize>() > ROUNDS * WRITERS);
 }
+
+/// The state that a kill leaves between ClickHouse's two steps of a commit: the token is in the log, the part is not there.
+#[test]
+fn a_token_that_a_kill_has_burnt_serves_again() {
+    let (folder, store) = store();
+    store.ask(
+        "CREATE TABLE log (writer UInt8, number UInt32, row UInt32) ENGINE = MergeTree ORDER BY (writer, number, row) \
+         SETTINGS non_replicated_deduplication_window = 1000",
+    );
+    assert!(send(&store, 1, 0) && send(&store, 1, 1));
+    let paths = "SELECT path FROM system.parts WHERE table = 'log' AND active ORDER BY name";
+    let paths = store.ask(paths);
+    let committed: Vec<&str> = paths.lines().collect();
+    assert_eq!(committed.len(), 2);
+    store.end_by(Signal::SIGKILL);
+    std::fs::remove_dir_all(committed[1]).expect("the part is taken away");
+
+    let store = Store::on(&folder.path().join("data"));
+    assert_eq!(store.ask("SELECT count() FROM log"), ROWS.to_string());
+    for number in [0, 1, 1] {
+        assert!(send(&store, 1, number));
+    }
+    assert_eq!(store.ask("SELECT count(), uniqExact(number, row) FROM log"), format!("{0}\t{0}", 2 * ROWS));
+}
