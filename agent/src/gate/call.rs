@@ -134,8 +134,7 @@ impl WaitingCall {
         let (result, error_code) = match message {
             Message::Response { result: Err(error), .. } => (CallResult::Error, Some(error.code)),
             Message::Response { result: Ok(result), .. } => {
-                let is_error = result.value.get("isError").and_then(serde_json::Value::as_bool) == Some(true);
-                (if is_error { CallResult::ToolError } else { CallResult::Ok }, None)
+                (if result.is_error { CallResult::ToolError } else { CallResult::Ok }, None)
             }
             _ => (CallResult::Unparsed, None),
         };
