@@ -40,7 +40,8 @@ class Seen:
     """What the connections look like from in here."""
 
     tcp_connects = 0
-    headers_at = 0.0
+    # Of the first response since it was last unset: the SDK may make requests of its own after a call.
+    headers_at: float | None = None
 
 
 def audit(event: str, arguments: tuple) -> None:
@@ -54,7 +55,7 @@ class HeadersArrived(logging.Handler):
     """httpcore tells in its debug log when the headers of a response have come."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.getMessage().startswith("receive_response_headers.complete"):
+        if Seen.headers_at is None and record.getMessage().startswith("receive_response_headers.complete"):
             Seen.headers_at = time.monotonic()
 
 
@@ -80,7 +81,7 @@ def innermost(error: BaseException) -> BaseException:
 
 
 async def call(client: Client, options: argparse.Namespace, tool: str, nonce: str) -> bool:
-    began = time.monotonic()
+    began, Seen.headers_at = time.monotonic(), None
     progress = 0
 
     async def on_progress(*_: object) -> None:
@@ -103,7 +104,7 @@ async def call(client: Client, options: argparse.Namespace, tool: str, nonce: st
         line |= {"ok": False, "code": None, "message": repr(innermost(error))}
     line["ms"] = round((time.monotonic() - began) * 1000)
     if not options.load:
-        line["headers_ms"] = round((Seen.headers_at - began) * 1000) if Seen.headers_at > began else None
+        line["headers_ms"] = None if Seen.headers_at is None else round((Seen.headers_at - began) * 1000)
         line["progress"] = progress
     say(**line)
     return bool(line["ok"])

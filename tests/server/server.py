@@ -41,7 +41,7 @@ def fake_secrets() -> tuple[str, str]:
     return "AK" + "IA" + "Q3EGRT7WLMZ5UXH2", "gh" + "p_" + "u8Zk3VtQ1wYx7RbN5mLd0HsJc2FgTa9EoPi6"
 
 
-def build(log: CallLog, hosts: list[str]) -> object:
+def build(log: CallLog, hosts: list[str], answers_json: bool) -> object:
     """The tools, as an ASGI application."""
     server = MCPServer("deployer", instructions="Builds, reads and deploys.", log_level="WARNING")
 
@@ -76,12 +76,20 @@ def build(log: CallLog, hosts: list[str]) -> object:
         return f"counted to {to}"
 
     @server.tool()
+    async def announce(note: str, nonce: str, ctx: Context) -> str:
+        """Tell the session of a changed note: no answer to a request, so it goes over the session's own stream."""
+        log.executed("announce", nonce, note=note)
+        await ctx.session.send_resource_updated(f"note://{note}")
+        return f"announced {note}"
+
+    @server.tool()
     async def deploy(environment: str, token: str, nonce: str) -> str:
         """Deploy to an environment."""
         log.executed("deploy", nonce, environment=environment)
         return f"deployed to {environment}"
 
     return server.streamable_http_app(
+        json_response=answers_json,
         transport_security=TransportSecuritySettings(allowed_hosts=[f"{host}:*" for host in hosts])
     )
 
@@ -119,7 +127,7 @@ async def serve(options: argparse.Namespace) -> None:
         ca, leaf, key = certificates(options.tls, names, addresses)
         settings = {"ssl_certfile": leaf, "ssl_keyfile": key}
     sockets = listeners(addresses, options.port)
-    app = build(CallLog(options.log), hosts)
+    app = build(CallLog(options.log), hosts, options.json)
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, lifespan="on", **settings)
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve(sockets=sockets))
@@ -138,6 +146,7 @@ def main() -> None:
     parser.add_argument("--address", action="append", help="address to listen on (default: 127.0.0.1 and ::1)")
     parser.add_argument("--name", action="append", help="host name to serve (default: localhost)")
     parser.add_argument("--port", type=int, default=0, help="port (default: any that is free)")
+    parser.add_argument("--json", action="store_true", help="answer with plain JSON instead of event streams")
     options = parser.parse_args()
     try:
         asyncio.run(serve(options))

@@ -53,6 +53,18 @@ impl McpServer {
         names: &[&str],
         outlives: bool,
     ) -> Result<Self> {
+        Self::start_with(setup, folder, scheme, names, outlives, &[])
+    }
+
+    /// The same with more options on its command line.
+    pub fn start_with(
+        setup: &Setup,
+        folder: &Path,
+        scheme: Scheme,
+        names: &[&str],
+        outlives: bool,
+        options: &[&str],
+    ) -> Result<Self> {
         let (tls, log, output) =
             (folder.join("tls"), folder.join("calls.jsonl"), folder.join("mcp-server.log"));
         std::fs::create_dir_all(folder)?;
@@ -67,6 +79,9 @@ impl McpServer {
         }
         for name in names {
             program = program.arg("--name").arg(name);
+        }
+        for option in options {
+            program = program.arg(option);
         }
         let mut daemon = program.start()?;
         let ready: Ready = daemon.until_ready(START, || {

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::daemon::{Daemon, Program};
 use crate::places::{Setup, binary, free_port};
@@ -54,6 +54,25 @@ impl Store {
 
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// Runs a statement with the store's own secret, as somebody could who has taken the store over.
+    pub fn execute(&self, statement: &str) -> Result<String> {
+        let secret = std::fs::read_to_string(&self.secret)?;
+        let mut stream = TcpStream::connect_timeout(&self.address, Duration::from_secs(1))?;
+        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+        write!(
+            stream,
+            "POST /?database=weir HTTP/1.1\r\nHost: {}\r\nX-ClickHouse-User: default\r\nX-ClickHouse-Key: {}\r\n\
+             Content-Length: {}\r\nConnection: close\r\n\r\n{statement}",
+            self.address,
+            secret.trim(),
+            statement.len(),
+        )?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        ensure!(answer.starts_with("HTTP/1.1 200"), "the store answered {statement:?} with {answer}");
+        Ok(answer)
     }
 
     /// The file of the password, for root alone.

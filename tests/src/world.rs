@@ -48,39 +48,45 @@ pub struct WorldPlan {
     pub scheme: Scheme,
     /// Names the MCP server answers to.
     pub names: Vec<&'static str>,
+    /// Whether it answers with plain JSON instead of event streams.
+    pub answers_json: bool,
     /// What the intercept list holds besides the server's port.
     pub intercept_names: Vec<&'static str>,
     pub intercept_cidrs: Vec<&'static str>,
     pub rules: String,
     pub deadline: &'static str,
     pub keepalive: &'static str,
+    /// Approvers besides the usual one.
+    pub colleagues: Vec<&'static str>,
     /// Whether the agent is told of the server's CA.
     pub trusts_server: bool,
+    /// What the agent and the collector log (`RUST_LOG`).
+    pub log: &'static str,
     /// Whether the processes live on when the world is gone.
     pub outlives: bool,
 }
 
-    /// What the agent and the collector log (`RUST_LOG`).
-    pub log: &'static str,
 impl Default for WorldPlan {
     fn default() -> Self {
         Self {
             kind: "world",
             scheme: Scheme::Https,
             names: vec!["localhost"],
+            answers_json: false,
             intercept_names: vec!["localhost"],
             intercept_cidrs: vec!["127.0.0.0/8", "::1/128"],
             rules: RULES.to_owned(),
             deadline: "2m",
             keepalive: "1s",
+            colleagues: Vec::new(),
             trusts_server: true,
+            log: "info",
             outlives: false,
         }
     }
 }
 
 /// The world. Dropping it ends all of it, the agent first.
-            log: "info",
 #[derive(Debug)]
 pub struct World {
     pub agent: Agent,
@@ -88,6 +94,8 @@ pub struct World {
     pub store: Store,
     pub server: McpServer,
     pub approver: Approver,
+    /// Who else may approve, as the plan names them.
+    pub colleagues: Vec<Approver>,
     /// The cgroup whose jobs are intercepted.
     pub selected: Cgroup,
     /// One beside it that is not.
@@ -105,13 +113,18 @@ impl World {
         let folder = fresh_folder(plan.kind)?;
         let parent = Cgroup::fresh(plan.kind)?;
         let (selected, outside) = (parent.child("job")?, parent.child("outside")?);
+        let (place, server_options) =
+            (folder.path().join("server"), if plan.answers_json { &["--json"][..] } else { &[] });
         let server =
-            McpServer::start(&setup, &folder.path().join("server"), plan.scheme, &plan.names, plan.outlives)?;
+            McpServer::start_with(&setup, &place, plan.scheme, &plan.names, plan.outlives, server_options)?;
         let store = Store::start(&setup, folder.path(), plan.outlives)?;
         let collector = Collector::start(&store, folder.path(), plan.log, plan.outlives)?;
         let approver = Approver::with_new_key(folder.path(), APPROVER)?;
+        let colleague = |name: &&str| Approver::with_new_key(folder.path(), name);
+        let colleagues = plan.colleagues.iter().map(colleague).collect::<Result<Vec<_>>>()?;
         let signers = folder.path().join("allowed_signers");
-        std::fs::write(&signers, approver.allowed_signers_line()?)?;
+        let lines = std::iter::once(&approver).chain(&colleagues).map(Approver::allowed_signers_line);
+        std::fs::write(&signers, lines.collect::<Result<String>>()?)?;
         let config = AgentConfig {
             tenant: "demo".into(),
             default_action: "allow".into(),
@@ -132,7 +145,20 @@ impl World {
         };
         let agent = Agent::start(&config, folder.path(), plan.log, plan.outlives)?;
         let jobs = std::cell::Cell::new(0);
-        Ok(Self { agent, collector, store, server, approver, selected, outside, parent, setup, folder, jobs })
+        Ok(Self {
+            agent,
+            collector,
+            store,
+            server,
+            approver,
+            colleagues,
+            selected,
+            outside,
+            parent,
+            setup,
+            folder,
+            jobs,
+        })
     }
 
     pub fn folder(&self) -> &Path {
