@@ -159,6 +159,7 @@ async fn an_answer_that_cannot_count_is_refused_before_it_is_signed() {
     for (id, justification, key, says) in [
         (ids[2].as_str(), "ok", &key, "needs at least 15 characters"),
         (&ids[2], "               ", &key, "needs at least 15 characters"),
+        (&ids[2], "as ghp_abcdefghijklmnopqrstuvwxyz0123456789 says", &key, "holds what looks like a secret"),
         ("ffff", REASON, &key, "there is no hold ffff"),
         ("0", REASON, &key, "3 holds begin with 0; give more of the id"),
         ("x' OR 1", REASON, &key, "is not an approval id"),

@@ -25,7 +25,7 @@ pub fn store() -> (Store, TempDir) {
 impl World {
     pub fn start() -> Self {
         let (store, folder) = store();
-        let collector = Collector::start(&store, folder.path(), false).expect("a collector");
+        let collector = Collector::start(&store, folder.path(), "info", false).expect("a collector");
         Self { collector, store, folder }
     }
 
