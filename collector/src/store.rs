@@ -41,6 +41,18 @@ const INSERT_SETTINGS: [(&str, &str); 9] = [
 /// The most months that the events of one segment may lie in (`max_partitions_per_insert_block` above).
 pub const MAX_PARTITIONS: usize = 100;
 
+/// How many tokens are tried for one insert. A MergeTree notes a token before the part that it is for has its name:
+/// a kill in between makes the server acknowledge each retry, and store nothing, until it forgets the token.
+pub const TOKENS: u32 = 3;
+
+/// The token of an insert's attempt, from 0; the same from every collector.
+pub fn again(token: String, attempt: u32) -> String {
+    match attempt {
+        0 => token,
+        n => format!("{token}/again-{n}"),
+    }
+}
+
 /// A ClickHouse with Weir's database.
 #[derive(Clone)]
 pub struct Store {

@@ -9,6 +9,7 @@ use weir_core::wire::{HoldAck, Reason, Refusal};
 
 use super::{Ingest, now_us, refusal, unavailable};
 use crate::rows::HoldRow;
+use crate::store::{TOKENS, again};
 
 impl Ingest {
     pub(super) async fn put_hold(self: Arc<Self>, body: Bytes, uid: u32) -> Result<HoldAck, Refusal> {
@@ -23,15 +24,14 @@ impl Ingest {
         if self.stands(&row).await? {
             return Ok(());
         }
-        let token = format!("hold/{}", row.approval_id);
-        self.store.insert("holds", &token, std::slice::from_ref(&row)).await.map_err(unavailable)?;
-        if self.stands(&row).await? {
-            tracing::info!(
-                approval_id = row.approval_id,
-                rule = row.policy_rule,
-                "a call waits for a decision"
-            );
-            return Ok(());
+        for attempt in 0..TOKENS {
+            let token = again(format!("hold/{}", row.approval_id), attempt);
+            self.store.insert("holds", &token, std::slice::from_ref(&row)).await.map_err(unavailable)?;
+            if self.stands(&row).await? {
+                let (approval_id, rule) = (&row.approval_id, &row.policy_rule);
+                tracing::info!(approval_id, rule, "a call waits for a decision");
+                return Ok(());
+            }
         }
         Err(refusal(Reason::Unavailable, "the store took the hold and does not show it"))
     }

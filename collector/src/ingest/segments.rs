@@ -15,7 +15,7 @@ use weir_core::wire::{Reason, Refusal, SegmentAck};
 
 use super::{Ingest, now_us, refusal, unavailable};
 use crate::rows::{Batch, EventRow};
-use crate::store::MAX_PARTITIONS;
+use crate::store::{MAX_PARTITIONS, TOKENS, again};
 
 /// No month is shorter: events that lie in so many of these lie in at least as many months.
 const SHORTEST_MONTH_US: i64 = 28 * 24 * 3600 * 1_000_000;
@@ -71,22 +71,25 @@ impl Ingest {
             Place::Fork(what) => return Err(conflict(&segment, &what)),
             Place::Free | Place::Partly => {}
         }
-        // The token names the place, not the contents: of two forks, ClickHouse takes one.
-        let token = format!("{}/{}", segment.origin, segment.first_seq);
-        self.store.insert("events", &token, &segment.rows).await.map_err(unavailable)?;
-        match self.place(&segment).await? {
-            Place::Done => {
-                let events = segment.rows.len();
-                tracing::debug!(origin = %segment.origin, first_seq = segment.first_seq, events, "stored a segment");
-                Ok(segment.ack())
-            }
-            Place::Fork(what) => Err(conflict(&segment, &what)),
-            Place::Free | Place::Partly => {
-                let message = "the store took the segment and does not show it; nothing is acknowledged";
-                tracing::error!(origin = %segment.origin, first_seq = segment.first_seq, message);
-                Err(refusal(Reason::Unavailable, message))
+        // A token names the place, not the contents: of two forks, ClickHouse takes one.
+        for attempt in 0..TOKENS {
+            let token = again(format!("{}/{}", segment.origin, segment.first_seq), attempt);
+            self.store.insert("events", &token, &segment.rows).await.map_err(unavailable)?;
+            match self.place(&segment).await? {
+                Place::Done => {
+                    let events = segment.rows.len();
+                    tracing::debug!(origin = %segment.origin, first_seq = segment.first_seq, events, "stored a segment");
+                    return Ok(segment.ack());
+                }
+                Place::Fork(what) => return Err(conflict(&segment, &what)),
+                Place::Free | Place::Partly => {
+                    tracing::warn!(origin = %segment.origin, first_seq = segment.first_seq, token, "a burnt token");
+                }
             }
         }
+        let message = "the store took the segment and does not show it; nothing is acknowledged";
+        tracing::error!(origin = %segment.origin, first_seq = segment.first_seq, message);
+        Err(refusal(Reason::Unavailable, message))
     }
 
     async fn place(&self, segment: &Segment) -> Result<Place, Refusal> {

@@ -172,6 +172,23 @@ async fn a_segment_of_two_months_that_lost_one_is_mended_by_sending_it_again() {
     assert_eq!(world.number("SELECT count() * 10 + uniqExact(seq) FROM events"), 33);
 }
 
+/// What a server killed at the wrong moment leaves behind: the token, and no rows for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_without_its_rows_does_not_keep_a_segment_out() {
+    let mut world = World::start();
+    let agent = Agent::at(world.collector.socket());
+    let origin = origin(1);
+    let bytes = many(&origin, 0, 5);
+    let ack = Ok(ack_of(&bytes, &origin));
+    assert_eq!(agent.post::<SegmentAck>(SEGMENTS, bytes.clone()).await, ack);
+    weir_collector_executes(&world, "ALTER TABLE events DELETE WHERE 1 SETTINGS mutations_sync = 2").await;
+    assert_eq!(world.number("SELECT count() FROM events"), 0);
+    assert_eq!(agent.post::<SegmentAck>(SEGMENTS, bytes).await, ack);
+    assert_eq!(world.number("SELECT count() FROM events"), 5);
+    let log = world.collector.daemon().log();
+    assert!(log.contains("a burnt token"), "the first token was not burnt, so nothing was shown: {log}");
+}
+
 /// A statement of the store's operator: the collector's own command line only reads.
 async fn weir_collector_executes(world: &World, sql: &str) {
     let config = weir_collector::config::Config::read(world.collector.config()).expect("a configuration");
