@@ -1,5 +1,6 @@
 //! The agent, `weir agent`, with a configuration of its own, and what `weir status` says of it.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -64,9 +65,17 @@ pub struct AgentStatus {
     pub ready: bool,
     pub pid: u32,
     pub origin: String,
+    pub listen: Listen,
     pub connects: Connects,
     pub spool: Spool,
     pub ca: Authority,
+}
+
+/// Where redirected connections are led.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Listen {
+    pub v4: SocketAddr,
+    pub v6: SocketAddr,
 }
 
 /// The kernel's own counts.
