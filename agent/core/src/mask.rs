@@ -16,6 +16,7 @@
 
 mod detectors;
 mod json;
+mod target;
 
 use std::ops::Range;
 
@@ -24,6 +25,13 @@ use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 
 use crate::ids::hex;
+
+/// The most places that are listed for one text; more are masked all the same.
+pub const MAX_SPANS: usize = 256;
+/// The most bytes of a place's pointer.
+pub const MAX_POINTER: usize = 512;
+/// The last entry of a list of places that is not whole.
+pub const MORE: &str = "more";
 
 /// Text that went through a [`Masker`].
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize)]
@@ -54,6 +62,12 @@ impl Masked<String> {
 
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Both, one after the other.
+    pub fn then(mut self, rest: &Self) -> Self {
+        self.0.push_str(&rest.0);
+        self
     }
 
     /// Keeps at most `limit` bytes, cut between characters.
@@ -107,19 +121,36 @@ impl Masker {
 
     /// Masks plain text and says what was found.
     pub fn text_spans(&self, text: &str) -> (Masked<String>, Vec<Span>) {
-        let mut spans = Vec::new();
-        let out = self.detect(text, "", &mut spans);
-        (Masked(out.unwrap_or_else(|| text.to_owned())), spans)
+        let mut spans = Spans::default();
+        let out = self.detect(text, || String::new(), &mut spans);
+        (Masked(out.unwrap_or_else(|| text.to_owned())), spans.0)
+    }
+
+    /// Masks a text that should be a name. One of more than `limit` bytes is masked as a whole: cut, it might show
+    /// half a secret.
+    pub fn name(&self, text: &str, limit: usize) -> Masked<String> {
+        if text.len() > limit {
+            return Masked(self.replacement("overlong", text)).truncate(limit);
+        }
+        self.text(text).truncate(limit)
     }
 
     /// Masks JSON without reading it into values, so that numbers, duplicate members and spacing stay to the
-    /// letter. Text cut off in the middle is read as far as it goes; a string that the cut hit is dropped,
-    /// since half a secret is not found by its form. Text that is no JSON is masked as plain text.
+    /// letter. Text that is no JSON is masked as plain text.
     pub fn json(&self, text: &str) -> (Masked<String>, Vec<Span>) {
-        match json::mask(self, text) {
-            Some((out, spans)) => (Masked(out), spans),
-            None => self.text_spans(text),
+        self.json_within(text, usize::MAX)
+    }
+
+    /// Masks the first `limit` bytes of JSON. What the cut hit is dropped, since half a secret is not found by
+    /// its form: a string, or a word of what is no JSON.
+    pub fn json_within(&self, text: &str, limit: usize) -> (Masked<String>, Vec<Span>) {
+        let kept = text.get(..text.floor_char_boundary(limit)).unwrap_or_default();
+        if let Some((out, spans)) = json::mask(self, kept) {
+            return (Masked(out), spans);
         }
+        let whole_words = || kept.rfind(char::is_whitespace).and_then(|end| kept.get(..end));
+        let words = if kept.len() < text.len() { whole_words().unwrap_or_default() } else { kept };
+        self.text_spans(words)
     }
 
     /// A stable stand-in for an identifier that must not be recorded itself (a session id).
@@ -142,31 +173,60 @@ impl Masker {
     }
 
     /// `None` when nothing was found.
-    fn detect(&self, text: &str, pointer: &str, spans: &mut Vec<Span>) -> Option<String> {
-        // What a masker wrote before is left as it is: it says nothing, and its names look like secrets' names.
-        let mut found: Vec<(Range<usize>, &str)> =
-            detectors::replacements(text).map(|range| (range, "")).collect();
-        for detector in detectors::all() {
-            for range in detector.find(text) {
-                if found.iter().all(|(taken, _)| range.end <= taken.start || taken.end <= range.start) {
-                    found.push((range, detector.name));
-                }
-            }
-        }
-        found.retain(|(_, name)| !name.is_empty());
+    fn detect(&self, text: &str, pointer: impl Fn() -> String, spans: &mut Spans) -> Option<String> {
+        let found = places(text);
         if found.is_empty() {
             return None;
         }
-        found.sort_by_key(|(range, _)| range.start);
         let (mut out, mut at) = (String::with_capacity(text.len()), 0);
         for (range, name) in found {
             out.push_str(text.get(at..range.start)?);
             out.push_str(&self.replacement(name, text.get(range.clone())?));
-            spans.push(Span { detector: name.to_owned(), pointer: pointer.to_owned() });
+            spans.add(name, &pointer);
             at = range.end;
         }
         out.push_str(text.get(at..)?);
         Some(out)
+    }
+}
+
+/// Where secrets are, front to back, and what each is. Places that overlap are one, named by the first detector.
+/// What a masker wrote before is left as it is: it says nothing, and its names look like secrets' names.
+fn places(text: &str) -> Vec<(Range<usize>, &'static str)> {
+    const REPLACED: usize = usize::MAX;
+    let mut found: Vec<(Range<usize>, usize)> =
+        detectors::replacements(text).map(|range| (range, REPLACED)).collect();
+    for (rank, detector) in detectors::all().iter().enumerate() {
+        found.extend(detector.find(text).map(|range| (range, rank)));
+    }
+    found.sort_by_key(|(range, _)| (range.start, std::cmp::Reverse(range.end)));
+    let mut merged: Vec<(Range<usize>, usize)> = Vec::new();
+    for (range, rank) in found {
+        match merged.last_mut() {
+            Some((last, REPLACED)) if range.end <= last.end => {}
+            Some((last, last_rank)) if range.start < last.end => {
+                last.end = last.end.max(range.end);
+                *last_rank = (*last_rank).min(rank);
+            }
+            _ => merged.push((range, rank)),
+        }
+    }
+    let name = |rank: usize| detectors::all().get(rank).map(|detector| detector.name);
+    merged.into_iter().filter_map(|(range, rank)| Some((range, name(rank)?))).collect()
+}
+
+/// The places found so far; never more than [`MAX_SPANS`].
+#[derive(Default)]
+struct Spans(Vec<Span>);
+
+impl Spans {
+    fn add(&mut self, detector: &str, pointer: impl FnOnce() -> String) {
+        let span = match self.0.len() {
+            MAX_SPANS.. => return,
+            n if n == MAX_SPANS - 1 => Span { detector: MORE.into(), pointer: String::new() },
+            _ => Span { detector: detector.to_owned(), pointer: pointer() },
+        };
+        self.0.push(span);
     }
 }
 
@@ -220,6 +280,47 @@ mod tests {
         ] {
             assert_eq!(secret_in_prose(text), Some(detector), "{text}");
         }
+    }
+
+    #[test]
+    fn secrets_that_overlap_are_masked_as_a_whole() {
+        for text in [
+            "password=abcdAKIAIOSFODNN7EXAMPLEefgh",
+            "-----BEGIN PRIVATE KEY-----\nMIIabcd[masked:x:p0:0123456789abcdef]MIIefgh\n-----END PRIVATE KEY-----",
+        ] {
+            let out = masker().text(text);
+            assert!(!out.as_str().contains("abcd") && !out.as_str().contains("efgh"), "{}", out.as_str());
+        }
+    }
+
+    #[test]
+    fn what_was_masked_is_listed_up_to_a_limit_and_masked_beyond_it() {
+        let text = "pwd=correct-horse ".repeat(MAX_SPANS * 4);
+        let (out, spans) = masker().text_spans(&text);
+        assert!(!out.as_str().contains("horse"));
+        assert_eq!((spans.len(), spans.last().unwrap().detector.as_str()), (MAX_SPANS, MORE));
+        let (_, at_the_limit) = masker().text_spans(&"pwd=correct-horse ".repeat(MAX_SPANS - 1));
+        assert!(at_the_limit.iter().all(|span| span.detector != MORE) && at_the_limit.len() == MAX_SPANS - 1);
+    }
+
+    #[test]
+    fn a_name_past_its_limit_shows_nothing() {
+        assert_eq!(masker().name("delete_repo", 11).as_str(), "delete_repo");
+        let long = masker().name("delete_repo!", 11);
+        assert!(!long.as_str().contains("delete"), "{}", long.as_str());
+        let masked = masker().name(&"x".repeat(600), 512);
+        assert!(masked.as_str().starts_with("[masked:overlong:p0:"), "{}", masked.as_str());
+    }
+
+    #[test]
+    fn a_cut_through_plain_text_drops_the_word_it_hit() {
+        let text = "see https://user:correct-horse@host.test and more";
+        for cut in 0..text.len() {
+            let out = masker().json_within(text, cut).0;
+            assert!(!out.as_str().contains("corr"), "cut at {cut}: {}", out.as_str());
+        }
+        assert_eq!(masker().json_within("a b", 3).0.as_str(), "a b");
+        assert_eq!(masker().json_within("a b", 2).0.as_str(), "a");
     }
 
     #[test]

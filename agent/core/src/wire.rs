@@ -60,8 +60,6 @@ pub struct PollRequest {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct PollResponse {
     pub decisions: Vec<PolledDecision>,
-    #[serde(default)]
-    pub advice: Advice,
 }
 
 /// One signed statement, and the hold that the collector says it is for.
@@ -69,13 +67,6 @@ pub struct PollResponse {
 pub struct PolledDecision {
     pub approval_id: ApprovalId,
     pub signed: SignedStatement,
-}
-
-/// What the collector asks of the agent. The agent keeps to its own bounds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Advice {
-    /// Seal segments at most this often, milliseconds.
-    pub seal_after_ms: Option<u64>,
 }
 
 /// Why a request was refused.

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use weir_core::approval::SignedStatement;
 use weir_core::ids::ApprovalId;
 use weir_core::wire::{
-    Advice, MAX_OPEN_HOLDS, MAX_WAIT_MS, PollRequest, PollResponse, PolledDecision, Reason, Refusal,
+    MAX_OPEN_HOLDS, MAX_WAIT_MS, PollRequest, PollResponse, PolledDecision, Reason, Refusal,
 };
 
 use super::{Ingest, refusal, unavailable};
@@ -21,8 +21,6 @@ const ASK_EVERY: Duration = Duration::from_millis(200);
 const MAX_DECISIONS: usize = 100;
 /// [`MAX_OPEN_HOLDS`] ids fit into a question of this length.
 const QUESTION_LENGTH: &str = "1048576";
-/// One insert a second and agent is what ClickHouse likes.
-const ADVICE: Advice = Advice { seal_after_ms: Some(1000) };
 
 #[derive(Debug, Row, Deserialize)]
 struct Signed {
@@ -42,12 +40,12 @@ impl Ingest {
         loop {
             let decisions = self.decisions(&request).await?;
             if !decisions.is_empty() || Instant::now() >= until {
-                return Ok(PollResponse { decisions, advice: ADVICE });
+                return Ok(PollResponse { decisions });
             }
             let pause = if request.open.is_empty() { until } else { until.min(Instant::now() + ASK_EVERY) };
             tokio::select! {
                 () = tokio::time::sleep_until(pause) => {}
-                () = self.stop.cancelled() => return Ok(PollResponse { decisions, advice: ADVICE }),
+                () = self.stop.cancelled() => return Ok(PollResponse { decisions }),
             }
         }
     }

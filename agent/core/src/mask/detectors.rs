@@ -86,8 +86,9 @@ pub fn is_secret_name(name: &str) -> bool {
     ];
     // MCP's own names that end alike and are no secrets.
     const HARMLESS: [&str; 2] = ["progresstoken", "nextpagetoken"];
-    let folded: String =
-        name.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).take(128).collect();
+    let letters = name.bytes().rev().filter(u8::is_ascii_alphanumeric).take(32);
+    let end: Vec<u8> = letters.map(|byte| byte.to_ascii_lowercase()).collect();
+    let folded: String = end.into_iter().rev().map(char::from).collect();
     !HARMLESS.contains(&folded.as_str()) && WORDS.iter().any(|word| folded.ends_with(word))
 }
 
@@ -123,7 +124,10 @@ mod tests {
 
     #[test]
     fn names_of_secrets_are_known_by_their_end() {
-        for name in ["password", "db_password", "X-Api-Key", "accessKey", "Authorization", "client_secret"] {
+        let long = format!("{}_password", "x".repeat(1000));
+        for name in
+            ["password", "db_password", "X-Api-Key", "accessKey", "Authorization", "client_secret", &long]
+        {
             assert!(is_secret_name(name), "{name}");
         }
         for name in ["progressToken", "tokens_used", "name", "path"] {

@@ -1,10 +1,35 @@
 //! Masking of JSON text in place: string by string, on the decoded string, with all else kept to the letter.
 
 use super::detectors::is_secret_name;
-use super::{Masker, Span};
+use super::{MAX_POINTER, Masker, Span, Spans};
 
 /// Nesting past this is no JSON that Weir would read; the text is masked as plain text then.
 const MAX_DEPTH: usize = 128;
+
+/// What stands in a pointer for a name that was masked.
+const MASKED_STEP: &str = "~masked";
+
+/// The members of a JSON schema that say what a value is, and not which.
+const SCHEMA_WORDS: [&str; 18] = [
+    "$ref",
+    "additionalProperties",
+    "allOf",
+    "anyOf",
+    "deprecated",
+    "description",
+    "format",
+    "items",
+    "maxLength",
+    "minLength",
+    "oneOf",
+    "pattern",
+    "properties",
+    "readOnly",
+    "required",
+    "title",
+    "type",
+    "writeOnly",
+];
 
 /// One open object or array.
 struct Level {
@@ -13,9 +38,21 @@ struct Level {
     /// `None` in an object.
     index: Option<usize>,
     expects_name: bool,
+    /// What the object's members are.
+    members: Members,
     /// Whether all values in here, or just the one being read, are secret by name.
     all_secret: bool,
     this_secret: bool,
+}
+
+/// A schema describes a secret's member; it does not hold one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Members {
+    Values,
+    /// The object of a member `properties`: an object in it is a schema, anything else a value.
+    Properties,
+    /// The schema of a property with a secret's name: what is no word of a schema may be the secret.
+    OfSchema,
 }
 
 /// `None` when the text is not JSON as far as it goes.
@@ -25,7 +62,7 @@ pub(super) fn mask(masker: &Masker, text: &str) -> Option<(String, Vec<Span>)> {
         rest: text,
         out: String::with_capacity(text.len()),
         levels: Vec::new(),
-        spans: Vec::new(),
+        spans: Spans::default(),
     };
     if !matches!(text.trim_ascii_start().chars().next(), Some('{' | '[' | '"')) {
         return None;
@@ -33,7 +70,7 @@ pub(super) fn mask(masker: &Masker, text: &str) -> Option<(String, Vec<Span>)> {
     while let Some(c) = scan.rest.chars().next() {
         scan.step(c)?;
     }
-    Some((scan.out, scan.spans))
+    Some((scan.out, scan.spans.0))
 }
 
 struct Scan<'a> {
@@ -41,23 +78,14 @@ struct Scan<'a> {
     rest: &'a str,
     out: String,
     levels: Vec<Level>,
-    spans: Vec<Span>,
+    spans: Spans,
 }
 
-impl<'a> Scan<'a> {
+impl Scan<'_> {
     fn step(&mut self, c: char) -> Option<()> {
         match c {
             '"' => return self.string(),
-            '{' | '[' => {
-                if self.levels.len() == MAX_DEPTH {
-                    return None;
-                }
-                let secret = self.is_secret();
-                let index = (c == '[').then_some(0);
-                let step = index.map_or_else(String::new, |_| "0".to_owned());
-                let expects_name = c == '{';
-                self.levels.push(Level { step, index, expects_name, all_secret: secret, this_secret: false });
-            }
+            '{' | '[' => self.open(c == '[')?,
             '}' | ']' => {
                 self.levels.pop()?;
             }
@@ -79,6 +107,31 @@ impl<'a> Scan<'a> {
         self.copy(c.len_utf8())
     }
 
+    fn open(&mut self, array: bool) -> Option<()> {
+        if self.levels.len() == MAX_DEPTH {
+            return None;
+        }
+        let mut all_secret = self.is_secret();
+        let members = match self.levels.last() {
+            Some(outer) if array || outer.index.is_some() => Members::Values,
+            Some(outer) if outer.members == Members::Properties && outer.this_secret => {
+                all_secret = outer.all_secret;
+                Members::OfSchema
+            }
+            Some(outer) if outer.step == "properties" => Members::Properties,
+            _ => Members::Values,
+        };
+        self.levels.push(Level {
+            step: if array { "0".to_owned() } else { String::new() },
+            index: array.then_some(0),
+            expects_name: !array,
+            members,
+            all_secret,
+            this_secret: false,
+        });
+        Some(())
+    }
+
     fn copy(&mut self, len: usize) -> Option<()> {
         self.out.push_str(self.rest.get(..len)?);
         self.rest = self.rest.get(len..)?;
@@ -87,10 +140,6 @@ impl<'a> Scan<'a> {
 
     fn is_secret(&self) -> bool {
         self.levels.last().is_some_and(|level| level.all_secret || level.this_secret)
-    }
-
-    fn pointer(&self) -> String {
-        self.levels.iter().map(|level| format!("/{}", level.step)).collect()
     }
 
     fn string(&mut self) -> Option<()> {
@@ -105,35 +154,42 @@ impl<'a> Scan<'a> {
             // A lone surrogate or a raw control character: masked as it stands.
             Err(_) => literal.get(1..len - 1)?.to_owned(),
         };
-        let is_name = self.levels.last().is_some_and(|level| level.expects_name);
-        // A schema describes a secret's member; it does not hold one.
-        let in_schema = self.levels.iter().rev().nth(1).is_some_and(|outer| outer.step == "properties");
-        if is_name && let Some(level) = self.levels.last_mut() {
-            level.this_secret = !in_schema && is_secret_name(&value);
-            level.step = value.replace('~', "~0").replace('/', "~1");
-        }
-        let masked = if !is_name && self.is_secret() && !value.is_empty() {
-            self.spans.push(Span { detector: "secret-name".into(), pointer: self.pointer() });
-            Some(self.masker.replacement("secret-name", &value))
-        } else {
-            let pointer = self.pointer();
-            self.masker.detect(&value, &pointer, &mut self.spans)
+        let masked = match self.levels.last().is_some_and(|level| level.expects_name) {
+            true => self.member(&value),
+            false => self.value(&value),
         };
         match masked {
-            Some(masked) => {
-                if is_name && let Some(level) = self.levels.last_mut() {
-                    // The pointers of what is below must not show it either.
-                    level.step = "~masked".into();
-                    for span in &mut self.spans {
-                        span.pointer = span.pointer.replace(&value, "~masked");
-                    }
-                }
-                self.out.push_str(&serde_json::Value::String(masked).to_string());
-            }
+            Some(masked) => self.out.push_str(&serde_json::Value::String(masked).to_string()),
             None => self.out.push_str(literal),
         }
         self.rest = self.rest.get(len..)?;
         Some(())
+    }
+
+    /// A member's name. A pointer never shows one that is masked.
+    fn member(&mut self, name: &str) -> Option<String> {
+        let level = self.levels.last_mut()?;
+        level.this_secret =
+            is_secret_name(name) || (level.members == Members::OfSchema && !SCHEMA_WORDS.contains(&name));
+        level.step = MASKED_STEP.to_owned();
+        let (levels, spans) = (&self.levels, &mut self.spans);
+        let masked = self.masker.detect(name, || pointer(levels), spans);
+        if masked.is_none()
+            && let Some(level) = self.levels.last_mut()
+        {
+            level.step = name.replace('~', "~0").replace('/', "~1");
+        }
+        masked
+    }
+
+    fn value(&mut self, value: &str) -> Option<String> {
+        let secret = self.is_secret() && !value.is_empty();
+        let (levels, spans) = (&self.levels, &mut self.spans);
+        if secret {
+            spans.add("secret-name", || pointer(levels));
+            return Some(self.masker.replacement("secret-name", value));
+        }
+        self.masker.detect(value, || pointer(levels), spans)
     }
 
     fn scalar(&mut self) -> Option<()> {
@@ -144,7 +200,8 @@ impl<'a> Scan<'a> {
             return None;
         }
         if number && self.is_secret() {
-            self.spans.push(Span { detector: "secret-name".into(), pointer: self.pointer() });
+            let levels = &self.levels;
+            self.spans.add("secret-name", || pointer(levels));
             let masked = self.masker.replacement("secret-name", token);
             self.out.push_str(&serde_json::Value::String(masked).to_string());
             self.rest = self.rest.get(token.len()..)?;
@@ -152,6 +209,20 @@ impl<'a> Scan<'a> {
         }
         self.copy(token.len())
     }
+}
+
+/// Where the value being read is. One that is too long is cut.
+fn pointer(levels: &[Level]) -> String {
+    let mut out = String::new();
+    for level in levels {
+        let room = MAX_POINTER.saturating_sub(out.len() + 1);
+        if room == 0 {
+            break;
+        }
+        out.push('/');
+        out.push_str(level.step.get(..level.step.floor_char_boundary(room)).unwrap_or_default());
+    }
+    out
 }
 
 /// The bytes of the string literal at the start of `text`, quotes included; `None` when its end is missing.
@@ -210,6 +281,47 @@ mod tests {
         let text =
             r#"{"inputSchema":{"type":"object","properties":{"token":{"type":"string","title":"Token"}}}}"#;
         assert_eq!(masked(text), text);
+    }
+
+    #[test]
+    fn what_only_looks_like_a_schema_is_masked() {
+        for text in [
+            r#"{"properties":{"password":"hunter2"}}"#,
+            r#"{"properties":{"password":["hunter2"]}}"#,
+            r#"{"properties":{"password":{"value":"hunter2"}}}"#,
+            r#"{"properties":{"password":{"type":"string","default":"hunter2"}}}"#,
+            r#"{"password":{"properties":{"password":{"type":"hunter2"}}}}"#,
+            r#"{"password":{"type":"hunter2"}}"#,
+        ] {
+            let out = masked(text);
+            assert!(!out.contains("hunter2"), "{out}");
+        }
+        let nested =
+            r#"{"properties":{"credentials":{"type":"object","properties":{"user":{"type":"string"}}}}}"#;
+        assert_eq!(masked(nested), nested);
+    }
+
+    #[test]
+    fn pointers_are_short_and_show_no_name_that_is_masked() {
+        let long = format!(r#"{{"{}":{{"password":"x"}}}}"#, "n".repeat(100_000));
+        let (_, spans) = masker().json(&long);
+        assert_eq!((spans.len(), spans[0].pointer.len()), (1, super::MAX_POINTER));
+        let (out, spans) = masker().json(r#"{"postgres://u:hunter2@db/x":{"password":"abc"}}"#);
+        assert!(!out.as_str().contains("hunter2"), "{}", out.as_str());
+        let pointers: Vec<_> = spans.iter().map(|span| span.pointer.as_str()).collect();
+        assert_eq!(pointers, ["/~masked", "/~masked/password"]);
+    }
+
+    #[test]
+    fn a_text_full_of_secrets_is_masked_in_time_and_in_little_room() {
+        let members: Vec<String> = (0..20_000).map(|n| format!(r#""pwd{n}":"x","token":1"#)).collect();
+        let text = format!(r#"{{"{}":{{{}}}}}"#, "n".repeat(100_000), members.join(","));
+        let started = std::time::Instant::now();
+        let (_, spans) = masker().json(&text);
+        let listed: usize = spans.iter().map(|span| span.pointer.len()).sum();
+        assert!(listed <= super::super::MAX_SPANS * super::MAX_POINTER, "{listed}");
+        // Seconds where it takes the square of the text's length.
+        assert!(started.elapsed() < std::time::Duration::from_secs(10), "{:?}", started.elapsed());
     }
 
     #[test]
