@@ -26,6 +26,8 @@ use sha2::Sha256;
 
 use crate::ids::hex;
 
+/// No shorter text has a secret in it that is known by its form.
+const MIN_SECRET: usize = 6;
 /// The most places that are listed for one text; more are masked all the same.
 pub const MAX_SPANS: usize = 256;
 /// The most bytes of a place's pointer.
@@ -122,7 +124,7 @@ impl Masker {
     /// Masks plain text and says what was found.
     pub fn text_spans(&self, text: &str) -> (Masked<String>, Vec<Span>) {
         let mut spans = Spans::default();
-        let out = self.detect(text, || String::new(), &mut spans);
+        let out = self.detect(text, String::new, &mut spans);
         (Masked(out.unwrap_or_else(|| text.to_owned())), spans.0)
     }
 
@@ -174,7 +176,7 @@ impl Masker {
 
     /// `None` when nothing was found.
     fn detect(&self, text: &str, pointer: impl Fn() -> String, spans: &mut Spans) -> Option<String> {
-        let found = places(text);
+        let found = if text.len() < MIN_SECRET { Vec::new() } else { places(text) };
         if found.is_empty() {
             return None;
         }
