@@ -51,7 +51,7 @@ impl Authority {
             path: dir.to_owned(),
             source,
         })?;
-        let folder = Folder::lock(&dir)?;
+        let folder = Folder::lock(&dir, Audience::Everybody)?;
         let certificate = folder.read(CERTIFICATE, Audience::Everybody)?;
         let key = match (folder.read(KEY, Audience::Owner)?, &certificate) {
             (Some(pem), _) => read_key(&folder, &pem)?,
@@ -142,7 +142,11 @@ impl Authority {
         for root in roots.certificates().iter().filter(|root| **root != self.certificate) {
             text.push_str(&to_pem("CERTIFICATE", root));
         }
-        Folder::lock(&self.folder)?.write(BUNDLE, text.as_bytes(), Audience::Everybody)?;
+        Folder::lock(&self.folder, Audience::Everybody)?.write(
+            BUNDLE,
+            text.as_bytes(),
+            Audience::Everybody,
+        )?;
         Ok(self.bundle_path())
     }
 

@@ -11,12 +11,10 @@ use super::TrustError;
 
 /// How long to wait for another process that is at work in the folder.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
-/// Jobs of any uid read the certificates.
-const FOLDER_MODE: u32 = 0o755;
 /// The most bytes of a certificate or key of our own.
 const MAX_FILE: u64 = 64 << 10;
 
-/// Who may read a file.
+/// Who may read a file, or what is in a folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Audience {
     Everybody,
@@ -28,6 +26,13 @@ impl Audience {
         match self {
             Audience::Everybody => 0o644,
             Audience::Owner => 0o600,
+        }
+    }
+
+    fn folder_mode(self) -> u32 {
+        match self {
+            Audience::Everybody => 0o755,
+            Audience::Owner => 0o700,
         }
     }
 }
@@ -42,9 +47,13 @@ pub(super) struct Folder {
 impl Folder {
     /// Makes the folder if it is absent, and takes its lock. One that others can write to is refused: they
     /// could put a CA of their own there.
-    pub fn lock(path: &Path) -> Result<Self, TrustError> {
+    pub fn lock(path: &Path, audience: Audience) -> Result<Self, TrustError> {
         let fail = |action| move |source| TrustError::Storage { action, path: path.to_owned(), source };
-        DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(path).map_err(fail("create"))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(audience.folder_mode())
+            .create(path)
+            .map_err(fail("create"))?;
         let handle = File::open(path).map_err(fail("open"))?;
         let mode = handle.metadata().map_err(fail("look at"))?.mode() & 0o7777;
         if mode & 0o022 != 0 {
@@ -54,10 +63,10 @@ impl Folder {
                 mend: "take that right away, and remove ca.pem and ca.key if anybody may have used it",
             });
         }
-        if mode != FOLDER_MODE {
+        if mode != audience.folder_mode() {
             // Also undoes the umask.
             handle
-                .set_permissions(PermissionsExt::from_mode(FOLDER_MODE))
+                .set_permissions(PermissionsExt::from_mode(audience.folder_mode()))
                 .map_err(fail("set the mode of"))?;
         }
         wait_for_lock(&handle).map_err(fail("lock"))?;
