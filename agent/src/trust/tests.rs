@@ -144,14 +144,14 @@ fn damaged_files_are_refused_and_named() {
     let (key, certificate) = (folder.join("ca.key"), folder.join("ca.pem"));
     let whole = std::fs::read(&key).unwrap();
     std::fs::write(&key, "nothing of the kind").unwrap();
-    assert!(refusal(&folder).contains("ca.key cannot serve"));
+    assert!(refusal(&folder).contains("ca.key cannot be used"));
     std::fs::write(&key, vec![b' '; 70_000]).unwrap();
     assert!(refusal(&folder).contains("larger than 65536"));
     std::fs::write(&key, whole).unwrap();
     std::fs::write(&certificate, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
-    assert!(refusal(&folder).contains("ca.pem cannot serve"));
+    assert!(refusal(&folder).contains("ca.pem cannot be used"));
     std::fs::write(&certificate, "").unwrap();
-    assert!(refusal(&folder).contains("ca.pem cannot serve"));
+    assert!(refusal(&folder).contains("ca.pem cannot be used"));
 }
 
 #[test]
