@@ -18,7 +18,7 @@ use weir_core::mask::{MaskKey, Masker};
 use crate::admin::{self, CaStatus, ConnectStatus, ListenStatus, SpoolStatus, Status};
 use crate::approval::Approvals;
 use crate::config::Config;
-use crate::gate::{Gate, Place};
+use crate::gate::{Gate, HeldCalls, Place};
 use crate::intercept::{Interceptor, Listeners};
 use crate::kernel::Hooks;
 use crate::ledger::{Ledger, LedgerConfig, Tap};
@@ -94,6 +94,7 @@ impl Agent {
             approval: config.approval,
             limits: config.limits,
             place: place.clone(),
+            held: HeldCalls::default(),
             tasks: TaskTracker::new(),
         });
         let (flows_ending, ending) = (CancellationToken::new(), CancellationToken::new());

@@ -6,6 +6,7 @@
 
 mod answer;
 mod call;
+mod held;
 mod hold;
 mod permit;
 mod reply;
@@ -22,10 +23,11 @@ use hyper::{Request, Response};
 use tokio_util::task::TaskTracker;
 use weir_core::ids::{CallId, FlowId, Origin};
 use weir_core::mask::{Masked, Masker};
-use weir_core::mcp::jsonrpc::{self, Message, ParseError};
+use weir_core::mcp::jsonrpc::{self, Message, ParseError, RequestId};
 use weir_core::policy::{Action, Policy};
 use weir_core::record::{self, Caller, Direction, MessageLabel};
 
+pub use held::HeldCalls;
 pub use permit::{Clearance, NotCleared, Permit};
 
 use crate::approval::Approvals;
@@ -33,6 +35,7 @@ use crate::config::{Approval, Limits};
 use crate::http::{self as room, Authority, Body, ReadRequest, RequestError, Upstream, UpstreamFailure};
 use crate::ledger::{Ledger, LedgerError};
 use call::OpenCall;
+use held::CallName;
 
 /// What every exchange needs.
 pub struct Gate {
@@ -43,6 +46,8 @@ pub struct Gate {
     pub approval: Approval,
     pub limits: Limits,
     pub place: Place,
+    /// The calls that wait for a human now.
+    pub held: HeldCalls,
     /// Owns the tasks that carry answers back.
     pub tasks: TaskTracker,
 }
@@ -129,6 +134,9 @@ impl Gate {
                 self.note_message(flow, None, Direction::ClientToServer, message).await?;
                 continue;
             }
+            if let Some(id) = message.cancels() {
+                self.held.take_back(&self.name_of_call(flow, &request.parts, &id));
+            }
             match self.open_call(flow, &request.parts, message, started).await {
                 Ok(call) => calls.push(call),
                 // The calls opened before this one are let go: their records end as aborted.
@@ -145,6 +153,12 @@ impl Gate {
             }
             Some(_) => self.refuse(body, calls).await,
         }
+    }
+
+    /// What the client calls one of its calls.
+    fn name_of_call(&self, flow: &Flow, parts: &Parts, id: &RequestId) -> CallName {
+        let session = parts.headers.get("mcp-session-id").and_then(|value| value.to_str().ok());
+        CallName::new(&flow.caller, session.map(|id| self.masker.pseudonym_of("session", id)), id)
     }
 
     /// All calls are allowed and recorded: they go upstream.

@@ -2,15 +2,16 @@
 //! now and then, so that it does not give up. Only an approval whose signature holds, and whose call is still
 //! the same to the byte, goes upstream; no answer, or a client that left, is a refusal.
 
+mod wait;
+
 use std::sync::Arc;
-use std::time::Duration;
 
 use hmac::{Hmac, Mac};
 use http::{StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use hyper::Response;
 use sha2::Sha256;
-use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
+use tokio::sync::oneshot;
 use weir_core::approval::{Decision, Hold, SubmittedHold, Words};
 use weir_core::ids::hex;
 use weir_core::mask::Masked;
@@ -19,13 +20,12 @@ use weir_core::mcp::sse;
 use weir_core::record::{DecisionRecord, HoldEnd};
 
 use super::answer::{Framing, Reading};
-use super::call::OpenCall;
+use super::call::{OpenCall, WaitingCall};
 use super::permit::{Clearance, Permit};
-use super::{Broken, Flow, Gate, outgoing, reply};
-use crate::approval::Waiting;
+use super::{Broken, Flow, Gate, NotCleared, outgoing, reply};
 use crate::http::{Body, Pieces, ReadRequest, body_of_pieces};
-use crate::ledger::LedgerError;
 use crate::{clock, random};
+use wait::{Client, End, WAITING, decision_record};
 
 /// A held call and all that its release needs.
 struct Held {
@@ -35,13 +35,7 @@ struct Held {
     salt: [u8; 32],
 }
 
-/// How the wait ended.
-enum End {
-    Decided(Box<Decision>),
-    Expired,
-    ClientGone,
-    Unrecordable(LedgerError),
-}
+type Answer = Result<Response<Body>, Broken>;
 
 impl Gate {
     pub(super) async fn hold(
@@ -62,11 +56,14 @@ impl Gate {
         tracing::info!(approval_id = %hold.approval_id, rule = hold.rule, "holding a call");
         let streams = accepts_events(&request);
         let held = Held { request, call, hold, salt };
+        // In tasks of their own: when a client leaves, that is noticed and recorded.
+        let (gate, flow) = (self.clone(), flow.clone());
         if !streams {
-            return self.hold_silently(flow, held).await;
+            let (answer, answered) = oneshot::channel();
+            self.tasks.spawn(async move { gate.hold_silently(&flow, held, answer).await });
+            return answered.await.unwrap_or_else(|_| Err(NotCleared.into()));
         }
         let (pieces, body) = body_of_pieces();
-        let (gate, flow) = (self.clone(), flow.clone());
         self.tasks.spawn(async move { gate.hold_streaming(&flow, held, pieces).await });
         Ok(reply::event_stream(body))
     }
@@ -104,14 +101,18 @@ impl Gate {
     /// The client takes events: it is kept alive, and its answer is one event.
     async fn hold_streaming(self: Arc<Self>, flow: &Arc<Flow>, held: Held, pieces: Pieces) {
         // At once, so that the client sees the answer's head.
-        let _ = pieces.text(sse::comment("weir: waiting for an approval")).await;
-        let end = self.wait(&held.hold, Some(&pieces)).await;
+        pieces.offer(sse::comment(WAITING));
+        let end = self.wait(flow, &held, Client::Events(&pieces)).await;
+        // Nobody waits for an answer to a call that was taken back.
+        let told = !matches!(end, End::TakenBack);
         let id = held.call.request_id().cloned();
         let error = |reason: &str| sse::message(&jsonrpc::error_reply(id.as_ref(), REFUSED, reason, None));
         let (request, permit, call) = match self.release(held, end).await {
             Ok(released) => released,
             Err(reason) => {
-                let _ = pieces.text(error(&reason)).await;
+                if told {
+                    let _ = pieces.text(error(&reason)).await;
+                }
                 return;
             }
         };
@@ -149,18 +150,31 @@ impl Gate {
     }
 
     /// The client takes no events: it gets its answer when there is one.
-    async fn hold_silently(self: &Arc<Self>, flow: &Arc<Flow>, held: Held) -> Result<Response<Body>, Broken> {
-        let end = self.wait(&held.hold, None).await;
+    async fn hold_silently(
+        self: Arc<Self>,
+        flow: &Arc<Flow>,
+        held: Held,
+        mut answer: oneshot::Sender<Answer>,
+    ) {
+        let end = self.wait(flow, &held, Client::Json(&mut answer)).await;
         let id = held.call.request_id().cloned();
-        let (request, permit, call) = match self.release(held, end).await {
-            Ok(released) => released,
+        let result = match self.release(held, end).await {
+            Ok((request, permit, call)) => self.send_on(flow, request, permit, call).await,
             Err(reason) => {
-                return Ok(reply::json_rpc(
-                    StatusCode::OK,
-                    jsonrpc::error_reply(id.as_ref(), REFUSED, &reason, None),
-                ));
+                let error = jsonrpc::error_reply(id.as_ref(), REFUSED, &reason, None);
+                Ok(reply::json_rpc(StatusCode::OK, error))
             }
         };
+        let _ = answer.send(result);
+    }
+
+    async fn send_on(
+        self: &Arc<Self>,
+        flow: &Arc<Flow>,
+        request: ReadRequest,
+        permit: Permit,
+        call: WaitingCall,
+    ) -> Answer {
         match flow.upstream.send(outgoing(request)?, permit).await {
             Ok(answer) => Ok(self.carry_back(flow, answer, vec![call])),
             Err(failure) => {
@@ -170,63 +184,9 @@ impl Gate {
         }
     }
 
-    /// Waits for a decision that stands up to every check, for the deadline, or for the client to leave.
-    async fn wait(&self, hold: &SubmittedHold, client: Option<&Pieces>) -> End {
-        let mut waiting = self.approvals.submit(hold);
-        let deadline = Instant::now() + self.approval.deadline;
-        let keepalive = self.approval.keepalive.max(Duration::from_millis(10));
-        let mut keepalives = interval_at(Instant::now() + keepalive, keepalive);
-        keepalives.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let gone = async {
-            match client {
-                Some(pieces) => pieces.reader_gone().await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::pin!(gone);
-        loop {
-            tokio::select! {
-                biased;
-                () = &mut gone => return End::ClientGone,
-                () = sleep_until(deadline) => return End::Expired,
-                end = self.next_decision(hold, &mut waiting) => match end {
-                    Some(end) => return end,
-                    None => continue,
-                },
-                _ = keepalives.tick() => {
-                    if let Some(pieces) = client {
-                        let _ = pieces.text(sse::comment("weir: waiting for an approval")).await;
-                    }
-                }
-            }
-        }
-    }
-
-    /// `None` for a statement that decides nothing: it is recorded, and the hold goes on waiting.
-    async fn next_decision(&self, hold: &SubmittedHold, waiting: &mut Waiting) -> Option<End> {
-        let signed = waiting.next().await;
-        match Decision::verify(hold, signed.clone(), &self.approval.signers, clock::now_us()) {
-            Ok(decision) => Some(End::Decided(Box::new(decision))),
-            Err(error) => {
-                tracing::warn!(approval_id = %hold.approval_id, %error, "a statement decides nothing");
-                let record = DecisionRecord {
-                    justification: self.masker.text(&error.to_string()),
-                    statement: self.masker.json(&signed.statement).0.truncate(self.limits.record_payload),
-                    signature: signed.signature.chars().take(8192).collect(),
-                    ..decision_record(hold, HoldEnd::Invalid)
-                };
-                self.ledger.write(record).await.err().map(End::Unrecordable)
-            }
-        }
-    }
-
     /// Records how the wait ended. After an approval the call's bytes are checked against the hold once more;
     /// then it may go. Anything else ends the call, and the reason is for the client.
-    async fn release(
-        &self,
-        held: Held,
-        end: End,
-    ) -> Result<(ReadRequest, Permit, super::call::WaitingCall), String> {
+    async fn release(&self, held: Held, end: End) -> Result<(ReadRequest, Permit, WaitingCall), String> {
         let Held { request, call, hold, salt } = held;
         let (record, reason) = match &end {
             End::Decided(decision) => {
@@ -236,6 +196,9 @@ impl Gate {
             }
             End::Expired => (decision_record(&hold, HoldEnd::Expired), "nobody approved it in time".into()),
             End::ClientGone => (decision_record(&hold, HoldEnd::ClientGone), "the client left".into()),
+            End::TakenBack => {
+                (decision_record(&hold, HoldEnd::ClientGone), "the client took the call back".into())
+            }
             End::Unrecordable(e) => {
                 (decision_record(&hold, HoldEnd::Expired), format!("not recordable: {e}"))
             }
@@ -276,22 +239,6 @@ impl Gate {
             signature: decision.signed().signature.clone(),
             ..decision_record(hold, end)
         }
-    }
-}
-
-/// A decision that nobody signed.
-fn decision_record(hold: &SubmittedHold, decision: HoldEnd) -> DecisionRecord<Masked<String>> {
-    DecisionRecord {
-        call_id: hold.call_id.clone(),
-        approval_id: hold.approval_id.clone(),
-        decision,
-        approver: Masked::default(),
-        key: String::new(),
-        justification: Masked::default(),
-        ticket: Masked::default(),
-        signed_us: None,
-        statement: Masked::default(),
-        signature: String::new(),
     }
 }
 

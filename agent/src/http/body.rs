@@ -50,6 +50,11 @@ impl Pieces {
         self.send(Frame::data(text.into())).await
     }
 
+    /// Sends a text unless the reader is slow, and never waits.
+    pub fn offer(&self, text: String) {
+        let _ = self.0.try_send(Ok(Frame::data(text.into())));
+    }
+
     /// Breaks the body off.
     pub async fn break_off(self, reason: String) {
         let _ = self.0.send(Err(BodyError(reason))).await;
