@@ -73,6 +73,8 @@ pub struct Flow {
 pub struct Server {
     /// What policy goes by: the proven name, or the address when nothing proves one.
     pub name: String,
+    /// What else it is: the other names of its certificate, and its address.
+    pub also: Vec<String>,
     pub record: record::Server<Masked<String>>,
 }
 

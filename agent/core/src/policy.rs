@@ -45,7 +45,8 @@ pub struct Rule {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct When {
-    /// The server's name: proven by its certificate, or else its address.
+    /// The server's name: proven by its certificate, or else its address. A rule that denies or holds applies
+    /// under all names of the server, whichever the client uses; one that allows, under the one it uses.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server: Option<String>,
     /// The JSON-RPC method.
@@ -59,8 +60,11 @@ pub struct When {
 /// What policy is asked about.
 #[derive(Debug, Clone, Copy)]
 pub struct Call<'a> {
-    /// A name that a certificate proved, or the address where nothing proves a name.
+    /// The name that the client asked for and a certificate proved, or the address where nothing proves a name.
     pub server: &'a str,
+    /// What else the same server is, lower-case: the other names of its certificate (`*.a.test` for any of them)
+    /// and its address. The client chooses by which one it goes there.
+    pub also: &'a [String],
     pub method: &'a str,
     /// `None` for other methods than `tools/call`.
     pub tool: Option<&'a str>,
@@ -122,7 +126,7 @@ impl Policy {
 
     /// Decides one call.
     pub fn verdict(&self, call: Call<'_>) -> Verdict {
-        let rule = self.rules.iter().find(|rule| rule.when.matches(call));
+        let rule = self.rules.iter().find(|rule| rule.matches(call));
         let (action, id) = rule.map_or((self.default_action, "default"), |rule| (rule.action, &rule.id));
         Verdict { action, rule: id.to_owned(), policy_digest: self.digest.clone() }
     }
@@ -133,17 +137,45 @@ impl Policy {
     }
 }
 
-impl When {
+impl Rule {
     fn matches(&self, call: Call<'_>) -> bool {
         let part = |pattern: &Option<String>, value: Option<&str>| {
             pattern.as_deref().is_none_or(|pattern| value.is_some_and(|value| glob(pattern, value)))
         };
-        let server = self
-            .server
-            .as_deref()
-            .is_none_or(|pattern| glob(&pattern.to_ascii_lowercase(), &call.server.to_ascii_lowercase()));
-        server && part(&self.method, Some(call.method)) && part(&self.tool, call.tool)
+        let server = self.when.server.as_ref().is_none_or(|pattern| {
+            let pattern = pattern.to_ascii_lowercase();
+            glob(&pattern, &call.server.to_ascii_lowercase())
+                || (self.action != Action::Allow && call.also.iter().any(|name| meets(&pattern, name)))
+        });
+        server && part(&self.when.method, Some(call.method)) && part(&self.when.tool, call.tool)
     }
+}
+
+/// Whether a name that matches `pattern` is one of those that a certificate's `name` stands for: a `*` in that
+/// is any run of characters but dots (RFC 9525, 6.3).
+fn meets(pattern: &str, name: &str) -> bool {
+    let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
+    // meet[j]: whether what is left of the pattern, and of the name from j on, can be the same text; from the end.
+    let mut below = vec![false; name.len() + 1];
+    for i in (0..=pattern.len()).rev() {
+        let mut meet = vec![false; name.len() + 1];
+        for j in (0..=name.len()).rev() {
+            let at = |row: &[bool], j: usize| row.get(j).copied().unwrap_or(false);
+            let found = match (pattern.get(i), name.get(j)) {
+                (None, None) => true,
+                (Some('*'), _) => at(&below, j) || at(&meet, j + 1),
+                (Some('.'), Some('*')) | (None, Some('*')) => at(&meet, j + 1),
+                (Some(_), Some('*')) => at(&below, j) || at(&meet, j + 1),
+                (Some(p), Some(n)) => (p == n || *p == '?') && at(&below, j + 1),
+                _ => false,
+            };
+            if let Some(slot) = meet.get_mut(j) {
+                *slot = found;
+            }
+        }
+        below = meet;
+    }
+    below.first().copied().unwrap_or(false)
 }
 
 /// Whether `pattern` (`*`, `?`) matches the whole of `text`. Time is bounded by the product of the lengths.
@@ -202,7 +234,7 @@ mod tests {
         )
         .unwrap();
         let ask = |server, method, tool| {
-            let verdict = policy.verdict(Call { server, method, tool });
+            let verdict = policy.verdict(Call { server, also: &[], method, tool });
             (verdict.action, verdict.rule)
         };
         assert_eq!(
@@ -212,6 +244,49 @@ mod tests {
         assert_eq!(ask("other.test", "tools/call", Some("delete_repo")), (Action::Allow, "default".into()));
         assert_eq!(ask("other.test", "tools/call", Some("deploy")), (Action::Hold, "deploys".into()));
         assert_eq!(ask("mcp.example.test", "tools/list", None), (Action::Allow, "default".into()));
+    }
+
+    #[test]
+    fn a_server_has_no_other_name_under_which_it_is_not_refused() {
+        let policy = Policy::new(
+            vec![
+                rule("mine", Some("mine.test"), None, None, Action::Allow),
+                rule("named", Some("mcp.example.test"), None, Some("delete_*"), Action::Deny),
+                rule("all", Some("10.0.0.*"), None, Some("deploy"), Action::Hold),
+            ],
+            Action::Allow,
+        )
+        .unwrap();
+        let ask = |server, also: &[&str], tool| {
+            let also: Vec<String> = also.iter().map(|name| (*name).to_owned()).collect();
+            policy.verdict(Call { server, also: &also, method: "tools/call", tool: Some(tool) }).rule
+        };
+        assert_eq!(ask("10.0.0.7", &["mcp.example.test"], "delete_repo"), "named");
+        assert_eq!(ask("other.example.test", &["*.example.test"], "delete_repo"), "named");
+        assert_eq!(ask("other.test", &["10.0.0.7"], "deploy"), "all");
+        assert_eq!(ask("other.test", &["10.1.0.7", "*.test"], "deploy"), "default");
+        // What allows is for the name that was asked for.
+        assert_eq!(ask("mcp.example.test", &["mine.test"], "delete_repo"), "named");
+        assert_eq!(ask("mine.test", &["mcp.example.test"], "delete_repo"), "mine");
+    }
+
+    #[test]
+    fn a_pattern_meets_the_names_that_a_certificate_stands_for() {
+        for (pattern, name, expected) in [
+            ("a", "a", true),
+            ("a", "b", false),
+            ("*", "a.test", true),
+            ("mcp.*", "*.test", true),
+            ("mcp.*.x", "*.test", false),
+            ("mcp.a.test", "*.a.test", true),
+            ("mcp.b.a.test", "*.a.test", false),
+            ("*.b.test", "*.a.test", false),
+            ("10.0.0.*", "*.test", false),
+            ("a?c.test", "*.test", true),
+            ("a?c", "a*d", false),
+        ] {
+            assert_eq!(meets(pattern, name), expected, "{pattern} {name}");
+        }
     }
 
     #[test]

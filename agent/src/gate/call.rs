@@ -9,7 +9,7 @@ use weir_core::mcp::jsonrpc::{Message, RequestId};
 use weir_core::policy::{Action, Call, Verdict};
 use weir_core::record::{CallResult, Durability, HoldEnd, Intent, Mcp, Outcome, Payload};
 
-use super::{Flow, Gate};
+use super::{Flow, Gate, Server};
 use crate::http::UpstreamFailure;
 use crate::ledger::{DurableIntent, Intended, LedgerError, OpenRecord};
 use crate::random;
@@ -51,7 +51,8 @@ impl Gate {
         let record = self.ledger.open_record(call_id.clone(), flow.id.clone())?;
         let method = message.method().unwrap_or_default();
         let tool = message.tool();
-        let verdict = self.policy.verdict(Call { server: &flow.server.name, method, tool });
+        let Server { name: server, also, .. } = &flow.server;
+        let verdict = self.policy.verdict(Call { server, also, method, tool });
         let approval_id = (verdict.action == Action::Hold).then(|| ApprovalId::from_random(random::bytes()));
         let name = |text: &str| self.masker.text(text).truncate(MAX_NAME);
         let header = |key: &str| parts.headers.get(key).and_then(|value| value.to_str().ok());

@@ -144,7 +144,9 @@ impl Interceptor {
         };
         let name = proven.name().to_str().into_owned();
         let record = self.server(opening, &name, Proof::Certificate);
-        let server = Server { name, record: record.clone() };
+        let mut also = proven.also().to_vec();
+        also.push(opening.destination.ip().to_string());
+        let server = Server { name, also, record: record.clone() };
         let within = self.gate.limits.client_timeout;
         let accepted = async { accept(client, self.minter.leaf(proven.name())?.as_ref(), within).await };
         let end = match accepted.await {
@@ -171,7 +173,8 @@ impl Interceptor {
             }
         };
         let record = self.unproven(opening);
-        let server = Server { name: opening.destination.ip().to_string(), record: record.clone() };
+        let name = opening.destination.ip().to_string();
+        let server = Server { name, also: Vec::new(), record: record.clone() };
         let (interceptor, destination) = (self.clone(), opening.destination);
         let redial: Redial = Box::new(move || {
             let interceptor = interceptor.clone();

@@ -3,16 +3,18 @@
 
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::client::Resumption;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{CertificateError, ClientConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::trust::{Roots, TrustError};
 
@@ -22,16 +24,22 @@ use crate::trust::{Roots, TrustError};
 /// ```compile_fail,E0451
 /// use rustls::pki_types::ServerName;
 /// let name = ServerName::try_from("mcp.example.test").unwrap();
-/// let proven = weir::tls::ProvenName { name };
+/// let proven = weir::tls::ProvenName { name, also: vec![] };
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProvenName {
     name: ServerName<'static>,
+    also: Vec<String>,
 }
 
 impl ProvenName {
     pub fn name(&self) -> &ServerName<'static> {
         &self.name
+    }
+
+    /// All names and addresses that the certificate is for, lower-case; a name may begin with `*.`.
+    pub fn also(&self) -> &[String] {
+        &self.also
     }
 }
 
@@ -151,11 +159,31 @@ impl UpstreamTls {
         let name = name.to_owned();
         let handshake = TlsConnector::from(Arc::clone(&self.config)).connect(name.clone(), stream);
         match tokio::time::timeout(within, handshake).await {
-            Ok(Ok(stream)) => Ok((stream, ProvenName { name })),
+            Ok(Ok(stream)) => {
+                let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+                let also = leaf.map(|leaf| names_of(leaf)).unwrap_or_default();
+                Ok((stream, ProvenName { name, also }))
+            }
             Ok(Err(error)) => Err(broken(&name, error)),
             Err(_) => Err(UpstreamError::Timeout { name: name.to_str().into_owned(), within }),
         }
     }
+}
+
+fn names_of(leaf: &CertificateDer<'_>) -> Vec<String> {
+    let Ok((_, certificate)) = X509Certificate::from_der(leaf) else { return Vec::new() };
+    let Ok(Some(extension)) = certificate.subject_alternative_name() else { return Vec::new() };
+    let names = extension.value.general_names.iter().filter_map(|name| match name {
+        GeneralName::DNSName(name) => Some(name.trim_end_matches('.').to_ascii_lowercase()),
+        GeneralName::IPAddress(bytes) => address(bytes).map(|address| address.to_string()),
+        _ => None,
+    });
+    names.collect()
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
 }
 
 fn broken(name: &ServerName<'_>, error: io::Error) -> UpstreamError {

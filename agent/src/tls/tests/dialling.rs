@@ -35,6 +35,16 @@ async fn a_server_whose_certificate_verifies_proves_its_name() {
 }
 
 #[tokio::test]
+async fn a_server_proves_all_names_of_its_certificate() {
+    let company = Company::new("ours");
+    let tls = UpstreamTls::new(std::slice::from_ref(&company.roots)).unwrap();
+    let server = company.good_server(&["mcp.Example.test", "*.other.test", "127.0.0.1", "::1"]);
+    let (dialled, _accepted) = dial(&tls, server, "mcp.example.test").await;
+    let (_, proven) = dialled.unwrap();
+    assert_eq!(proven.also(), ["mcp.example.test", "*.other.test", "127.0.0.1", "::1"]);
+}
+
+#[tokio::test]
 async fn each_connection_proves_its_server_anew() {
     let company = Company::new("ours");
     let tls = UpstreamTls::new(std::slice::from_ref(&company.roots)).unwrap();
