@@ -20,7 +20,7 @@ use crate::approval::Approvals;
 use crate::config::Config;
 use crate::gate::{Gate, HeldCalls, Place};
 use crate::intercept::{Interceptor, Listeners};
-use crate::kernel::Hooks;
+use crate::kernel::{Hooks, check_host};
 use crate::ledger::{Ledger, LedgerConfig, Tap};
 use crate::random;
 use crate::ship::{Collector, Shipper};
@@ -58,6 +58,7 @@ impl Agent {
     /// One sentence that names the fault and the mend: no privilege, no BTF or cgroup2, a port that is taken,
     /// a CA that is not Weir's, a spool that another agent writes.
     pub async fn start(config: Config, tap: Option<Tap>) -> Result<Self> {
+        check_host()?;
         let state_dir = config.state_dir.clone();
         make_state_dir(&state_dir)?;
         let host = hostname();

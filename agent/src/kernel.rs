@@ -113,6 +113,13 @@ struct Links {
     _sock_ops: SockOpsLink,
 }
 
+/// Looks whether this host and this process could load the programs and attach them, before anything is made or opened.
+pub fn check_host() -> Result<(), KernelError> {
+    host::check()?;
+    cgroup::mount_point()?;
+    Ok(())
+}
+
 impl Hooks {
     /// Loads the programs. Nothing is redirected before [`Hooks::attach`].
     ///

@@ -23,6 +23,7 @@ pub use keeper::{enter, keep};
 use crate::cgroup::Cgroup;
 use crate::config::{Config, Select};
 use crate::daemon::Agent;
+use crate::kernel::check_host;
 use crate::ledger::LedgerError;
 use crate::spool::SpoolError;
 use keeper::Keeper;
@@ -46,11 +47,13 @@ pub struct Run {
 impl Run {
     /// Runs the command; returns the exit code to end with: the command's, or 128 + the signal that ended it.
     pub async fn execute(self) -> Result<i32> {
+        let config = self.configuration()?;
+        check_host()?;
         keeper::sweep_stale();
         let keeper = Keeper::start()?;
         let cgroup = Cgroup::create(keeper.cgroup_name())?;
         let listing = Listing::default();
-        let agent = start_agent(&self, cgroup.path(), &listing).await?;
+        let agent = start_agent(config, cgroup.path(), &listing).await?;
         let mut child = spawn(&self.command, cgroup.path(), &agent)?;
         let status = wait(&mut child).await?;
         // What the command left running goes with it, and its last calls are written as they ended.
@@ -64,13 +67,16 @@ impl Run {
         }
         Ok(exit_code(status))
     }
+
+    fn configuration(&self) -> Result<Config> {
+        Ok(match &self.config {
+            Some(path) => Config::read(path)?,
+            None => Config::built_in(self.state_dir.clone()),
+        })
+    }
 }
 
-async fn start_agent(run: &Run, cgroup: &Path, listing: &Listing) -> Result<Agent> {
-    let mut config = match &run.config {
-        Some(path) => Config::read(path)?,
-        None => Config::built_in(run.state_dir.clone()),
-    };
+async fn start_agent(mut config: Config, cgroup: &Path, listing: &Listing) -> Result<Agent> {
     config.select = Select { cgroups: vec![cgroup.to_owned()] };
     config.listen = Default::default();
     let slots = config.state_dir.join("run");
