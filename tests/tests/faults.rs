@@ -226,7 +226,7 @@ fn without_privilege_weir_says_what_it_lacks() -> Result<()> {
     let id = JOB_UID.to_string();
     let unprivileged: Vec<PathBuf> =
         ["setpriv", "--reuid", &id, "--regid", &id, "--clear-groups", "--"].map(PathBuf::from).into();
-    let as_nobody = |command: &[PathBuf]| [&unprivileged[..], &[weir.clone()], command].concat();
+    let as_nobody = |command: &[PathBuf]| [&unprivileged[..], std::slice::from_ref(&weir), command].concat();
     let state = bench.path("own-state");
     std::fs::create_dir(&state)?;
     chown(&state, Some(JOB_UID), Some(JOB_UID))?;

@@ -26,10 +26,7 @@ fn a_refused_call_is_a_clean_error_and_the_session_lives_on() -> Result<()> {
         let message = refused.message.clone().unwrap_or_default();
         ensure!(message.contains("refused by Weir") && message.contains("no-deletes"), "{message}");
         let ran = executed(&world)?;
-        ensure!(
-            ran.iter().any(|ran| *ran == before.nonce) && ran.iter().any(|ran| *ran == after.nonce),
-            "{ran:?}"
-        );
+        ensure!(ran.contains(&before.nonce) && ran.contains(&after.nonce), "{ran:?}");
 
         let question = "SELECT * FROM calls WHERE policy_action = 'deny' AND result != 'open' ORDER BY seq";
         let rows = world.sql_until(number, question)?;
