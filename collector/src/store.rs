@@ -119,11 +119,17 @@ impl Store {
 
     /// Inserts all rows as one block, or none. A second insert under the same token does nothing, whatever its
     /// rows, so the caller reads back what stands there.
-    pub async fn insert<T>(&self, table: &str, token: &str, rows: &[T]) -> Result<(), StoreError>
+    pub async fn insert<'r, T>(
+        &self,
+        table: &str,
+        token: &str,
+        rows: impl IntoIterator<Item = &'r T, IntoIter: Send>,
+    ) -> Result<(), StoreError>
     where
-        T: Row + RowWrite,
+        T: Row + RowWrite + Sync + 'r,
         for<'a> T: Row<Value<'a> = T>,
     {
+        let rows = rows.into_iter();
         let mut insert = self.bounded(self.client.insert::<T>(table)).await?;
         for (name, value) in INSERT_SETTINGS {
             insert = insert.with_setting(name, value);

@@ -2,7 +2,7 @@
 //! exactly once. Before the insert and after it, what stands at the segment's place in the log is read: nothing,
 //! this very batch, or something else, which is a fork and is refused.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -63,33 +63,47 @@ impl Ingest {
     }
 
     async fn store_once(&self, segment: Segment) -> Result<SegmentAck, Refusal> {
-        match self.place(&segment).await? {
-            Place::Done => {
-                tracing::info!(origin = %segment.origin, first_seq = segment.first_seq, "a segment that is stored already");
-                return Ok(segment.ack());
-            }
-            Place::Fork(what) => return Err(conflict(&segment, &what)),
-            Place::Free | Place::Partly => {}
+        let mut place = self.place(&segment).await?;
+        if place == Place::Done {
+            tracing::info!(origin = %segment.origin, first_seq = segment.first_seq, "a segment that is stored already");
+            return Ok(segment.ack());
         }
         // A token names the place, not the contents: of two forks, ClickHouse takes one.
         for attempt in 0..TOKENS {
+            let missing = match place {
+                Place::Free => segment.rows.iter().collect(),
+                Place::Partly => self.missing(&segment).await?,
+                Place::Done | Place::Fork(_) => break,
+            };
             let token = again(format!("{}/{}", segment.origin, segment.first_seq), attempt);
-            self.store.insert("events", &token, &segment.rows).await.map_err(unavailable)?;
-            match self.place(&segment).await? {
-                Place::Done => {
-                    let events = segment.rows.len();
-                    tracing::debug!(origin = %segment.origin, first_seq = segment.first_seq, events, "stored a segment");
-                    return Ok(segment.ack());
-                }
-                Place::Fork(what) => return Err(conflict(&segment, &what)),
-                Place::Free | Place::Partly => {
-                    tracing::warn!(origin = %segment.origin, first_seq = segment.first_seq, token, "a burnt token");
-                }
+            self.store.insert("events", &token, missing).await.map_err(unavailable)?;
+            place = self.place(&segment).await?;
+            if matches!(place, Place::Free | Place::Partly) {
+                tracing::warn!(origin = %segment.origin, first_seq = segment.first_seq, token, "a burnt token");
             }
         }
-        let message = "the store took the segment and does not show it; nothing is acknowledged";
-        tracing::error!(origin = %segment.origin, first_seq = segment.first_seq, message);
-        Err(refusal(Reason::Unavailable, message))
+        match place {
+            Place::Done => {
+                let events = segment.rows.len();
+                tracing::debug!(origin = %segment.origin, first_seq = segment.first_seq, events, "stored a segment");
+                Ok(segment.ack())
+            }
+            Place::Fork(what) => Err(conflict(&segment, &what)),
+            Place::Free | Place::Partly => {
+                let message = "the store took the segment and does not show it; nothing is acknowledged";
+                tracing::error!(origin = %segment.origin, first_seq = segment.first_seq, message);
+                Err(refusal(Reason::Unavailable, message))
+            }
+        }
+    }
+
+    /// The rows that are not there. Under a token that is tried anew, the others would be there twice.
+    async fn missing<'s>(&self, segment: &'s Segment) -> Result<Vec<&'s EventRow>, Refusal> {
+        let question = self.store.query("SELECT seq FROM events WHERE origin = ? AND seq BETWEEN ? AND ?");
+        let question = question.bind(segment.origin.as_str()).bind(segment.first_seq).bind(segment.last_seq);
+        let there: Vec<u64> = self.store.rows(question).await.map_err(unavailable)?;
+        let there: HashSet<u64> = there.into_iter().collect();
+        Ok(segment.rows.iter().filter(|row| !there.contains(&row.seq)).collect())
     }
 
     async fn place(&self, segment: &Segment) -> Result<Place, Refusal> {

@@ -168,6 +168,12 @@ async fn a_segment_of_two_months_that_lost_one_is_mended_by_sending_it_again() {
     weir_collector_executes(&world, "ALTER TABLE events DROP PARTITION 202610").await;
     assert_eq!(world.number("SELECT count() FROM events"), 1);
     assert_eq!(world.sql("SELECT first_missing_seq AS f, last_missing_seq AS l FROM gaps")[0]["l"], 1);
+    assert_eq!(agent.post::<SegmentAck>(SEGMENTS, bytes.clone()).await, ack);
+    assert_eq!(world.number("SELECT count() * 10 + uniqExact(seq) FROM events"), 33);
+    // Also when the token of the lost one is burnt: the month that is there must not come twice.
+    let lose = "ALTER TABLE events DELETE WHERE toYYYYMM(time) = 202610 SETTINGS mutations_sync = 2";
+    weir_collector_executes(&world, lose).await;
+    assert_eq!(world.number("SELECT count() FROM events"), 1);
     assert_eq!(agent.post::<SegmentAck>(SEGMENTS, bytes).await, ack);
     assert_eq!(world.number("SELECT count() * 10 + uniqExact(seq) FROM events"), 33);
 }
