@@ -53,10 +53,14 @@ impl Request {
     }
 
     /// Puts another line in the place of a header's.
-    pub fn replace(mut self, name: &str, line: impl Into<String>) -> Self {
-        self.head
-            .retain(|own| !own.to_ascii_lowercase().starts_with(&format!("{}:", name.to_ascii_lowercase())));
-        self.header(line)
+    pub fn replace(self, name: &str, line: impl Into<String>) -> Self {
+        self.without(name).header(line)
+    }
+
+    pub fn without(mut self, name: &str) -> Self {
+        let begins = format!("{}:", name.to_ascii_lowercase());
+        self.head.retain(|own| !own.to_ascii_lowercase().starts_with(&begins));
+        self
     }
 
     /// The body and its length.
@@ -109,12 +113,14 @@ impl Response {
 impl World {
     /// Sends requests from a job in the watched cgroup, one after the other, to the MCP server.
     pub fn raw(&self, host: &str, requests: &[Request]) -> Result<Vec<Answer>> {
-        let plan = json!({
-            "host": host.trim_matches(['[', ']']),
-            "port": self.server.port(),
-            "tls": self.server.scheme() == Scheme::Https,
-            "requests": requests,
-        });
+        self.raw_to(host, self.server.port(), self.server.scheme(), requests)
+    }
+
+    /// The same to any server.
+    pub fn raw_to(&self, host: &str, port: u16, scheme: Scheme, requests: &[Request]) -> Result<Vec<Answer>> {
+        let tls = scheme == Scheme::Https;
+        let host = host.trim_matches(['[', ']']);
+        let plan = json!({"host": host, "port": port, "tls": tls, "requests": requests});
         let command: [OsString; 4] =
             [self.setup.python().into(), "-c".into(), CLIENT.into(), plan.to_string().into()];
         let mut job = self.job().command(&command)?;

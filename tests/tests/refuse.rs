@@ -1,9 +1,14 @@
 //! What policy refuses, and what it cannot read without doubt, never reaches the server; the client is told, the record
 //! says so, and the session lives on.
 
-use anyhow::{Result, ensure};
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::thread::JoinHandle;
+
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use weir_tests::raw::{Request, call};
+use weir_tests::world::CLIENT_DEADLINE;
 use weir_tests::{ClientKind, Scheme, World, WorldPlan};
 
 /// The code of a refusal.
@@ -191,5 +196,65 @@ fn a_job_cannot_choose_its_servers_name_in_plain_text() -> Result<()> {
     ensure!(executed(&world)?.is_empty());
     let rows = world.sql_until(1, "SELECT * FROM calls")?;
     ensure!(rows[0]["server_name"] == "127.0.0.1" && rows[0]["policy_rule"] == "others", "{}", rows[0]);
+    Ok(())
+}
+
+/// A server that answers one request, and gives all that it has read once its peer is done.
+fn answers_one(listener: TcpListener) -> JoinHandle<Result<String>> {
+    std::thread::spawn(move || {
+        let (mut connection, _) = listener.accept()?;
+        connection.set_read_timeout(Some(CLIENT_DEADLINE))?;
+        let (mut read, mut part) = (Vec::new(), [0; 65_536]);
+        while !read.ends_with(b"the end") {
+            let more = connection.read(&mut part)?;
+            ensure!(more > 0, "it ended early, after {:?}", String::from_utf8_lossy(&read));
+            read.extend_from_slice(&part[..more]);
+        }
+        connection.write_all(b"HTTP/1.1 204 No Content\r\n\r\n")?;
+        connection.read_to_end(&mut read)?;
+        Ok(String::from_utf8(read)?)
+    })
+}
+
+#[test]
+fn a_length_that_is_said_in_two_ways_reaches_no_server_that_could_read_it_in_another() -> Result<()> {
+    let content = "x=1POST /mcp HTTP/1.1\r\nHost: localhost\r\nContent-Length: 7\r\n\r\nthe end";
+    let body = format!("{:x}\r\n{content}\r\n0\r\n\r\n", content.len());
+    let (short, chunked) = ("Content-Length: 3", "Transfer-Encoding: chunked");
+    // What is not refused goes on with one length: that of the body that policy has read.
+    let cases: [(&[&str], bool); 9] = [
+        (&[chunked], true),
+        (&[short, chunked], true),
+        (&[chunked, short], true),
+        (&[short, "Connection: content-length", chunked], true),
+        (&["Transfer-Encoding : chunked", short], false),
+        (&["Transfer-Encoding: xchunked", short], false),
+        (&["Transfer-Encoding: chunked, identity", short], false),
+        (&[short, "Content-Length: 4"], false),
+        (&["Content-Length: +3"], false),
+    ];
+    let servers = cases.map(|_| TcpListener::bind("127.0.0.1:0"));
+    let servers = servers.into_iter().collect::<std::io::Result<Vec<_>>>()?;
+    let ports = servers.iter().map(|server| Ok(server.local_addr()?.port())).collect::<Result<Vec<u16>>>()?;
+    let rules = format!("[[intercept]]\ncidrs = [\"127.0.0.0/8\"]\nports = {ports:?}\n");
+    let world = World::start(&WorldPlan { rules, ..WorldPlan::default() })?;
+    for (((lengths, passes), server), port) in cases.into_iter().zip(servers).zip(ports) {
+        let (server, _idle) = if passes { (Some(answers_one(server)), None) } else { (None, Some(server)) };
+        let request = Request::new("POST /form HTTP/1.1").body(body.clone()).without("Content-Length");
+        let request = lengths.iter().fold(request, |request, line| request.header(*line));
+        let answers = world.raw_to("127.0.0.1", port, Scheme::Http, &[request])?;
+        let status = answers[0].response()?.status;
+        ensure!(status == if passes { 204 } else { 400 }, "{lengths:?}: {answers:?}");
+        let Some(server) = server else { continue };
+        let read = server.join().map_err(|_| anyhow::anyhow!("the server broke"))??;
+        let (head, rest) = read.split_once("\r\n\r\n").context("no head")?;
+        let head = head.to_ascii_lowercase();
+        ensure!(rest == content && head.matches("content-length").count() == 1, "{lengths:?}: {read:?}");
+        ensure!(head.contains(&format!("content-length: {}", content.len())), "{lengths:?}: {read:?}");
+        ensure!(!head.contains("transfer-encoding"), "{lengths:?}: {read:?}");
+    }
+    let refused = cases.iter().filter(|(_, passes)| !passes).count();
+    let rows = world.sql_until(refused, "SELECT * FROM flows WHERE flow_end = 'unreadable'")?;
+    ensure!(rows.len() == refused, "{rows:?}");
     Ok(())
 }
