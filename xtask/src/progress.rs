@@ -89,6 +89,8 @@ pub fn cargo(setup: &weir_tests::Setup) -> Command {
         command.env("PATH", path);
     }
     command.env(weir_tests::places::SETUP_VARIABLE, setup.folder());
+    // For weir-store's own tests, which do not know the setup.
+    command.env("WEIR_ENGINE", setup.engine());
     command.current_dir(weir_tests::places::workspace());
     command
 }

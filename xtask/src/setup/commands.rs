@@ -37,7 +37,9 @@ pub fn install_missing(setup: &Setup) -> Result<()> {
 /// The Debian packages of all that is not there.
 fn missing() -> Vec<&'static str> {
     let mut packages = Vec::new();
-    for (command, package) in [("cc", "gcc"), ("ssh-keygen", "openssh-client"), ("setpriv", "util-linux")] {
+    for (command, package) in
+        [("cc", "gcc"), ("ssh-keygen", "openssh-client"), ("setpriv", "util-linux"), ("ip", "iproute2")]
+    {
         if !on_path(command) {
             packages.push(package);
         }
