@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser, Subcommand};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use weir::config::{Config, ConfigError};
 use weir::daemon::Agent;
@@ -192,6 +193,7 @@ async fn agent(config: &Path) -> Result<()> {
         !config.select.cgroups.is_empty(),
         "no cgroup is selected: name the runner's in [select] cgroups = [...]"
     );
+    raise_open_files(config.limits.flows);
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let agent = Agent::start(config, None).await?;
     let status = agent.status();
@@ -202,6 +204,26 @@ async fn agent(config: &Path) -> Result<()> {
     }
     tracing::info!("ending");
     agent.stop().await
+}
+
+/// The usual soft limit of 1024 open files is there for programs that use select(2), and is used up by 500 flows. What
+/// runs under `weir run` is somebody else's program, so this is for the agent alone.
+fn raise_open_files(flows: usize) {
+    // The client's connection, the server's, and some of the agent's own.
+    let needed = (2 * flows + 64) as u64;
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard));
+    match raised {
+        Ok(allowed) if allowed < needed => {
+            tracing::warn!(
+                allowed,
+                needed,
+                "too few open files are allowed for [limits] flows; raise LimitNOFILE"
+            );
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "cannot raise the number of open files"),
+    }
 }
 
 fn status(place: &Place, json: bool) -> Result<()> {

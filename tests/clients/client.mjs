@@ -5,7 +5,7 @@
 // tells of its connections (issuer, count, bytes) it only observes, through Node's own diagnostics.
 //
 //   node client.mjs URL [--calls echo,count,...] [--arguments JSON] [--nonce PREFIX] [--timeout-ms N]
-//   node client.mjs URL --load [--total N] [--in-flight N] [--arguments JSON] ...     (SIGTERM: start no more calls)
+//   node client.mjs URL --load [--tool echo] [--total N] [--in-flight N] ...     (SIGTERM: start no more calls)
 
 import { createHook } from 'node:async_hooks';
 import { randomUUID } from 'node:crypto';
@@ -23,6 +23,7 @@ const { values: options, positionals } = parseArgs({
     nonce: { type: 'string', default: randomUUID() },
     'timeout-ms': { type: 'string', default: '60000' },
     load: { type: 'boolean', default: false },
+    tool: { type: 'string', default: 'echo' },
     total: { type: 'string', default: '0' },
     'in-flight': { type: 'string', default: '1' },
   },
@@ -98,7 +99,7 @@ async function load(client) {
     while (!stopping && next < total) {
       const nonce = `${options.nonce}-${next++}`;
       // After a failure wait a little, as clients do, instead of spinning on a peer that is away.
-      if (!(await call(client, 'echo', nonce))) await sleep(50);
+      if (!(await call(client, options.tool, nonce))) await sleep(50);
     }
   };
   await Promise.all(Array.from({ length: Number(options['in-flight']) }, worker));

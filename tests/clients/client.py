@@ -5,7 +5,7 @@ It is run with and without Weir, from this same file; it knows nothing of Weir, 
 tells of its connections (issuer, count, early headers) it only observes; the issuer by a TLS handshake of its own.
 
     python client.py URL [--calls echo,count,...] [--arguments JSON] [--nonce PREFIX] [--timeout-ms N]
-    python client.py URL --load [--total N] [--in-flight N] [--arguments JSON] ...     (SIGTERM: start no more calls)
+    python client.py URL --load [--tool echo] [--total N] [--in-flight N] ...     (SIGTERM: start no more calls)
 """
 
 import argparse
@@ -131,7 +131,7 @@ async def load(options: argparse.Namespace) -> None:
             if number is None:
                 done = True
             # After a failure wait a little, as clients do, instead of spinning on a peer that is away.
-            elif not await call(client, options, "echo", f"{options.nonce}-{number}"):
+            elif not await call(client, options, options.tool, f"{options.nonce}-{number}"):
                 await asyncio.sleep(0.05)
 
     async def session(workers: int) -> None:
@@ -156,6 +156,7 @@ def main() -> int:
     parser.add_argument("--nonce", default=str(uuid.uuid4()))
     parser.add_argument("--timeout-ms", type=int, default=60_000)
     parser.add_argument("--load", action="store_true")
+    parser.add_argument("--tool", default="echo")
     parser.add_argument("--total", type=int, default=0)
     parser.add_argument("--in-flight", type=int, default=1)
     options = parser.parse_args()

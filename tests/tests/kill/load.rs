@@ -63,11 +63,11 @@ impl Load {
                 "--timeout-ms",
                 &timeout,
             ];
-            let (job, lines) = start(world, kind, &name, "localhost", &options)?;
+            let (job, lines) = start(world, kind, &name, &options)?;
             jobs.push((kind, job, lines));
         }
-        let options = ["--in-flight", "1", "--nonce", "refused", "--timeout-ms", &timeout];
-        let refused = start(world, ClientKind::TypeScript, "refused", "127.0.0.1", &options)?;
+        let options = ["--tool", "delete_repo", "--nonce", "refused", "--timeout-ms", &timeout];
+        let refused = start(world, ClientKind::TypeScript, "refused", &options)?;
         Ok(Self {
             jobs,
             refused,
@@ -162,14 +162,14 @@ impl Load {
     }
 }
 
-fn start(world: &World, kind: ClientKind, name: &str, host: &str, options: &[&str]) -> Result<(Job, Lines)> {
+fn start(world: &World, kind: ClientKind, name: &str, options: &[&str]) -> Result<(Job, Lines)> {
     // Not the bundle: the CA of the server itself is in there too.
     let trust = Trust::only(&world.agent.status()?.ca.certificate);
     let (setup, cgroup, name) = (&world.setup, &world.selected, name.to_owned());
     let output = world.folder().join(format!("{name}.out"));
     let plan = JobPlan { setup, cgroup, folder: world.folder(), name, trust: Some(trust) };
     let options = [&["--load"], options].concat();
-    Ok((plan.client(kind, &world.server.url(host), &options)?, Lines::of(&output)?))
+    Ok((plan.client(kind, &world.server.url("localhost"), &options)?, Lines::of(&output)?))
 }
 
 /// Node says it by OpenSSL's name for it, Python by its sentence.

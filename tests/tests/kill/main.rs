@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use weir_tests::daemon::Daemon;
 use weir_tests::{ClientKind, Trust, World, WorldPlan, until};
 
@@ -25,15 +26,10 @@ const IN_FLIGHT: usize = 200;
 const BEFORE_A_KILL: usize = 240;
 /// The longest wait for anything; a busy machine takes its time, and no wait decides the test.
 const DEADLINE: Duration = Duration::from_secs(60);
+/// How many files a program may have open at most if it says nothing.
+const SOFT_OPEN_FILES: u64 = 1024;
 /// Handles that an idle agent may have open more than at its start.
 const SPARE_HANDLES: usize = 8;
-
-const RULES: &str = r#"
-[[rule]]
-id = "not-by-address"
-when = { server = "127.0.0.1", method = "tools/call" }
-action = "deny"
-"#;
 
 /// A kill that was dealt; microseconds since 1970.
 pub struct Struck {
@@ -49,7 +45,10 @@ pub struct Struck {
 fn nothing_is_lost_when_agent_collector_and_store_are_killed_under_load() -> Result<()> {
     let seeds = schedule::seeds()?;
     eprintln!("seeds {seeds:?}; {}=... takes others", schedule::SEED_VARIABLE);
-    let plan = WorldPlan { kind: "kill", rules: RULES.to_owned(), ..WorldPlan::default() };
+    let plan = WorldPlan { kind: "kill", ..WorldPlan::default() };
+    // As a login shell has it; the agent must help itself.
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, SOFT_OPEN_FILES.min(hard), hard)?;
     let mut world = World::start(&plan)?;
     // A panic leaves the world's files in place.
     nothing_is_lost(&mut world, &seeds).unwrap_or_else(|error| panic!("seeds {seeds:?}: {error:?}"));
@@ -59,6 +58,7 @@ fn nothing_is_lost_when_agent_collector_and_store_are_killed_under_load() -> Res
 fn nothing_is_lost(world: &mut World, seeds: &[u64]) -> Result<()> {
     clients_that_trust_weir_alone_turn_away_from_the_server(world)?;
     let at_rest = Process::of(world.agent.daemon())?;
+    ensure!(at_rest.allowed_handles.0 == at_rest.allowed_handles.1, "{:?}", at_rest.allowed_handles);
 
     let mut load = Load::start(world)?;
     let mut struck = Vec::new();
@@ -120,6 +120,9 @@ fn strike(world: &mut World, load: &mut Load, kill: Kill, struck: &mut Vec<Struc
     load.until_in_flight(BEFORE_A_KILL, DEADLINE)?;
     let then_us = match moment {
         Moment::Load { calls, then_us } => {
+            if part == Part::Agent {
+                until_intents_left_the_spool(world)?;
+            }
             load.until_executed(calls, DEADLINE)?;
             then_us
         }
@@ -180,6 +183,14 @@ fn deal(world: &mut World, part: Part, moment: Moment) -> Result<Struck> {
     Ok(Struck { part, moment, before_us, dead_us: now_us()?, trimmed_below: None })
 }
 
+/// Waits until intents of calls that are in flight are in the store, and nowhere else.
+fn until_intents_left_the_spool(world: &World) -> Result<()> {
+    let active = segments(world)?.last().copied();
+    until("what is written now to be shipped and trimmed", DEADLINE, || {
+        Ok((segments(world)?.first().copied() > active).then_some(()))
+    })
+}
+
 /// While the agent is down, clients of both kinds come to the server, and do not stay.
 fn until_clients_turned_away(load: &mut Load) -> Result<()> {
     let before = ClientKind::BOTH.map(|kind| load.turned_away(kind));
@@ -220,6 +231,8 @@ struct Process {
     handles: usize,
     resident_kib: u64,
     most_resident_kib: u64,
+    /// Softly, and at all.
+    allowed_handles: (String, String),
 }
 
 impl Process {
@@ -231,13 +244,22 @@ impl Process {
             let line = status.lines().find_map(|line| line.strip_prefix(name)).context("a field")?;
             anyhow::Ok(line.trim().trim_end_matches(" kB").parse()?)
         };
-        Ok(Self { handles, resident_kib: field("VmRSS:")?, most_resident_kib: field("VmHWM:")? })
+        let limits = std::fs::read_to_string(proc.join("limits"))?;
+        let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).context("a limit")?;
+        let mut allowed = line.split_whitespace().map(str::to_owned);
+        let allowed_handles = (allowed.next().context("a limit")?, allowed.next().context("a limit")?);
+        Ok(Self {
+            handles,
+            allowed_handles,
+            resident_kib: field("VmRSS:")?,
+            most_resident_kib: field("VmHWM:")?,
+        })
     }
 }
 
 impl fmt::Display for Process {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { handles, resident_kib, most_resident_kib } = self;
+        let Self { handles, resident_kib, most_resident_kib, .. } = self;
         write!(f, "{handles} handles, {resident_kib} KiB, at most {most_resident_kib} KiB")
     }
 }
