@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -136,16 +137,26 @@ fn a_job_cannot_connect_to_the_store_even_with_its_secret() -> Result<()> {
     Ok(())
 }
 
-/// The store listens on 127.0.0.1 alone; another address of this host leads nowhere, through the agent's relay either.
+/// The hooks guard the loopback; to the host's other addresses connections are led to the agent, which must not take them to
+/// a store that listens there.
 #[test]
 fn the_agents_relay_is_no_way_around_to_the_store() -> Result<()> {
     let (world, before) = world_with_records()?;
     // The address that this host would use to go elsewhere; nothing is sent to find out.
     let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
     socket.connect("192.0.2.1:9").context("this host has no address besides loopback")?;
-    let own = socket.local_addr()?.ip().to_string();
-    let told = intrude(&world, &json!({"tcp": [["own", own, world.store.address().port()]]}))?;
-    ensure!(told["own"] == "ECONNRESET" || told["own"] == "ECONNREFUSED", "{told:?}");
+    let own = socket.local_addr()?.ip();
+    let port = world.store.address().port();
+    // In the place of a store that listens on all addresses.
+    let store = TcpListener::bind((own, port))?;
+    store.set_nonblocking(true)?;
+    let told =
+        intrude(&world, &json!({"tcp": [["own", own, port], ["mapped", format!("::ffff:{own}"), port]]}))?;
+    ensure!(told.values().all(|told| told == "ECONNRESET") && told.len() == 2, "{told:?}");
+    let reached = store.accept();
+    ensure!(reached.is_err(), "the agent has led a job to {own}:{port}");
+    let flows = format!("SELECT * FROM flows WHERE server_port = {port} AND flow_treatment = 'refused'");
+    world.sql_until(2, &flows)?;
     unchanged(&world, &before)
 }
 
