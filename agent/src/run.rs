@@ -1,6 +1,6 @@
 //! `weir run`: a command in a cgroup of its own, under interception, with its calls listed at the end. Whatever
 //! ends it, nothing stays behind: the hooks live as long as this process, and a keeper (another process, in a
-//! session of its own) removes the cgroup and all in it should this one be killed.
+//! group of its own) removes the cgroup and all in it should this one be killed.
 
 mod keeper;
 mod listing;
@@ -13,10 +13,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal as Number;
+use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use tokio::process::{Child, Command};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 pub use keeper::{enter, keep};
 
@@ -27,7 +28,7 @@ use crate::kernel::check_host;
 use crate::ledger::LedgerError;
 use crate::spool::SpoolError;
 use keeper::Keeper;
-use listing::Listing;
+use listing::{Listing, Report};
 
 /// How many `weir run`s may share one state folder at a time; each has a log of its own.
 const SLOTS: usize = 64;
@@ -49,23 +50,30 @@ impl Run {
     pub async fn execute(self) -> Result<i32> {
         let config = self.configuration()?;
         check_host()?;
+        let report = self.report.as_deref().map(Report::create).transpose()?;
         keeper::sweep_stale();
         let keeper = Keeper::start()?;
         let cgroup = Cgroup::create(keeper.cgroup_name())?;
+        let in_use = keeper::mark_in_use(cgroup.path())?;
         let listing = Listing::default();
         let agent = start_agent(config, cgroup.path(), &listing).await?;
+        let mut signals = Signals::take()?;
         let mut child = spawn(&self.command, cgroup.path(), &agent)?;
-        let status = wait(&mut child).await?;
-        // What the command left running goes with it, and its last calls are written as they ended.
-        let cgroup = tokio::task::spawn_blocking(move || cgroup.kill(KILL).map(|()| cgroup)).await??;
-        agent.stop().await?;
-        cgroup.remove()?;
+        let code = exit_code(signals.pass_on_until_ended(&mut child).await?);
+        let ended = end(cgroup, agent).await;
+        drop(in_use);
         keeper.finish();
         listing.print();
-        if let Some(path) = &self.report {
-            listing.write(path).with_context(|| format!("cannot write the report {}", path.display()))?;
+        let told = report.map_or(Ok(()), |report| report.write(&listing));
+        match ended.and(told) {
+            // The command did what it was to do, and Weir did not.
+            Err(error) if code == 0 => Err(error),
+            Err(error) => {
+                tracing::error!("{error:#}");
+                Ok(code)
+            }
+            Ok(()) => Ok(code),
         }
-        Ok(exit_code(status))
     }
 
     fn configuration(&self) -> Result<Config> {
@@ -74,6 +82,20 @@ impl Run {
             None => Config::built_in(self.state_dir.clone()),
         })
     }
+}
+
+/// What the command left running goes with it; its last calls are written as they ended.
+async fn end(cgroup: Cgroup, agent: Agent) -> Result<()> {
+    let (cgroup, killed) = tokio::task::spawn_blocking(move || {
+        let killed = cgroup.kill(KILL);
+        (cgroup, killed)
+    })
+    .await?;
+    // Each of them, whatever became of the one before.
+    let stopped = agent.stop().await;
+    let removed = killed.and_then(|()| cgroup.remove());
+    stopped?;
+    Ok(removed?)
 }
 
 async fn start_agent(mut config: Config, cgroup: &Path, listing: &Listing) -> Result<Agent> {
@@ -111,32 +133,49 @@ fn spawn(command: &[OsString], cgroup: &Path, agent: &Agent) -> Result<Child> {
         .context("cannot start the command")
 }
 
-/// Waits for the command; signals to this process are passed on to it.
-async fn wait(child: &mut Child) -> Result<ExitStatus> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut quit = signal(SignalKind::quit())?;
-    loop {
-        let received = tokio::select! {
-            status = child.wait() => return Ok(status?),
-            _ = terminate.recv() => Signal::SIGTERM,
-            _ = hangup.recv() => Signal::SIGHUP,
-            _ = interrupt.recv() => Signal::SIGINT,
-            _ = quit.recv() => Signal::SIGQUIT,
-        };
-        // A terminal sends these two to the command as well.
-        let from_terminal = matches!(received, Signal::SIGINT | Signal::SIGQUIT) && in_foreground();
-        if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()).filter(|_| !from_terminal) {
-            let _ = kill(Pid::from_raw(pid), received);
+/// The signals that end a command. They come to this process, and are for the command.
+struct Signals {
+    terminate: Signal,
+    hangup: Signal,
+    interrupt: Signal,
+    quit: Signal,
+}
+
+impl Signals {
+    /// From here on they end this process no more.
+    fn take() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            quit: signal(SignalKind::quit())?,
+        })
+    }
+
+    async fn pass_on_until_ended(&mut self, child: &mut Child) -> Result<ExitStatus> {
+        loop {
+            let received = tokio::select! {
+                status = child.wait() => return Ok(status?),
+                _ = self.terminate.recv() => Number::SIGTERM,
+                _ = self.hangup.recv() => Number::SIGHUP,
+                _ = self.interrupt.recv() => Number::SIGINT,
+                _ = self.quit.recv() => Number::SIGQUIT,
+            };
+            // A terminal sends these two to the command as well.
+            let from_terminal = matches!(received, Number::SIGINT | Number::SIGQUIT) && in_foreground();
+            if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()).filter(|_| !from_terminal) {
+                let _ = kill(Pid::from_raw(pid), received);
+            }
         }
     }
 }
 
+/// Whether the terminal that this process belongs to, if any, sends it what is typed.
 fn in_foreground() -> bool {
     use std::os::fd::AsFd;
-    let stdin = std::io::stdin();
-    nix::unistd::tcgetpgrp(stdin.as_fd()).is_ok_and(|group| group == nix::unistd::getpgrp())
+    std::fs::File::open("/dev/tty").is_ok_and(|terminal| {
+        nix::unistd::tcgetpgrp(terminal.as_fd()).is_ok_and(|group| group == nix::unistd::getpgrp())
+    })
 }
 
 fn exit_code(status: ExitStatus) -> i32 {

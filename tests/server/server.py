@@ -90,7 +90,8 @@ def build(log: CallLog, hosts: list[str], answers_json: bool) -> object:
 
     return server.streamable_http_app(
         json_response=answers_json,
-        transport_security=TransportSecuritySettings(allowed_hosts=[f"{host}:*" for host in hosts])
+        # On the scheme's own port a client's Host header has no port.
+        transport_security=TransportSecuritySettings(allowed_hosts=hosts + [f"{host}:*" for host in hosts]),
     )
 
 

@@ -3,6 +3,7 @@
 //! is left in the cgroup and removes it.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
 
 use crate::cgroup::{self, Cgroup};
 
@@ -34,6 +36,8 @@ impl Keeper {
             .arg(&name)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
+            // Out of reach of what a terminal or a shell sends to the command's group.
+            .process_group(0)
             .spawn()
             .context("cannot start the keeper")?;
         Ok(Self { process, name })
@@ -53,14 +57,14 @@ impl Keeper {
 
 /// The keeper's own life: `weir keep-cgroup NAME`.
 pub fn keep(name: &str) -> Result<()> {
-    // Out of the terminal's reach: its signals are not for the keeper.
-    nix::unistd::setsid().context("cannot leave the session")?;
     let mut nothing = [0; 1];
     while std::io::stdin().read(&mut nothing).is_ok_and(|read| read > 0) {}
     let path = cgroup::mount_point()?.join(name);
     if path.exists() {
         remove(path)?;
     }
+    // A `weir run` inside this one was killed with its keeper just now.
+    sweep_stale();
     Ok(())
 }
 
@@ -81,9 +85,22 @@ pub fn enter(cgroup: &Path, command: &[OsString]) -> (i32, anyhow::Error) {
     if let Err(error) = std::fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string()) {
         return (126, anyhow::Error::new(error).context(format!("cannot enter {}", cgroup.display())));
     }
+    // Killed with its `weir run`, it makes no call that nobody intercepts. Should that have died before this line,
+    // the keeper ends the command.
+    if let Err(error) = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL) {
+        return (126, anyhow::Error::new(error).context("cannot tie the command to its weir run"));
+    }
     let error = Command::new(program).args(arguments).exec();
     let code = if error.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 };
     (code, anyhow::Error::new(error).context(format!("cannot run {}", program.to_string_lossy())))
+}
+
+/// Marks a cgroup as in use for as long as the file lives: also for those who do not see its `weir run`, which may be in
+/// another pid namespace.
+pub(super) fn mark_in_use(cgroup: &Path) -> Result<File> {
+    let folder = File::open(cgroup).with_context(|| format!("cannot open {}", cgroup.display()))?;
+    folder.try_lock().with_context(|| format!("cannot lock {}", cgroup.display()))?;
+    Ok(folder)
 }
 
 /// Removes the cgroups of earlier `weir run`s whose process and keeper were both killed.
@@ -97,7 +114,10 @@ pub(super) fn sweep_stale() {
             continue;
         };
         let alive = pid.parse().ok().and_then(start_time_of).is_some_and(|own| own.to_string() == started);
-        if !alive && let Err(error) = remove(entry.path()) {
+        if alive || mark_in_use(&entry.path()).is_err() {
+            continue;
+        }
+        if let Err(error) = remove(entry.path()) {
             tracing::warn!(%error, cgroup = %entry.path().display(), "a stale cgroup stays");
         }
     }
@@ -107,6 +127,9 @@ fn own_start_time() -> Result<u64> {
     start_time_of(std::process::id()).context("cannot read /proc/self/stat; is /proc mounted?")
 }
 
+/// None for a process that has ended, also while its parent has not asked for its exit code.
 fn start_time_of(pid: u32) -> Option<u64> {
-    crate::identity::start_time(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let state = stat.get(stat.rfind(')')? + 1..)?.trim_ascii_start().chars().next()?;
+    if matches!(state, 'Z' | 'X') { None } else { crate::identity::start_time(&stat) }
 }

@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use anyhow::{Context, Result};
 use serde::Serialize;
 use weir_core::ids::CallId;
 use weir_core::record::{Body, HoldEnd, Written};
@@ -86,19 +87,6 @@ impl Listing {
         eprint!("{}", self.table());
     }
 
-    /// One JSON object a line; `-` is standard output.
-    pub fn write(&self, path: &Path) -> std::io::Result<()> {
-        let mut out: Box<dyn std::io::Write> = match path.as_os_str() == "-" {
-            true => Box::new(std::io::stdout().lock()),
-            false => Box::new(std::fs::File::create(path)?),
-        };
-        for call in &self.calls().calls {
-            serde_json::to_writer(&mut out, call)?;
-            out.write_all(b"\n")?;
-        }
-        out.flush()
-    }
-
     fn table(&self) -> String {
         let calls = self.calls();
         let mut out = format!("weir: {} MCP calls", calls.calls.len());
@@ -130,6 +118,38 @@ impl Listing {
     fn calls(&self) -> MutexGuard<'_, Calls> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Where the calls go besides: a file, or standard output.
+pub(super) struct Report {
+    path: PathBuf,
+    out: Box<dyn std::io::Write>,
+}
+
+impl Report {
+    /// Opens it, before anything is run; `-` is standard output.
+    pub fn create(path: &Path) -> Result<Self> {
+        let out: Box<dyn std::io::Write> = match path.as_os_str() == "-" {
+            true => Box::new(std::io::stdout()),
+            false => Box::new(std::fs::File::create(path).with_context(|| cannot_write(path))?),
+        };
+        Ok(Self { path: path.to_owned(), out })
+    }
+
+    /// One JSON object a line.
+    pub fn write(self, listing: &Listing) -> Result<()> {
+        let Self { path, out } = self;
+        let mut out = std::io::BufWriter::new(out);
+        let written: std::io::Result<()> = listing.calls().calls.iter().try_for_each(|call| {
+            serde_json::to_writer(&mut out, call)?;
+            out.write_all(b"\n")
+        });
+        written.and_then(|()| out.flush()).with_context(|| cannot_write(&path))
+    }
+}
+
+fn cannot_write(path: &Path) -> String {
+    format!("cannot write the report {}", path.display())
 }
 
 impl Calls {
