@@ -15,6 +15,8 @@ use weir_core::ids::Origin;
 /// The most bytes of a status.
 const MAX_STATUS: u64 = 1 << 20;
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// The pause after an accept that failed for lack of something.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// A running agent's state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,7 +90,10 @@ pub async fn serve(
             accepted = listener.accept() => accepted,
             () = ending.cancelled() => return,
         };
-        let Ok((mut stream, _)) = accepted else { continue };
+        let Ok((mut stream, _)) = accepted else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
         let Ok(mut line) = serde_json::to_vec(&status()) else { continue };
         line.push(b'\n');
         // One at a time: the line fits the socket's buffer.

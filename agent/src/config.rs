@@ -79,11 +79,19 @@ pub struct Limits {
     pub message: usize,
     /// Bytes of clear content that one record's payload is made from.
     pub record_payload: usize,
-    /// Connections at a time; past it new ones are closed.
+    /// Connections at a time, half of them of one job at most; past it new ones are closed.
     pub flows: usize,
-    /// How long a client may take to send its first bytes, its TLS handshake or a request's head.
+    /// Calls that wait for a human at a time, half of them of one job at most; past it they are refused.
+    pub holds: usize,
+    /// Bytes of requests and answers that are kept in memory at a time, half of them of one job at most. Past it
+    /// requests are refused, and answers passed on unread.
+    pub buffered: usize,
+    /// How long a client may take to send its first bytes or its TLS handshake, and may pause within a request.
     #[serde(deserialize_with = "duration")]
     pub client_timeout: Duration,
+    /// How long a connection may stand without a request, the time for a request's head included.
+    #[serde(deserialize_with = "duration")]
+    pub idle_timeout: Duration,
     /// How long a connection to a server may take to stand.
     #[serde(deserialize_with = "duration")]
     pub upstream_timeout: Duration,
@@ -95,9 +103,32 @@ impl Default for Limits {
             request_body: 4 << 20,
             message: 1 << 20,
             record_payload: 256 << 10,
-            flows: 8192,
+            flows: 4096,
+            holds: 1000,
+            buffered: 256 << 20,
             client_timeout: Duration::from_secs(15),
+            idle_timeout: Duration::from_secs(120),
             upstream_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// The most connections at a time that can be configured.
+const MAX_FLOWS: usize = 65_536;
+/// The most bytes in memory that can be configured.
+const MAX_BUFFERED: usize = 64 << 30;
+
+impl Limits {
+    fn fault(&self) -> Option<&'static str> {
+        let Self { request_body, message, record_payload, flows, holds, buffered, .. } = *self;
+        if [request_body, message, record_payload, flows, holds].contains(&0) {
+            Some("a limit of 0 would let nothing pass")
+        } else if flows > MAX_FLOWS || holds > MAX_FLOWS {
+            Some("flows and holds can be at most 65536")
+        } else if buffered > MAX_BUFFERED || buffered / 2 < request_body.max(message) {
+            Some("buffered must be at most 64 GiB, and at least twice request_body and message")
+        } else {
+            None
         }
     }
 }
@@ -165,6 +196,9 @@ impl InterceptList {
     }
 }
 
+/// The longest duration that can be configured.
+const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+
 /// What is wrong with a configuration; the operator is at fault.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -198,8 +232,7 @@ struct Document {
     approval: ApprovalSection,
     #[serde(default)]
     rule: Vec<Spanned<Rule>>,
-    #[serde(default)]
-    limits: Limits,
+    limits: Option<Spanned<Limits>>,
     #[serde(default)]
     spool: Spool,
 }
@@ -290,6 +323,22 @@ impl Config {
             };
             wrong(span, e.to_string())
         })?;
+        let limits = match document.limits {
+            Some(limits) => match limits.get_ref().fault() {
+                Some(fault) => return Err(wrong(limits.span(), fault.into())),
+                None => limits.into_inner(),
+            },
+            None => Limits::default(),
+        };
+        for (name, is_loopback) in
+            [("v4", document.listen.v4.ip().is_loopback()), ("v6", document.listen.v6.ip().is_loopback())]
+        {
+            if !is_loopback {
+                let message =
+                    format!("listen.{name} must be a loopback address: only led connections belong there");
+                return Err(wrong(0..0, message));
+            }
+        }
         let intercept = if document.intercept.is_empty() {
             InterceptList::default()
         } else {
@@ -306,7 +355,7 @@ impl Config {
             intercept,
             upstream_roots: document.upstream.roots,
             approval: approval(document.approval, path)?,
-            limits: document.limits,
+            limits,
             spool: document.spool,
         })
     }
@@ -325,12 +374,14 @@ fn approval(section: ApprovalSection, path: &Path) -> Result<Approval, ConfigErr
     Ok(Approval { signers, deadline: section.deadline, keepalive: section.keepalive })
 }
 
-/// `"10s"`, `"15m"`, `"1h 30m"`.
+/// `"10s"`, `"15m"`, `"1h 30m"`; at most [`LONGEST`].
 fn duration<'de, D: Deserializer<'de>>(reader: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(reader)?;
     let parsed = text.parse::<jiff::SignedDuration>().ok().and_then(|d| Duration::try_from(d).ok());
-    parsed.filter(|duration| !duration.is_zero()).ok_or_else(|| {
-        serde::de::Error::custom(format!("{text:?} is not a duration such as \"10s\" or \"15m\""))
+    parsed.filter(|duration| !duration.is_zero() && *duration <= LONGEST).ok_or_else(|| {
+        serde::de::Error::custom(format!(
+            "{text:?} is not a duration such as \"10s\" or \"15m\", of a week at most"
+        ))
     })
 }
 
@@ -383,6 +434,17 @@ mod tests {
                 &format!("{HEAD}[approval]\ndeadline = \"soon\"\n"),
                 "weir.toml:4:12: \"soon\" is not a duration",
             ),
+            (
+                &format!("{HEAD}[spool]\nseal_after = \"200h\"\n"),
+                "weir.toml:4:14: \"200h\" is not a duration",
+            ),
+            (&format!("{HEAD}[limits]\nflows = 0\n"), "weir.toml:3:1: a limit of 0"),
+            (&format!("{HEAD}[limits]\nflows = 65537\n"), "weir.toml:3:1: flows and holds"),
+            (
+                &format!("{HEAD}[limits]\nrequest_body = 4096\nbuffered = 8191\n"),
+                "weir.toml:3:1: buffered must",
+            ),
+            (&format!("{HEAD}[listen]\nv4 = \"0.0.0.0:0\"\n"), "listen.v4 must be a loopback address"),
             (&format!("{HEAD}[[intercept]]\nports = [1]\n"), "weir.toml:3:1: an intercept entry needs"),
             (&format!("{HEAD}[[intercept]]\ncidrs = [\"10.0.0.0/99\"]\n"), "weir.toml:4:"),
             (&format!("{HEAD}[[rule]]\nid = \"a\"\naction = \"hold\"\n"), "weir.toml:3:1: rule \"a\" holds"),

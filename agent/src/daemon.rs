@@ -4,14 +4,11 @@
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use weir_core::ids::Boot;
 use weir_core::mask::{MaskKey, Masker};
 
@@ -23,13 +20,19 @@ use crate::intercept::{Interceptor, Listeners};
 use crate::kernel::{Hooks, check_host};
 use crate::ledger::{Ledger, LedgerConfig, Tap};
 use crate::random;
+use crate::share::Shares;
 use crate::ship::{Collector, Shipper};
 use crate::spool::{Folder, Limits};
+use crate::tasks::Tasks;
 use crate::tls::{Minter, UpstreamTls};
 use crate::trust::{Authority, secret};
 
 /// How long flows may finish what they carry when the agent ends.
 const DRAIN: Duration = Duration::from_secs(5);
+/// How long flows that did not finish may take to close.
+const CLOSE: Duration = Duration::from_secs(5);
+/// How long the last events may take to be on disk.
+const LAST_EVENTS: Duration = Duration::from_secs(10);
 /// How long the last records may take to arrive.
 const LAST_SHIPMENT: Duration = Duration::from_secs(5);
 /// How long a connect that was never accepted keeps its origin.
@@ -44,8 +47,7 @@ pub struct Agent {
     authority: Arc<Authority>,
     shipper: Option<Arc<Shipper>>,
     status: Arc<dyn Fn() -> Status + Send + Sync>,
-    /// Flows end; then everything else does.
-    flows_ending: CancellationToken,
+    /// Cancelled when flows have ended: everything else does.
     ending: CancellationToken,
     background: Vec<JoinHandle<()>>,
 }
@@ -63,10 +65,9 @@ impl Agent {
         make_state_dir(&state_dir)?;
         let host = hostname();
         let authority = Arc::new(Authority::open_or_create(&state_dir.join("ca"), &host)?);
-        authority.write_bundle(&config.upstream_roots)?;
         let masker = Masker::new(MaskKey::new(secret(&state_dir.join("keys"), "mask.key")?));
         let upstream = UpstreamTls::new(&config.upstream_roots)?;
-        let listeners = Listeners::open(&config.listen).await?;
+        let listeners = Listeners::open(&config.listen)?;
         let (v4, v6) = listeners.addresses().context("cannot tell the listeners' addresses")?;
         let hooks = Arc::new(Hooks::load(&config.protected_ports, v4, v6)?);
 
@@ -84,6 +85,8 @@ impl Agent {
             let calls = recovered.unknown.len();
             tracing::warn!(calls, "an earlier run ended before these calls did: their outcome is unknown");
         }
+        // Only now is the folder this agent's alone: the bundle may be another's, that is running.
+        authority.write_bundle(&config.upstream_roots)?;
         let place = Place { tenant: config.tenant.clone(), host, origin: ledger.origin().clone() };
         let collector = config.collector.clone().map(Collector::new);
         let approvals = Approvals::new(collector.clone(), place.origin.clone());
@@ -96,19 +99,15 @@ impl Agent {
             limits: config.limits,
             place: place.clone(),
             held: HeldCalls::default(),
-            tasks: TaskTracker::new(),
+            shares: Shares::new(&config.limits),
+            tasks: Tasks::default(),
         });
-        let (flows_ending, ending) = (CancellationToken::new(), CancellationToken::new());
-        let interceptor = Arc::new(Interceptor {
-            gate: gate.clone(),
-            hooks: hooks.clone(),
-            intercept: config.intercept,
-            minter: Minter::new(authority.clone())?,
-            upstream,
-            room: Arc::new(Semaphore::new(config.limits.flows)),
-            unattributed: AtomicU64::new(0),
-            ending: flows_ending.clone(),
-        });
+        let ending = CancellationToken::new();
+        let own_ports = config.protected_ports.iter().copied().chain([v4.port(), v6.port()]).collect();
+        let minter = Minter::new(authority.clone())?;
+        let interceptor =
+            Interceptor::new(gate.clone(), hooks.clone(), config.intercept, minter, upstream, own_ports);
+        let interceptor = Arc::new(interceptor);
         let shipper = collector.map(|collector| {
             let (ledger, origin) = (ledger.clone(), place.origin.clone());
             Arc::new(Shipper { collector, ledger, masker, origin })
@@ -128,10 +127,10 @@ impl Agent {
             tokio::spawn(until(ending.clone(), sweep(hooks.clone()))),
         ];
         if let Some(shipper) = shipper.clone() {
-            let ending = ending.clone();
-            background.push(tokio::spawn(async move { shipper.run(ending).await }));
+            // A collector that does not answer must not keep the agent from ending.
+            background.push(tokio::spawn(until(ending.clone(), async move { shipper.run().await })));
         }
-        Ok(Self { hooks, gate, authority, shipper, status, flows_ending, ending, background })
+        Ok(Self { hooks, gate, authority, shipper, status, ending, background })
     }
 
     pub fn status(&self) -> Status {
@@ -154,17 +153,18 @@ impl Agent {
     /// Lets flows finish, writes the last events, and ships what it can. What does not arrive in time waits
     /// in the spool for the next start.
     pub async fn stop(self) -> Result<()> {
-        let Self { hooks, gate, shipper, flows_ending, ending, background, .. } = self;
-        flows_ending.cancel();
-        gate.tasks.close();
-        if tokio::time::timeout(DRAIN, gate.tasks.wait()).await.is_err() {
-            tracing::warn!("connections that did not end in time are closed");
+        let Self { hooks, gate, shipper, ending, background, .. } = self;
+        if !gate.tasks.end(DRAIN, CLOSE).await {
+            tracing::warn!("connections that did not end in time were closed");
         }
         ending.cancel();
         for task in background {
             task.await.context("a task of the agent's failed")?;
         }
-        gate.ledger.shutdown().await.context("the last events could not be written")?;
+        let written = tokio::time::timeout(LAST_EVENTS, gate.ledger.shutdown()).await;
+        written
+            .context("the disk did not take the last events in time")?
+            .context("the last events were lost")?;
         if let Some(shipper) = shipper {
             match tokio::time::timeout(LAST_SHIPMENT, shipper.ship_all()).await {
                 Ok(Ok(())) => {}

@@ -6,6 +6,7 @@
 
 mod answer;
 mod call;
+mod contents;
 mod held;
 mod hold;
 mod permit;
@@ -15,26 +16,31 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::header;
 use http::request::Parts;
+use http::{Method, Uri, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::{Request, Response};
-use tokio_util::task::TaskTracker;
+use tokio::sync::oneshot;
 use weir_core::ids::{CallId, FlowId, Origin};
 use weir_core::mask::{Masked, Masker};
-use weir_core::mcp::jsonrpc::{self, Message, ParseError, RequestId};
+use weir_core::mcp::jsonrpc::{self, Message, RequestId};
 use weir_core::policy::{Action, Policy};
-use weir_core::record::{self, Caller, Direction, MessageLabel};
+use weir_core::record::{self, CallResult, Caller, Direction, MessageLabel};
 
 pub use held::HeldCalls;
 pub use permit::{Clearance, NotCleared, Permit};
 
 use crate::approval::Approvals;
 use crate::config::{Approval, Limits};
-use crate::http::{self as room, Authority, Body, ReadRequest, RequestError, Upstream, UpstreamFailure};
+use crate::http::{
+    self as room, Authority, Body, Patience, ReadRequest, RequestError, Upstream, UpstreamFailure,
+};
 use crate::ledger::{Ledger, LedgerError};
-use call::OpenCall;
+use crate::share::{Share, Shares};
+use crate::tasks::Tasks;
+use call::{OpenCall, WaitingCall};
+use contents::{Contents, NothingCalled};
 use held::CallName;
 
 /// What every exchange needs.
@@ -48,8 +54,10 @@ pub struct Gate {
     pub place: Place,
     /// The calls that wait for a human now.
     pub held: HeldCalls,
-    /// Owns the tasks that carry answers back.
-    pub tasks: TaskTracker,
+    /// What each job may take of all this.
+    pub shares: Shares,
+    /// Owns the tasks that serve connections.
+    pub tasks: Tasks,
 }
 
 /// Which log the gate writes to.
@@ -66,6 +74,7 @@ pub struct Flow {
     pub caller: Arc<Caller<Masked<String>>>,
     pub server: Server,
     pub upstream: Upstream,
+    pub share: Arc<Share>,
 }
 
 /// Where a flow's calls go.
@@ -85,40 +94,53 @@ pub enum Broken {
     Upstream(#[from] UpstreamFailure),
     #[error(transparent)]
     NotCleared(#[from] NotCleared),
-    #[error("the request cannot be passed on: {0}")]
-    Request(#[from] http::Error),
     #[error("the client broke off: {0}")]
     Client(RequestError),
+    #[error("the client left")]
+    ClientLeft,
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    #[error("the agent is ending")]
+    Ending,
 }
 
+type Answer = Result<Response<Body>, Broken>;
+/// Where the client waits for the head of its answer; it has left when this is closed.
+type Asker = oneshot::Sender<Answer>;
+
 impl Gate {
-    /// Takes one request to its answer.
-    pub async fn exchange(
+    /// Takes one request to its answer. The work is a task of its own: a client that leaves makes this future be
+    /// dropped anywhere, and what has begun must be recorded to its end.
+    pub async fn exchange(self: &Arc<Self>, flow: &Arc<Flow>, request: Request<Incoming>) -> Answer {
+        let (mut asker, answer) = oneshot::channel();
+        let (gate, flow) = (self.clone(), flow.clone());
+        self.tasks.spawn(async move {
+            let answered = gate.answer(&flow, request, &mut asker).await;
+            let _ = asker.send(answered);
+        });
+        answer.await.unwrap_or(Err(Broken::Ending))
+    }
+
+    async fn answer(
         self: &Arc<Self>,
         flow: &Arc<Flow>,
         request: Request<Incoming>,
-    ) -> Result<Response<Body>, Broken> {
+        asker: &mut Asker,
+    ) -> Answer {
         let started = Instant::now();
         if let Some(reply) = self.refuse_misdirected(flow, &request).await? {
             return Ok(reply);
         }
-        let request = match room::read(request, self.limits.request_body).await {
+        let Limits { request_body: bytes, client_timeout: pause, .. } = self.limits;
+        let request = match room::read(request, Patience { bytes, pause, kept: flow.share.keep() }).await {
             Ok(request) => request,
             Err((_, broken @ RequestError::BrokenOff(_))) => return Err(Broken::Client(broken)),
-            Err((parts, error)) => return self.refuse_unreadable(flow, &parts, error).await,
+            Err((parts, error)) => return self.refuse_unreadable(flow, &parts, error.status(), error).await,
         };
-        if request.body.is_empty() {
-            return self.pass_on(flow, request, started).await;
-        }
-        match jsonrpc::Body::parse(&request.body) {
-            Ok(body) => self.messages(flow, request, &body, started).await,
-            Err(ParseError::NotJsonRpc(_)) => self.pass_on(flow, request, started).await,
-            Err(ParseError::NotJson(_)) if !claims_json(&request.parts) => {
-                self.pass_on(flow, request, started).await
-            }
-            Err(error) => self.refuse_unreadable(flow, &request.parts, error).await,
+        match Contents::of(&request) {
+            Contents::Messages(messages) => self.messages(flow, request, messages, started, asker).await,
+            Contents::Nothing(nothing) => self.pass_on(flow, request, nothing, asker).await,
+            Contents::Unreadable(error) => self.refuse_unreadable(flow, &request.parts, 400, error).await,
         }
     }
 
@@ -127,9 +149,10 @@ impl Gate {
         self: &Arc<Self>,
         flow: &Arc<Flow>,
         request: ReadRequest,
-        body: &jsonrpc::Body,
+        body: jsonrpc::Body,
         started: Instant,
-    ) -> Result<Response<Body>, Broken> {
+        asker: &mut Asker,
+    ) -> Answer {
         let mut calls = Vec::new();
         for message in body.messages() {
             if message.method().is_none() {
@@ -142,51 +165,100 @@ impl Gate {
             match self.open_call(flow, &request.parts, message, started).await {
                 Ok(call) => calls.push(call),
                 // The calls opened before this one are let go: their records end as aborted.
-                Err(error) => return Ok(reply::unrecordable(body, &error)),
+                Err(error) => return Ok(reply::unrecordable(&body, &error)),
             }
         }
-        match calls.iter().find(|call| call.verdict.action != Action::Allow) {
-            None => self.forward(flow, request, calls).await,
+        if let Some(nothing) = NothingCalled::in_messages(&body) {
+            return self.forward(flow, request, Permit::for_no_call(nothing), Vec::new(), asker).await;
+        }
+        if calls.iter().all(|call| call.verdict.action == Action::Allow) {
+            return self.allow(flow, request, calls, asker).await;
+        }
+        match calls.pop() {
             Some(call) if call.verdict.action == Action::Hold && body.messages().len() == 1 => {
-                match calls.pop() {
-                    Some(call) => self.hold(flow, request, call).await,
-                    None => Err(NotCleared.into()),
-                }
+                // What was parsed need not stay in memory for as long as a human takes.
+                drop(body);
+                self.hold(flow, request, call, asker).await
             }
-            Some(_) => self.refuse(body, calls).await,
+            last => {
+                calls.extend(last);
+                Ok(self.refuse(&body, calls))
+            }
         }
     }
 
     /// What the client calls one of its calls.
     fn name_of_call(&self, flow: &Flow, parts: &Parts, id: &RequestId) -> CallName {
-        let session = parts.headers.get("mcp-session-id").and_then(|value| value.to_str().ok());
-        CallName::new(&flow.caller, session.map(|id| self.masker.pseudonym_of("session", id)), id)
+        CallName::new(&flow.caller, self.session(parts), id)
+    }
+
+    /// A pseudonym of the MCP session: its id would let whoever reads it take the session over.
+    fn session(&self, parts: &Parts) -> Option<Masked<String>> {
+        let ids: Vec<&[u8]> =
+            parts.headers.get_all("mcp-session-id").iter().map(|value| value.as_bytes()).collect();
+        let id = String::from_utf8_lossy(&ids.join(&b", "[..])).into_owned();
+        (!ids.is_empty()).then(|| self.masker.pseudonym_of("session", &id))
     }
 
     /// All calls are allowed and recorded: they go upstream.
-    async fn forward(
+    async fn allow(
         self: &Arc<Self>,
         flow: &Arc<Flow>,
         request: ReadRequest,
         calls: Vec<OpenCall>,
-    ) -> Result<Response<Body>, Broken> {
-        let mut permit = Permit::for_no_call();
-        let mut waiting = Vec::with_capacity(calls.len());
+        asker: &mut Asker,
+    ) -> Answer {
+        let (mut permits, mut waiting) = (Vec::new(), Vec::new());
         for call in calls {
             let (call, intent) = call.split();
-            permit = permit.join(Permit::for_call(intent, Clearance::Policy(call.verdict.clone()))?);
+            permits.push(Permit::for_call(intent, Clearance::Policy(call.verdict.clone()))?);
             waiting.push(call);
         }
-        let answer = match flow.upstream.send(outgoing(request)?, permit).await {
-            Ok(answer) => answer,
-            Err(failure) => {
-                for call in waiting {
-                    call.upstream_failed(self, &failure);
-                }
-                return Err(failure.into());
-            }
+        let permit = Permit::join(permits).ok_or(NotCleared)?;
+        self.forward(flow, request, permit, waiting, asker).await
+    }
+
+    /// Sends on, and answers as the server does.
+    async fn forward(
+        self: &Arc<Self>,
+        flow: &Arc<Flow>,
+        request: ReadRequest,
+        permit: Permit,
+        calls: Vec<WaitingCall>,
+        asker: &mut Asker,
+    ) -> Answer {
+        let (answer, calls) = self.send(flow, request, permit, calls, asker.closed()).await?;
+        Ok(self.carry_back(flow, answer, calls))
+    }
+
+    /// Sends on, unless the client leaves before: then nothing goes upstream any more, and a server that has the
+    /// request already sees its client leave, too.
+    async fn send(
+        &self,
+        flow: &Flow,
+        request: ReadRequest,
+        permit: Permit,
+        calls: Vec<WaitingCall>,
+        client_left: impl Future<Output = ()>,
+    ) -> Result<(Response<Incoming>, Vec<WaitingCall>), Broken> {
+        let sent = tokio::select! {
+            biased;
+            () = client_left => Err(Broken::ClientLeft),
+            sent = flow.upstream.send(outgoing(request), permit) => sent.map_err(Broken::Upstream),
         };
-        Ok(self.carry_back(flow, answer, waiting))
+        match sent {
+            Ok(answer) => Ok((answer, calls)),
+            Err(broken) => {
+                let result = match broken {
+                    Broken::ClientLeft => CallResult::ClientGone,
+                    _ => CallResult::UpstreamFailed,
+                };
+                for call in calls {
+                    call.close(result, None, None, self.payload_of_text(&broken.to_string()));
+                }
+                Err(broken)
+            }
+        }
     }
 
     /// A request that calls nothing: a stream's GET, the end of a session, an exchange that is not MCP.
@@ -194,22 +266,25 @@ impl Gate {
         self: &Arc<Self>,
         flow: &Arc<Flow>,
         request: ReadRequest,
-        started: Instant,
-    ) -> Result<Response<Body>, Broken> {
-        let line = format!("{} {}", request.parts.method, request.parts.uri);
-        let sent = request.body.len();
-        let sent_to = flow.upstream.send(outgoing(request)?, Permit::for_no_call()).await;
-        let status = sent_to.as_ref().map_or(0, |answer| answer.status().as_u16());
-        let text = format!("{line} -> {status}");
+        nothing: NothingCalled,
+        asker: &mut Asker,
+    ) -> Answer {
+        let (line, sent) = (self.line(&request.parts.method, &request.parts.uri), request.body.len());
+        let permit = Permit::for_no_call(nothing);
+        let answer = self.send(flow, request, permit, Vec::new(), asker.closed()).await;
+        let end = match &answer {
+            Ok((answer, _)) => format!(" -> {}", answer.status().as_u16()),
+            Err(broken) => format!(" -> {broken}"),
+        };
         let payload = record::Payload {
-            text: self.masker.text(&text),
+            text: line.then(&self.masker.text(&end)),
             bytes: sent as u64,
             truncated: sent > 0,
             masked: vec![],
         };
         self.note(flow, None, Direction::ClientToServer, "", MessageLabel::Http, payload).await?;
-        tracing::debug!(status, elapsed = ?started.elapsed(), "passed on an exchange that calls nothing");
-        Ok(self.carry_back(flow, sent_to?, Vec::new()))
+        let (answer, calls) = answer?;
+        Ok(self.carry_back(flow, answer, calls))
     }
 
     /// Under TLS, a request for another name than the proven one goes nowhere (RFC 9110, 15.5.20).
@@ -221,15 +296,14 @@ impl Gate {
         if flow.server.record.proof == record::Proof::Unproven {
             return Ok(None);
         }
-        let (line, headers) = (format!("{} {}", request.method(), request.uri()), request.headers());
-        let authority = Authority::of(request.uri(), headers);
+        let authority = Authority::of(request.uri(), request.headers());
         if authority.as_ref().is_some_and(|authority| authority.as_str() == flow.server.name) {
             return Ok(None);
         }
         let asked = authority.map_or_else(|| "no one name".to_owned(), |a| format!("{:?}", a.as_str()));
-        let text = format!("{line}: the request names {asked}, and the server is {:?}", flow.server.name);
-        let payload = self.payload_of_text(&text);
-        self.note(flow, None, Direction::ClientToServer, "", MessageLabel::Misdirected, payload).await?;
+        let why = format!(": the request names {asked}, and the server is {:?}", flow.server.name);
+        let line = self.line(request.method(), request.uri());
+        self.note_refused(flow, MessageLabel::Misdirected, line.then(&self.masker.text(&why))).await?;
         Ok(Some(reply::plain(421, "Weir: this connection is to another server than the request names\n")))
     }
 
@@ -238,24 +312,40 @@ impl Gate {
         &self,
         flow: &Flow,
         parts: &Parts,
+        status: u16,
         error: impl std::error::Error,
-    ) -> Result<Response<Body>, Broken> {
-        let text = format!("{} {}: {error}", parts.method, parts.uri);
-        let payload = self.payload_of_text(&text);
-        self.note(flow, None, Direction::ClientToServer, "", MessageLabel::Unreadable, payload).await?;
-        Ok(reply::unreadable(&error))
+    ) -> Answer {
+        let line = self.line(&parts.method, &parts.uri);
+        let text = line.then(&self.masker.text(&format!(": {error}")));
+        self.note_refused(flow, MessageLabel::Unreadable, text).await?;
+        Ok(reply::unreadable(status, &error))
     }
 
     /// Policy refuses: the client gets an error for each request, and its session lives on.
-    async fn refuse(&self, body: &jsonrpc::Body, calls: Vec<OpenCall>) -> Result<Response<Body>, Broken> {
+    fn refuse(&self, body: &jsonrpc::Body, calls: Vec<OpenCall>) -> Response<Body> {
         let refusing = calls.iter().find(|call| call.verdict.action != Action::Allow);
         let rule = refusing.map_or_else(String::new, |call| call.verdict.rule.clone());
         let reason = format!("refused by Weir: rule {rule}");
-        let reply = reply::refused(body, &reason);
         for call in calls {
             call.refused(self, &reason);
         }
-        Ok(reply)
+        reply::refused(body, &reason)
+    }
+
+    /// A request's first line, for the record.
+    fn line(&self, method: &Method, target: &Uri) -> Masked<String> {
+        let method = self.masker.name(method.as_str(), call::MAX_NAME);
+        method.then(&Masked::literal(" ")).then(&self.masker.target(&target.to_string()))
+    }
+
+    async fn note_refused(
+        &self,
+        flow: &Flow,
+        label: MessageLabel,
+        text: Masked<String>,
+    ) -> Result<(), LedgerError> {
+        let payload = self.payload_of_masked(text);
+        self.note(flow, None, Direction::ClientToServer, "", label, payload).await
     }
 
     async fn note_message(
@@ -283,46 +373,46 @@ impl Gate {
         label: MessageLabel,
         payload: record::Payload<Masked<String>>,
     ) -> Result<(), LedgerError> {
-        let method = self.masker.text(method).truncate(call::MAX_NAME);
+        let method = self.masker.name(method, call::MAX_NAME);
         let (flow_id, call_id) = (flow.id.clone(), call.cloned());
         let message = record::Message { flow_id, call_id, direction, method, label, payload };
         self.ledger.note(message).await
     }
 
     fn payload_of_json(&self, text: &str) -> record::Payload<Masked<String>> {
-        let kept = text.get(..text.floor_char_boundary(self.limits.record_payload)).unwrap_or_default();
-        let (masked_text, masked) = self.masker.json(kept);
-        let truncated = kept.len() < text.len();
-        record::Payload { text: masked_text, bytes: text.len() as u64, truncated, masked }
+        self.payload_of_part(text, text.len())
+    }
+
+    /// The payload of a content of `bytes` bytes, of which the first ones are here.
+    fn payload_of_part(&self, text: &str, bytes: usize) -> record::Payload<Masked<String>> {
+        let limit = self.limits.record_payload;
+        let (masked_text, masked) = self.masker.json_within(text, limit);
+        let truncated = limit < text.len() || text.len() < bytes;
+        record::Payload { text: masked_text, bytes: bytes as u64, truncated, masked }
     }
 
     fn payload_of_text(&self, text: &str) -> record::Payload<Masked<String>> {
-        let (masked_text, masked) = self.masker.text_spans(text);
-        let text_len = masked_text.as_str().len();
-        let kept = masked_text.truncate(self.limits.record_payload);
-        let truncated = kept.as_str().len() < text_len;
-        record::Payload { text: kept, bytes: text.len() as u64, truncated, masked }
+        self.payload_of_masked(self.masker.text(text))
+    }
+
+    fn payload_of_masked(&self, text: Masked<String>) -> record::Payload<Masked<String>> {
+        let bytes = text.as_str().len();
+        let kept = text.truncate(self.limits.record_payload);
+        let truncated = kept.as_str().len() < bytes;
+        record::Payload { text: kept, bytes: bytes as u64, truncated, masked: vec![] }
     }
 }
 
-/// The request as it goes upstream: its bytes as they came, its head without what concerns the client's
-/// connection alone. An encoded answer could not be read, so none is asked for.
-fn outgoing(request: ReadRequest) -> Result<Request<Full<Bytes>>, http::Error> {
-    let ReadRequest { mut parts, body } = request;
-    room::strip_hop_by_hop(&mut parts.headers);
-    parts.headers.remove(header::EXPECT);
+/// The request as it goes upstream: its bytes as they came. An encoded answer could not be read, so none is
+/// asked for.
+fn outgoing(request: ReadRequest) -> Request<Full<Bytes>> {
+    let ReadRequest { mut parts, body, .. } = request;
     if parts.headers.contains_key(header::ACCEPT_ENCODING) {
         parts.headers.insert(header::ACCEPT_ENCODING, http::HeaderValue::from_static("identity"));
     }
     if let Some(path) = parts.uri.path_and_query() {
-        parts.uri = http::Uri::from(path.clone());
+        parts.uri = Uri::from(path.clone());
     }
     parts.version = http::Version::HTTP_11;
-    Ok(Request::from_parts(parts, Full::new(body)))
-}
-
-fn claims_json(parts: &Parts) -> bool {
-    let content_type = parts.headers.get(header::CONTENT_TYPE);
-    content_type
-        .is_some_and(|value| value.as_bytes().to_ascii_lowercase().windows(4).any(|part| part == b"json"))
+    Request::from_parts(parts, Full::new(body))
 }

@@ -2,9 +2,14 @@
 //! body of pieces goes back. It knows no policy and no spool; what may go upstream is the gate's to say.
 
 mod body;
+mod head;
 mod request;
 mod upstream;
 
 pub use body::{Body, BodyError, Pieces, ReaderGone, body_of_pieces, full};
-pub use request::{Authority, ReadRequest, RequestError, read, strip_hop_by_hop};
+pub use head::{answer, claims_json, content_coding, is_event_stream};
+pub use request::{Authority, Patience, ReadRequest, RequestError, read};
 pub use upstream::{Redial, Stream, Upstream, UpstreamFailure};
+
+/// The most bytes of a request's or an answer's head, and of what is read or written of a connection at a time.
+pub const MAX_HEAD: usize = 32 << 10;

@@ -12,16 +12,32 @@ use crate::kernel::Origin;
 
 /// The most bytes that are read of one /proc file of a job's process.
 const MAX_PROC_FILE: u64 = 256 << 10;
+/// How long a process may take to be described.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// The most bytes of a command line that are recorded.
 const MAX_COMMAND_LINE: usize = 4096;
 /// The most bytes of any other text that a process chose.
 const MAX_TEXT: usize = 512;
 
+/// Describes the process behind a connection, for no longer than [`PATIENCE`]: /proc is read from the process's
+/// own memory, which may make its reader wait.
+pub async fn look_up(origin: Origin, masker: Masker) -> Caller<Masked<String>> {
+    let (at_most, own_masker) = (origin.clone(), masker.clone());
+    let reading = tokio::task::spawn_blocking(move || caller(&origin, &masker));
+    match tokio::time::timeout(PATIENCE, reading).await {
+        Ok(Ok(caller)) => caller,
+        _ => describe(&at_most, &own_masker, None),
+    }
+}
+
 /// Describes the process behind a connection. One that is gone, or whose pid another process has by now, is
 /// described by what the kernel saw alone, and `seen_alive` says so.
 pub fn caller(origin: &Origin, masker: &Masker) -> Caller<Masked<String>> {
+    describe(origin, masker, Process::read(origin.tgid, origin.connected_at))
+}
+
+fn describe(origin: &Origin, masker: &Masker, process: Option<Process>) -> Caller<Masked<String>> {
     let text = |value: &str| masker.text(value).truncate(MAX_TEXT);
-    let process = Process::read(origin.tgid, origin.connected_at);
     let seen_alive = process.is_some();
     let process = process.unwrap_or_default();
     Caller {

@@ -6,15 +6,15 @@ mod dial;
 mod flow;
 mod relay;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
 use weir_core::record::AgentEvent;
 
 use crate::config::{InterceptList, Listen};
@@ -22,8 +22,12 @@ use crate::gate::Gate;
 use crate::kernel::{Hooks, Origin};
 use crate::tls::{Minter, UpstreamTls};
 
-/// How often connections without an origin are told of, at most.
-const UNATTRIBUTED_EVERY: Duration = Duration::from_secs(1);
+/// How many connections may wait to be accepted; the kernel allows 4096 unless it was told otherwise.
+const BACKLOG: u32 = 4096;
+/// How many connections that there was no room for are recorded at a time; of more, the number is.
+const RECORDED_AT_A_TIME: usize = 64;
+/// How often the number of connections that have no record of their own is told, at most.
+const TOLD_EVERY: Duration = Duration::from_secs(1);
 /// The pause after an accept that failed for lack of something.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -43,9 +47,9 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    pub async fn open(listen: &Listen) -> Result<Self, ListenError> {
-        let v4 = bind(SocketAddr::V4(listen.v4)).await?;
-        let v6 = bind(SocketAddr::V6(listen.v6)).await?;
+    pub fn open(listen: &Listen) -> Result<Self, ListenError> {
+        let v4 = bind(SocketAddr::V4(listen.v4))?;
+        let v6 = bind(SocketAddr::V6(listen.v6))?;
         Ok(Self { v4, v6 })
     }
 
@@ -58,8 +62,14 @@ impl Listeners {
     }
 }
 
-async fn bind(address: SocketAddr) -> Result<TcpListener, ListenError> {
-    TcpListener::bind(address).await.map_err(|source| ListenError { address, source })
+fn bind(address: SocketAddr) -> Result<TcpListener, ListenError> {
+    let listen = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listen().map_err(|source| ListenError { address, source })
 }
 
 /// What each connection needs.
@@ -69,21 +79,39 @@ pub struct Interceptor {
     pub intercept: InterceptList,
     pub minter: Minter,
     pub upstream: UpstreamTls,
-    /// One permit a connection.
-    pub room: Arc<Semaphore>,
-    pub unattributed: AtomicU64,
-    /// Cancelled when the agent ends: flows finish what they carry, and close.
-    pub ending: CancellationToken,
+    /// Weir's own, to which nothing is dialled on this host.
+    pub own_ports: BTreeSet<u16>,
+    uncounted: Uncounted,
+}
+
+/// Connections of which only the number is told.
+struct Uncounted {
+    unattributed: AtomicU64,
+    no_room: AtomicU64,
+    recorded: Arc<Semaphore>,
 }
 
 impl Interceptor {
+    pub fn new(
+        gate: Arc<Gate>,
+        hooks: Arc<Hooks>,
+        intercept: InterceptList,
+        minter: Minter,
+        upstream: UpstreamTls,
+        own_ports: BTreeSet<u16>,
+    ) -> Self {
+        let recorded = Arc::new(Semaphore::new(RECORDED_AT_A_TIME));
+        let uncounted = Uncounted { unattributed: AtomicU64::new(0), no_room: AtomicU64::new(0), recorded };
+        Self { gate, hooks, intercept, minter, upstream, own_ports, uncounted }
+    }
+
     /// Accepts until the agent ends. What it accepts, the gate's task tracker owns.
     pub async fn accept(self: Arc<Self>, listeners: Listeners) {
         let telling = self.clone();
         tokio::join!(
             self.clone().accept_from(listeners.v4),
             self.clone().accept_from(listeners.v6),
-            telling.tell_unattributed(),
+            telling.tell_uncounted(),
         );
     }
 
@@ -91,7 +119,7 @@ impl Interceptor {
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                () = self.ending.cancelled() => return,
+                () = self.gate.tasks.ending() => return,
             };
             match accepted {
                 Ok((stream, peer)) => self.admit(stream, peer),
@@ -108,22 +136,26 @@ impl Interceptor {
         let origin = match self.origin(peer) {
             Some(origin) => origin,
             None => {
-                self.unattributed.fetch_add(1, Ordering::Relaxed);
+                self.uncounted.unattributed.fetch_add(1, Ordering::Relaxed);
                 return reset(&stream);
             }
         };
-        let Ok(room) = self.room.clone().try_acquire_owned() else {
-            tracing::warn!("too many connections at a time; closing one");
-            reset(&stream);
-            let interceptor = self.clone();
-            self.gate.tasks.spawn(async move { interceptor.record_no_room(&origin).await });
-            return;
-        };
-        let interceptor = self.clone();
-        self.gate.tasks.spawn(async move {
-            interceptor.flow(stream, origin).await;
-            drop(room);
-        });
+        let share = self.gate.shares.of(origin.cgroup_id);
+        let (interceptor, tasks) = (self.clone(), &self.gate.tasks);
+        if let Some(room) = share.flow() {
+            return tasks.spawn_closing(async move {
+                interceptor.flow(stream, origin, share).await;
+                drop(room);
+            });
+        }
+        reset(&stream);
+        match self.uncounted.recorded.clone().try_acquire_owned() {
+            Err(_) => drop(self.uncounted.no_room.fetch_add(1, Ordering::Relaxed)),
+            Ok(recorded) => tasks.spawn_closing(async move {
+                interceptor.record_no_room(origin, share).await;
+                drop(recorded);
+            }),
+        }
     }
 
     fn origin(&self, peer: SocketAddr) -> Option<Origin> {
@@ -136,24 +168,31 @@ impl Interceptor {
         }
     }
 
-    /// Anybody on the host can connect here directly. Each is reset, and their number told.
-    async fn tell_unattributed(self: Arc<Self>) {
+    /// Anybody on the host can connect here directly. Each is reset, and their number told; so is that of
+    /// connections which came faster than they could be recorded.
+    async fn tell_uncounted(self: Arc<Self>) {
         loop {
             let ending = tokio::select! {
-                () = tokio::time::sleep(UNATTRIBUTED_EVERY) => false,
-                () = self.ending.cancelled() => true,
+                () = tokio::time::sleep(TOLD_EVERY) => false,
+                () = self.gate.tasks.ending() => true,
             };
-            let count = self.unattributed.swap(0, Ordering::Relaxed);
-            if count > 0 {
-                let detail = [("connections".to_owned(), self.gate.masker.text(&count.to_string()))].into();
-                let event = AgentEvent { name: "flow.unattributed".into(), detail };
-                if let Err(error) = self.gate.ledger.note(event).await {
-                    tracing::error!(%error, count, "connections without an origin were not recorded");
-                }
-            }
+            self.tell("flow.unattributed", &self.uncounted.unattributed).await;
+            self.tell("flow.no_room", &self.uncounted.no_room).await;
             if ending {
                 return;
             }
+        }
+    }
+
+    async fn tell(&self, name: &str, connections: &AtomicU64) {
+        let count = connections.swap(0, Ordering::Relaxed);
+        if count == 0 {
+            return;
+        }
+        tracing::warn!(count, "{name}");
+        let detail = [("connections".to_owned(), self.gate.masker.text(&count.to_string()))].into();
+        if let Err(error) = self.gate.ledger.note(AgentEvent { name: name.to_owned(), detail }).await {
+            tracing::error!(%error, count, "connections were not recorded");
         }
     }
 }

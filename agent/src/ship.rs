@@ -5,7 +5,6 @@ mod client;
 
 use std::time::Duration;
 
-use tokio_util::sync::CancellationToken;
 use weir_core::ids::Origin;
 use weir_core::mask::Masker;
 use weir_core::record::AgentEvent;
@@ -43,8 +42,8 @@ pub enum ShipError {
 }
 
 impl Shipper {
-    /// Ships until `ending`, then leaves the rest to [`Shipper::ship_all`], or to the next start.
-    pub async fn run(&self, ending: CancellationToken) {
+    /// Ships until it is dropped, and leaves the rest to [`Shipper::ship_all`], or to the next start.
+    pub async fn run(&self) {
         let mut pause = SHORTEST_PAUSE;
         loop {
             let wait = match self.ship_all().await {
@@ -59,10 +58,7 @@ impl Shipper {
                     wait
                 }
             };
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                () = ending.cancelled() => return,
-            }
+            tokio::time::sleep(wait).await;
         }
     }
 

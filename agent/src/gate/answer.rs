@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderMap, header};
+use http::HeaderMap;
 use http_body_util::BodyExt;
 use hyper::Response;
 use hyper::body::{Body as _, Frame, Incoming};
@@ -14,7 +14,8 @@ use weir_core::record::{CallResult, Direction, MessageLabel};
 
 use super::call::WaitingCall;
 use super::{Flow, Gate};
-use crate::http::{Body, Pieces, body_of_pieces, strip_hop_by_hop};
+use crate::http::{self as room, Body, Pieces, body_of_pieces, claims_json, content_coding, is_event_stream};
+use crate::share::Kept;
 
 /// How an answer's bytes go on to the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,19 +38,18 @@ impl Gate {
         let (pieces, client_body) = body_of_pieces();
         let reading = Reading::new(self.clone(), flow.clone(), head.status.as_u16(), &head.headers, calls);
         self.tasks.spawn(reading.carry(body, pieces, Framing::AsIs));
-        strip_hop_by_hop(&mut head.headers);
+        room::answer(&mut head);
         Response::from_parts(head, client_body)
     }
 }
 
-/// What kind of body is being read.
+/// How a body is read.
 enum Kind {
     Events(sse::Parser),
     /// Whole, up to the limit of one message.
-    Whole {
-        bytes: Vec<u8>,
-        total: usize,
-    },
+    Whole(Vec<u8>),
+    /// Not at all; why.
+    Unread(&'static str),
 }
 
 /// One answer being read.
@@ -58,7 +58,9 @@ pub(super) struct Reading {
     flow: Arc<Flow>,
     status: u16,
     kind: Kind,
-    is_json: bool,
+    /// Bytes of the body so far.
+    bytes: usize,
+    kept: Kept,
     calls: Vec<WaitingCall>,
 }
 
@@ -70,13 +72,17 @@ impl Reading {
         headers: &HeaderMap,
         calls: Vec<WaitingCall>,
     ) -> Self {
-        let kind = match is_event_stream(headers) {
-            true => Kind::Events(sse::Parser::new(gate.limits.message)),
-            false => Kind::Whole { bytes: Vec::new(), total: 0 },
+        let kind = if content_coding(headers).is_some() {
+            Kind::Unread("in a content encoding that was not asked for")
+        } else if is_event_stream(headers) {
+            Kind::Events(sse::Parser::new(gate.limits.message))
+        } else if calls.is_empty() && !claims_json(headers) {
+            Kind::Unread("no MCP")
+        } else {
+            Kind::Whole(Vec::new())
         };
-        let content_type = headers.get(header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
-        let is_json = content_type.to_ascii_lowercase().windows(4).any(|part| part == b"json");
-        Self { gate, flow, status, kind, is_json, calls }
+        let kept = flow.share.keep();
+        Self { gate, flow, status, kind, bytes: 0, kept, calls }
     }
 
     /// Passes on each frame, reads it, and closes the calls. Ends when the body or the client does.
@@ -87,23 +93,23 @@ impl Reading {
             let frame = tokio::select! {
                 biased;
                 frame = body.frame() => frame,
-                () = pieces.reader_gone() => return self.ended(CallResult::ClientGone, "the client left").await,
+                () = pieces.reader_gone() => return self.ended(CallResult::ClientGone, "the client left"),
             };
             let frame = match frame {
                 None => break,
                 Some(Ok(frame)) => frame,
                 Some(Err(error)) => {
-                    pieces.break_off(error.to_string()).await;
-                    return self.ended(CallResult::UpstreamFailed, "the server broke off").await;
+                    // First, since a client that takes nothing may let the other wait.
+                    self.ended(CallResult::UpstreamFailed, "the server broke off");
+                    return pieces.break_off(error.to_string()).await;
                 }
             };
             if let Some(data) = frame.data_ref() {
-                let data = data.clone();
-                self.read(&data).await;
+                self.read(data).await;
             }
             for frame in envelope.wrap(frame) {
                 if pieces.send(frame).await.is_err() {
-                    return self.ended(CallResult::ClientGone, "the client left").await;
+                    return self.ended(CallResult::ClientGone, "the client left");
                 }
             }
         }
@@ -113,16 +119,41 @@ impl Reading {
         self.finish().await;
     }
 
+    /// Reads the body for the record alone, as far as one message may go.
+    pub async fn read_out(mut self, mut body: Incoming) {
+        while self.bytes <= self.gate.limits.message {
+            match body.frame().await {
+                None => break,
+                Some(Ok(frame)) => {
+                    if let Some(data) = frame.data_ref() {
+                        self.read(data).await;
+                    }
+                }
+                Some(Err(_)) => return self.ended(CallResult::UpstreamFailed, "the server broke off"),
+            }
+        }
+        self.finish().await;
+    }
+
     async fn read(&mut self, data: &Bytes) {
-        let limit = self.gate.limits.message;
+        self.bytes = self.bytes.saturating_add(data.len());
         let mut events = Vec::new();
         match &mut self.kind {
-            Kind::Events(parser) => parser.feed(data, |event| events.push(event)),
-            Kind::Whole { bytes, total } => {
-                *total += data.len();
-                let room = limit.saturating_sub(bytes.len());
-                bytes.extend_from_slice(data.get(..room.min(data.len())).unwrap_or_default());
+            Kind::Events(parser) => {
+                parser.feed(data, |event| events.push(event));
+                if !self.kept.resize(parser.kept()) {
+                    parser.give_up();
+                    let _ = self.kept.resize(0);
+                }
             }
+            Kind::Whole(whole) => {
+                let part = data.len().min(self.gate.limits.message.saturating_sub(whole.len()));
+                // What does not follow what is there would be another text.
+                if whole.len() + data.len() == self.bytes && self.kept.grow(part) {
+                    whole.extend_from_slice(data.get(..part).unwrap_or_default());
+                }
+            }
+            Kind::Unread(_) => {}
         }
         for event in events {
             self.event(event).await;
@@ -142,16 +173,22 @@ impl Reading {
 
     async fn messages(&mut self, messages: &Messages) {
         for message in messages.messages() {
-            let own = match message {
-                Message::Response { id: Some(id), .. } => {
-                    self.calls.iter().position(|call| call.request_id.as_ref() == Some(id))
-                }
-                _ => None,
-            };
-            match own {
+            match self.answered_by(message) {
                 Some(at) => self.calls.swap_remove(at).answered(&self.gate, self.status, message),
                 None => self.note(message).await,
             }
+        }
+    }
+
+    /// Which of the waiting calls a message answers.
+    fn answered_by(&self, message: &Message) -> Option<usize> {
+        match message {
+            Message::Response { id: Some(id), .. } => {
+                self.calls.iter().position(|call| call.request_id.as_ref().is_some_and(|own| own.means(id)))
+            }
+            // An error of a request whose id the server could not read: of the only one that there is.
+            Message::Response { id: None, result: Err(_) } if self.calls.len() == 1 => Some(0),
+            _ => None,
         }
     }
 
@@ -178,7 +215,7 @@ impl Reading {
 
     /// The body is over: what is still open gets its outcome.
     async fn finish(mut self) {
-        let whole = match std::mem::replace(&mut self.kind, Kind::Whole { bytes: Vec::new(), total: 0 }) {
+        let text = match std::mem::replace(&mut self.kind, Kind::Unread("")) {
             Kind::Events(parser) => {
                 let mut events = Vec::new();
                 parser.finish(|event| events.push(event));
@@ -187,14 +224,15 @@ impl Reading {
                 }
                 String::new()
             }
-            Kind::Whole { bytes, total } if total == bytes.len() => {
-                match Messages::parse(&bytes) {
-                    Ok(messages) if self.is_json => self.messages(&messages).await,
-                    _ => {}
+            Kind::Whole(whole) => {
+                if whole.len() == self.bytes
+                    && let Ok(messages) = Messages::parse(&whole)
+                {
+                    self.messages(&messages).await;
                 }
-                String::from_utf8_lossy(&bytes).into_owned()
+                String::from_utf8_lossy(&whole).into_owned()
             }
-            Kind::Whole { bytes, .. } => String::from_utf8_lossy(&bytes).into_owned(),
+            Kind::Unread(why) => format!("not read: {why}"),
         };
         for call in std::mem::take(&mut self.calls) {
             let result = match (self.status, &call.request_id) {
@@ -203,11 +241,11 @@ impl Reading {
                 (_, None) => CallResult::Ok,
                 (_, Some(_)) => CallResult::Unparsed,
             };
-            call.close(result, Some(self.status), None, self.gate.payload_of_json(&whole));
+            call.close(result, Some(self.status), None, self.gate.payload_of_part(&text, self.bytes));
         }
     }
 
-    async fn ended(mut self, result: CallResult, reason: &str) {
+    fn ended(&mut self, result: CallResult, reason: &str) {
         for call in std::mem::take(&mut self.calls) {
             call.close(result, Some(self.status), None, self.gate.payload_of_text(reason));
         }
@@ -222,7 +260,7 @@ struct Envelope {
 
 impl Envelope {
     fn new(framing: Framing, kind: &Kind) -> Self {
-        Self { wraps: framing == Framing::AsEvents && matches!(kind, Kind::Whole { .. }), begun: false }
+        Self { wraps: framing == Framing::AsEvents && !matches!(kind, Kind::Events(_)), begun: false }
     }
 
     fn wrap(&mut self, frame: Frame<Bytes>) -> Vec<Frame<Bytes>> {
@@ -247,9 +285,4 @@ impl Envelope {
     fn end(&self) -> Option<Frame<Bytes>> {
         (self.wraps && self.begun).then(|| Frame::data(Bytes::from_static(b"\n\n")))
     }
-}
-
-fn is_event_stream(headers: &HeaderMap) -> bool {
-    let content_type = headers.get(header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
-    content_type.to_ascii_lowercase().starts_with(b"text/event-stream")
 }

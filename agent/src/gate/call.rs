@@ -10,9 +10,9 @@ use weir_core::policy::{Action, Call, Verdict};
 use weir_core::record::{CallResult, Durability, HoldEnd, Intent, Mcp, Outcome, Payload};
 
 use super::{Flow, Gate, Server};
-use crate::http::UpstreamFailure;
-use crate::ledger::{DurableIntent, Intended, LedgerError, OpenRecord};
+use crate::ledger::{DurableIntent, Intended, LedgerError, MAX_OPEN_RECORDS, OpenRecord};
 use crate::random;
+use crate::share::Taken;
 
 /// The most bytes of a method, a tool's name or a header that are recorded.
 pub(super) const MAX_NAME: usize = 512;
@@ -36,6 +36,8 @@ pub(super) struct WaitingCall {
     pub verdict: Verdict,
     started: Instant,
     record: OpenRecord<Intended>,
+    #[expect(dead_code, reason = "held until the call is closed")]
+    room: Taken,
 }
 
 impl Gate {
@@ -47,6 +49,7 @@ impl Gate {
         message: &Message,
         started: Instant,
     ) -> Result<OpenCall, LedgerError> {
+        let room = flow.share.call().ok_or(LedgerError::TooManyOpen(MAX_OPEN_RECORDS / 2))?;
         let call_id = CallId::from_random(random::bytes());
         let record = self.ledger.open_record(call_id.clone(), flow.id.clone())?;
         let method = message.method().unwrap_or_default();
@@ -54,8 +57,9 @@ impl Gate {
         let Server { name: server, also, .. } = &flow.server;
         let verdict = self.policy.verdict(Call { server, also, method, tool });
         let approval_id = (verdict.action == Action::Hold).then(|| ApprovalId::from_random(random::bytes()));
-        let name = |text: &str| self.masker.text(text).truncate(MAX_NAME);
-        let header = |key: &str| parts.headers.get(key).and_then(|value| value.to_str().ok());
+        let name = |text: &str| self.masker.name(text, MAX_NAME);
+        let revision = parts.headers.get("mcp-protocol-version").and_then(|value| value.to_str().ok());
+        let tool_name = tool.map(name);
         let arguments = self.payload_of_json(message.content());
         let intent = Intent {
             call_id: call_id.clone(),
@@ -64,10 +68,10 @@ impl Gate {
             server: flow.server.record.clone(),
             mcp: Mcp {
                 method: name(method),
-                tool: tool.map(name),
+                tool: tool_name.clone(),
                 request_id: message.id().map(|id| name(id.as_json())),
-                session: header("mcp-session-id").map(|id| self.masker.pseudonym_of("session", id)),
-                protocol_version: header("mcp-protocol-version").map(name),
+                session: self.session(parts),
+                protocol_version: revision.map(name),
             },
             verdict: verdict.clone(),
             payload: arguments.clone(),
@@ -76,15 +80,8 @@ impl Gate {
         };
         let (record, intent) = record.intent(intent).await?;
         let request_id = message.id().cloned();
-        let waiting = WaitingCall { call_id, request_id, verdict: verdict.clone(), started, record };
-        Ok(OpenCall {
-            verdict,
-            approval_id,
-            tool: tool.map(name).unwrap_or_default(),
-            arguments,
-            intent,
-            waiting,
-        })
+        let waiting = WaitingCall { call_id, request_id, verdict: verdict.clone(), started, record, room };
+        Ok(OpenCall { verdict, approval_id, tool: tool_name.unwrap_or_default(), arguments, intent, waiting })
     }
 }
 
@@ -124,12 +121,6 @@ impl OpenCall {
 }
 
 impl WaitingCall {
-    /// The server could not be reached, or broke off before it answered.
-    pub fn upstream_failed(self, gate: &Gate, failure: &UpstreamFailure) {
-        let payload = gate.payload_of_text(&failure.to_string());
-        self.close(CallResult::UpstreamFailed, None, None, payload);
-    }
-
     /// The call's own answer has come.
     pub fn answered(self, gate: &Gate, http_status: u16, message: &Message) {
         let (result, error_code) = match message {

@@ -8,10 +8,8 @@ use std::sync::Arc;
 
 use hmac::{Hmac, Mac};
 use http::{StatusCode, header};
-use http_body_util::{BodyExt, Limited};
 use hyper::Response;
 use sha2::Sha256;
-use tokio::sync::oneshot;
 use weir_core::approval::{Decision, Hold, SubmittedHold, Words};
 use weir_core::ids::hex;
 use weir_core::mask::Masked;
@@ -22,8 +20,9 @@ use weir_core::record::{DecisionRecord, HoldEnd};
 use super::answer::{Framing, Reading};
 use super::call::{OpenCall, WaitingCall};
 use super::permit::{Clearance, Permit};
-use super::{Broken, Flow, Gate, NotCleared, outgoing, reply};
+use super::{Answer, Asker, Flow, Gate, reply};
 use crate::http::{Body, Pieces, ReadRequest, body_of_pieces};
+use crate::share::Taken;
 use crate::{clock, random};
 use wait::{Client, End, WAITING, decision_record};
 
@@ -35,37 +34,44 @@ struct Held {
     salt: [u8; 32],
 }
 
-type Answer = Result<Response<Body>, Broken>;
-
 impl Gate {
     pub(super) async fn hold(
         self: &Arc<Self>,
         flow: &Arc<Flow>,
         request: ReadRequest,
         call: OpenCall,
-    ) -> Result<Response<Body>, Broken> {
-        if call.arguments.truncated {
-            // An approver must see all that they approve.
-            let reason = "refused by Weir: the arguments are too large to be shown to an approver";
-            let text = error_text(&call, reason);
-            call.refused(self, reason);
-            return Ok(reply::json_rpc(StatusCode::OK, text));
-        }
+        asker: &mut Asker,
+    ) -> Answer {
+        // An approver must see all that they approve.
+        let too_large = "refused by Weir: the arguments are too large to be shown to an approver";
+        let too_many = "refused by Weir: as many calls as may be wait for an approver already";
+        let room = match (call.arguments.truncated, flow.share.hold()) {
+            (true, _) => return Ok(self.refuse_hold(call, too_large)),
+            (false, None) => return Ok(self.refuse_hold(call, too_many)),
+            (false, Some(room)) => room,
+        };
         let salt = random::bytes();
         let hold = self.describe(flow, &request, &call, &salt);
         tracing::info!(approval_id = %hold.approval_id, rule = hold.rule, "holding a call");
         let streams = accepts_events(&request);
         let held = Held { request, call, hold, salt };
-        // In tasks of their own: when a client leaves, that is noticed and recorded.
-        let (gate, flow) = (self.clone(), flow.clone());
         if !streams {
-            let (answer, answered) = oneshot::channel();
-            self.tasks.spawn(async move { gate.hold_silently(&flow, held, answer).await });
-            return answered.await.unwrap_or_else(|_| Err(NotCleared.into()));
+            let answer = self.hold_silently(flow, held, asker).await;
+            drop(room);
+            return answer;
         }
         let (pieces, body) = body_of_pieces();
-        self.tasks.spawn(async move { gate.hold_streaming(&flow, held, pieces).await });
+        let (gate, flow) = (self.clone(), flow.clone());
+        self.tasks.spawn(async move {
+            gate.hold_streaming(&flow, held, room, pieces).await;
+        });
         Ok(reply::event_stream(body))
+    }
+
+    fn refuse_hold(&self, call: OpenCall, reason: &str) -> Response<Body> {
+        let text = jsonrpc::error_reply(call.request_id(), REFUSED, reason, None);
+        call.refused(self, reason);
+        reply::json_rpc(StatusCode::OK, text)
     }
 
     fn describe(
@@ -99,10 +105,11 @@ impl Gate {
     }
 
     /// The client takes events: it is kept alive, and its answer is one event.
-    async fn hold_streaming(self: Arc<Self>, flow: &Arc<Flow>, held: Held, pieces: Pieces) {
+    async fn hold_streaming(self: Arc<Self>, flow: &Arc<Flow>, held: Held, room: Taken, pieces: Pieces) {
         // At once, so that the client sees the answer's head.
         pieces.offer(sse::comment(WAITING));
         let end = self.wait(flow, &held, Client::Events(&pieces)).await;
+        drop(room);
         // Nobody waits for an answer to a call that was taken back.
         let told = !matches!(end, End::TakenBack);
         let id = held.call.request_id().cloned();
@@ -116,70 +123,33 @@ impl Gate {
                 return;
             }
         };
-        let answer = match outgoing(request) {
-            Ok(request) => flow.upstream.send(request, permit).await,
-            Err(e) => {
-                let _ = pieces.text(error(&format!("the request cannot be passed on: {e}"))).await;
+        let (answer, calls) = match self.send(flow, request, permit, vec![call], pieces.reader_gone()).await {
+            Ok(answered) => answered,
+            Err(broken) => {
+                let _ = pieces.text(error(&format!("Weir: {broken}"))).await;
                 return;
             }
         };
-        match answer {
-            Err(failure) => {
-                let text = error(&format!("Weir: {failure}"));
-                call.upstream_failed(&self, &failure);
-                let _ = pieces.text(text).await;
-            }
-            Ok(answer) if answer.status().is_success() => {
-                let (head, body) = answer.into_parts();
-                let reading =
-                    Reading::new(self, flow.clone(), head.status.as_u16(), &head.headers, vec![call]);
-                reading.carry(body, pieces, Framing::AsEvents).await;
-            }
-            Ok(answer) => {
-                // The head is sent; an HTTP error can only be told in words.
-                let (head, body) = answer.into_parts();
-                let text = error(&format!("Weir: the server answered with HTTP status {}", head.status));
-                let body = Limited::new(body, self.limits.message).collect().await;
-                let bytes = body.map(|body| body.to_bytes()).unwrap_or_default();
-                let payload = self.payload_of_json(&String::from_utf8_lossy(&bytes));
-                let result = weir_core::record::CallResult::Error;
-                call.close(result, Some(head.status.as_u16()), None, payload);
-                let _ = pieces.text(text).await;
-            }
+        let (head, body) = answer.into_parts();
+        let status = head.status;
+        let reading = Reading::new(self, flow.clone(), status.as_u16(), &head.headers, calls);
+        if status.is_success() {
+            return reading.carry(body, pieces, Framing::AsEvents).await;
         }
+        // The head is sent; an HTTP error can only be told in words.
+        reading.read_out(body).await;
+        let _ = pieces.text(error(&format!("Weir: the server answered with HTTP status {status}"))).await;
     }
 
     /// The client takes no events: it gets its answer when there is one.
-    async fn hold_silently(
-        self: Arc<Self>,
-        flow: &Arc<Flow>,
-        held: Held,
-        mut answer: oneshot::Sender<Answer>,
-    ) {
-        let end = self.wait(flow, &held, Client::Json(&mut answer)).await;
+    async fn hold_silently(self: &Arc<Self>, flow: &Arc<Flow>, held: Held, asker: &mut Asker) -> Answer {
+        let end = self.wait(flow, &held, Client::Json(asker)).await;
         let id = held.call.request_id().cloned();
-        let result = match self.release(held, end).await {
-            Ok((request, permit, call)) => self.send_on(flow, request, permit, call).await,
+        match self.release(held, end).await {
+            Ok((request, permit, call)) => self.forward(flow, request, permit, vec![call], asker).await,
             Err(reason) => {
                 let error = jsonrpc::error_reply(id.as_ref(), REFUSED, &reason, None);
                 Ok(reply::json_rpc(StatusCode::OK, error))
-            }
-        };
-        let _ = answer.send(result);
-    }
-
-    async fn send_on(
-        self: &Arc<Self>,
-        flow: &Arc<Flow>,
-        request: ReadRequest,
-        permit: Permit,
-        call: WaitingCall,
-    ) -> Answer {
-        match flow.upstream.send(outgoing(request)?, permit).await {
-            Ok(answer) => Ok(self.carry_back(flow, answer, vec![call])),
-            Err(failure) => {
-                call.upstream_failed(self, &failure);
-                Err(failure.into())
             }
         }
     }
@@ -255,8 +225,4 @@ fn commitment(salt: &[u8; 32], request: &ReadRequest) -> String {
 fn accepts_events(request: &ReadRequest) -> bool {
     let values = request.parts.headers.get_all(header::ACCEPT);
     values.iter().filter_map(|value| value.to_str().ok()).any(|value| value.contains("text/event-stream"))
-}
-
-fn error_text(call: &OpenCall, reason: &str) -> String {
-    jsonrpc::error_reply(call.request_id(), REFUSED, reason, None)
 }

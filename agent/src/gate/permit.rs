@@ -33,6 +33,7 @@ use weir_core::approval::Decision;
 use weir_core::ids::CallId;
 use weir_core::policy::{Action, Verdict};
 
+use super::contents::NothingCalled;
 use crate::ledger::DurableIntent;
 
 /// See the module.
@@ -71,14 +72,14 @@ impl Permit {
     }
 
     /// A permit for a request that calls nothing: a stream's GET, a response, an exchange that is not MCP.
-    pub(super) fn for_no_call() -> Self {
+    pub(super) fn for_no_call(_: NothingCalled) -> Self {
         Self { calls: Vec::new() }
     }
 
-    /// One permit for a batch.
-    pub(super) fn join(mut self, other: Self) -> Self {
-        self.calls.extend(other.calls);
-        self
+    /// One permit for a batch. `None` for none.
+    pub(super) fn join(permits: Vec<Self>) -> Option<Self> {
+        let calls: Vec<CallId> = permits.into_iter().flat_map(|permit| permit.calls).collect();
+        (!calls.is_empty()).then_some(Self { calls })
     }
 
     /// The calls that may go.

@@ -30,12 +30,10 @@ pub fn unrecordable(body: &Messages, error: &LedgerError) -> Response<Body> {
 }
 
 /// A request that Weir cannot read has no id to answer to.
-pub fn unreadable(error: &impl std::error::Error) -> Response<Body> {
+pub fn unreadable(status: u16, error: &impl std::error::Error) -> Response<Body> {
     let reason = format!("refused by Weir: {error}");
-    json_rpc(
-        StatusCode::BAD_REQUEST,
-        jsonrpc::error_reply(None, REFUSED, &reason, Some(json!({"unreadable": true}))),
-    )
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
+    json_rpc(status, jsonrpc::error_reply(None, REFUSED, &reason, Some(json!({"unreadable": true}))))
 }
 
 /// A line of plain text.

@@ -12,8 +12,8 @@ use tokio::sync::mpsc;
 /// What goes back to a client, or on to a server.
 pub type Body = BoxBody<Bytes, BodyError>;
 
-/// How many pieces may wait for a slow reader.
-const PIECES: usize = 16;
+/// How many pieces may wait for a slow reader; each has at most [`super::MAX_HEAD`] bytes.
+const PIECES: usize = 4;
 
 /// The body broke off: its reader sees a broken connection, never a short body that looks whole.
 #[derive(Debug, thiserror::Error)]

@@ -1,28 +1,64 @@
-//! Reading a request: its head checked, its body whole and within the limit, its bytes untouched.
+//! Reading a request: its head checked, its body whole and within the limits, its bytes untouched.
+
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::Uri;
-use http::header::{self, HeaderMap, HeaderName};
+use http::header::{self, HeaderMap};
 use http::request::Parts;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper::body::Incoming;
+use http_body_util::BodyExt;
+use hyper::body::{Body as _, Incoming};
+
+use super::head::{content_coding, one_connections_alone};
+use crate::share::Kept;
 
 /// A request whose body is here.
 #[derive(Debug)]
 pub struct ReadRequest {
+    /// Its head, without what concerns the client's connection alone.
     pub parts: Parts,
     pub body: Bytes,
+    #[expect(dead_code, reason = "held for as long as the body is")]
+    kept: Kept,
 }
 
-/// Why a request cannot be read. The client is at fault.
+/// What a client may make the agent keep of one request, and wait for.
+#[derive(Debug)]
+pub struct Patience {
+    /// Bytes of the body.
+    pub bytes: usize,
+    /// A pause within the body.
+    pub pause: Duration,
+    pub kept: Kept,
+}
+
+/// Why a request cannot be read. The client is at fault, but where there is no room.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
     #[error("the body is over {limit} bytes")]
     TooLarge { limit: usize },
     #[error("the body's content encoding {0:?} cannot be read here; send it unencoded")]
     Encoded(String),
+    #[error("the body's next bytes did not come within {0:?}")]
+    TooSlow(Duration),
+    #[error("there is no room for the body now; try again later")]
+    NoRoom,
+    #[error("the method is for proxies, and this is none")]
+    Connect,
     #[error("the body broke off: {0}")]
     BrokenOff(String),
+}
+
+impl RequestError {
+    /// The HTTP status that says so.
+    pub fn status(&self) -> u16 {
+        match self {
+            RequestError::TooLarge { .. } | RequestError::Encoded(_) | RequestError::BrokenOff(_) => 400,
+            RequestError::TooSlow(_) => 408,
+            RequestError::NoRoom => 503,
+            RequestError::Connect => 501,
+        }
+    }
 }
 
 /// The host that a request names, without its port; lower-case, IPv6 without brackets.
@@ -35,11 +71,21 @@ impl Authority {
     pub fn of(target: &Uri, headers: &HeaderMap) -> Option<Self> {
         let mut hosts = headers.get_all(header::HOST).iter();
         let (host, None) = (hosts.next()?, hosts.next()) else { return None };
-        let host = Self::from(&host.to_str().ok()?.parse().ok()?);
+        let host = Self::read(&host.to_str().ok()?.parse().ok()?)?;
         match target.authority() {
-            Some(authority) if Self::from(authority) != host => None,
+            Some(authority) if Self::read(authority)? != host => None,
             _ => Some(host),
         }
+    }
+
+    /// `None` for what has a user's name in it, which a Host must not (RFC 9110, 7.2).
+    fn read(named: &http::uri::Authority) -> Option<Self> {
+        if named.as_str().contains('@') {
+            return None;
+        }
+        let host = named.host();
+        let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        Some(Self(host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()))
     }
 
     pub fn as_str(&self) -> &str {
@@ -47,49 +93,55 @@ impl Authority {
     }
 }
 
-impl From<&http::uri::Authority> for Authority {
-    fn from(named: &http::uri::Authority) -> Self {
-        let host = named.host().trim_start_matches('[').trim_end_matches(']');
-        Self(host.trim_end_matches('.').to_ascii_lowercase())
-    }
-}
-
-/// Reads the whole body, at most `limit` bytes.
+/// Reads the whole body. The head that comes with it has no more in it than goes upstream.
 pub async fn read(
     request: hyper::Request<Incoming>,
-    limit: usize,
+    mut patience: Patience,
 ) -> Result<ReadRequest, (Parts, RequestError)> {
-    let (parts, body) = request.into_parts();
-    let encoding = parts.headers.get(header::CONTENT_ENCODING);
-    if let Some(encoding) = encoding.filter(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity")) {
-        let encoding = String::from_utf8_lossy(encoding.as_bytes()).into_owned();
-        return Err((parts, RequestError::Encoded(encoding)));
+    let (mut parts, mut body) = request.into_parts();
+    if parts.method == http::Method::CONNECT {
+        return Err((parts, RequestError::Connect));
     }
-    match Limited::new(body, limit).collect().await {
-        Ok(body) => Ok(ReadRequest { parts, body: body.to_bytes() }),
-        Err(e) if e.is::<LengthLimitError>() => Err((parts, RequestError::TooLarge { limit })),
-        Err(e) => Err((parts, RequestError::BrokenOff(e.to_string()))),
+    if let Some(coding) = content_coding(&parts.headers) {
+        return Err((parts, RequestError::Encoded(coding)));
     }
+    let bytes = match collect(&mut body, &mut patience).await {
+        Ok(bytes) => Bytes::from(bytes),
+        Err(error) => return Err((parts, error)),
+    };
+    let framed = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
+    let had_body = framed.iter().any(|name| parts.headers.contains_key(name));
+    one_connections_alone(&mut parts.headers);
+    parts.headers.remove(header::EXPECT);
+    parts.headers.remove(header::CONTENT_LENGTH);
+    if had_body {
+        parts.headers.insert(header::CONTENT_LENGTH, bytes.len().into());
+    }
+    Ok(ReadRequest { parts, body: bytes, kept: patience.kept })
 }
 
-/// Takes out what concerns one connection only (RFC 9110, 7.6.1), among it offers to upgrade the protocol.
-pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .collect();
-    for name in named {
-        headers.remove(name);
+async fn collect(body: &mut Incoming, patience: &mut Patience) -> Result<Vec<u8>, RequestError> {
+    let limit = patience.bytes;
+    let too_large = RequestError::TooLarge { limit };
+    if body.size_hint().lower() > limit as u64 {
+        return Err(too_large);
     }
-    for name in [header::CONNECTION, header::UPGRADE, header::TE, header::TRAILER, header::TRANSFER_ENCODING]
-    {
-        headers.remove(name);
-    }
-    for name in ["keep-alive", "proxy-connection", "http2-settings"] {
-        headers.remove(name);
+    let mut bytes = Vec::new();
+    loop {
+        let frame = tokio::time::timeout(patience.pause, body.frame()).await;
+        let frame = match frame.map_err(|_| RequestError::TooSlow(patience.pause))? {
+            None => return Ok(bytes),
+            Some(frame) => frame.map_err(|e| RequestError::BrokenOff(e.to_string()))?,
+        };
+        // Trailers go no further.
+        let Ok(data) = frame.into_data() else { continue };
+        if data.len() > limit - bytes.len() {
+            return Err(too_large);
+        }
+        if !patience.kept.grow(data.len()) {
+            return Err(RequestError::NoRoom);
+        }
+        bytes.extend_from_slice(&data);
     }
 }
 
@@ -122,20 +174,21 @@ mod tests {
         assert_eq!(of_request(two), None);
         let absolute = http::Request::get("http://a.test/x").header("host", "b.test");
         assert_eq!(of_request(absolute), None);
+        for odd in [
+            "user@a.test",
+            "user:word@a.test:80",
+            "a.test@b.test",
+            "a.test..",
+            "[a.test",
+            "::1",
+            "a.test, b.test",
+        ] {
+            assert!(
+                of(odd).is_none_or(|host| !["a.test", "b.test", "::1"].contains(&host.as_str())),
+                "{odd}"
+            );
+        }
         let agreeing = http::Request::get("http://a.test/x").header("host", "A.test:80");
         assert_eq!(of_request(agreeing).unwrap().as_str(), "a.test");
-    }
-
-    #[test]
-    fn what_concerns_one_connection_goes_no_further() {
-        let request = http::Request::get("/")
-            .header("connection", "Upgrade, HTTP2-Settings, X-Own")
-            .header("upgrade", "h2c")
-            .header("http2-settings", "AAMAAABkAAQAAP__")
-            .header("x-own", "1")
-            .header("mcp-session-id", "s");
-        let mut headers = parts(request).headers;
-        strip_hop_by_hop(&mut headers);
-        assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["mcp-session-id"]);
     }
 }

@@ -12,9 +12,10 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_util::task::TaskTracker;
 
+use super::MAX_HEAD;
 use crate::gate::Permit;
+use crate::tasks::Tasks;
 
 /// A connection that HTTP can be spoken over.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -31,6 +32,9 @@ pub enum UpstreamFailure {
     Unreachable(String),
     #[error("the server broke off: {0}")]
     BrokenOff(#[from] hyper::Error),
+    /// What follows could not be read.
+    #[error("the server changed the protocol, which nobody asked for")]
+    Upgraded,
 }
 
 /// See the module.
@@ -38,16 +42,12 @@ pub struct Upstream {
     /// Absent while an exchange has it: HTTP/1.1 carries one at a time.
     idle: Mutex<Option<SendRequest<Full<Bytes>>>>,
     redial: Redial,
-    tasks: TaskTracker,
+    tasks: Tasks,
 }
 
 impl Upstream {
     /// Speaks HTTP/1.1 over `first`; `tasks` owns what drives the connection.
-    pub async fn new(
-        first: Box<dyn Stream>,
-        redial: Redial,
-        tasks: TaskTracker,
-    ) -> Result<Self, UpstreamFailure> {
+    pub async fn new(first: Box<dyn Stream>, redial: Redial, tasks: Tasks) -> Result<Self, UpstreamFailure> {
         let upstream = Self { idle: Mutex::new(None), redial, tasks };
         let sender = upstream.handshake(first).await?;
         upstream.put_back(sender);
@@ -57,22 +57,36 @@ impl Upstream {
     /// Sends one request. The permit says that it may go, and is used up.
     pub async fn send(
         &self,
-        request: Request<Full<Bytes>>,
+        mut request: Request<Full<Bytes>>,
         _permit: Permit,
     ) -> Result<Response<Incoming>, UpstreamFailure> {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let idle = match idle {
-            Some(mut sender) => sender.ready().await.is_ok().then_some(sender),
-            None => None,
-        };
-        let mut sender = match idle {
-            Some(sender) => sender,
-            None => {
-                let stream = (self.redial)().await.map_err(UpstreamFailure::Unreachable)?;
-                self.handshake(stream).await?
+        if let Some(mut sender) = idle
+            && sender.ready().await.is_ok()
+        {
+            match sender.try_send_request(request).await {
+                Ok(answer) => return self.answered(sender, answer),
+                // The server had closed the connection, and not a byte of the request went out.
+                Err(mut error) => match error.take_message() {
+                    Some(unsent) => request = unsent,
+                    None => return Err(error.into_error().into()),
+                },
             }
-        };
+        }
+        let stream = (self.redial)().await.map_err(UpstreamFailure::Unreachable)?;
+        let mut sender = self.handshake(stream).await?;
         let answer = sender.send_request(request).await?;
+        self.answered(sender, answer)
+    }
+
+    fn answered(
+        &self,
+        sender: SendRequest<Full<Bytes>>,
+        answer: Response<Incoming>,
+    ) -> Result<Response<Incoming>, UpstreamFailure> {
+        if answer.status() == http::StatusCode::SWITCHING_PROTOCOLS {
+            return Err(UpstreamFailure::Upgraded);
+        }
         self.put_back(sender);
         Ok(answer)
     }
@@ -82,8 +96,11 @@ impl Upstream {
     }
 
     async fn handshake(&self, stream: Box<dyn Stream>) -> Result<SendRequest<Full<Bytes>>, UpstreamFailure> {
-        let (sender, connection) =
-            http1::Builder::new().preserve_header_case(true).handshake(TokioIo::new(stream)).await?;
+        let (sender, connection) = http1::Builder::new()
+            .preserve_header_case(true)
+            .max_buf_size(MAX_HEAD)
+            .handshake(TokioIo::new(stream))
+            .await?;
         self.tasks.spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "upstream connection ended");

@@ -1,10 +1,11 @@
 //! Dialling a flow's own destination, past the hooks.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use nix::ifaddrs::getifaddrs;
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::kernel::{Hooks, KernelError};
@@ -35,4 +36,35 @@ pub async fn dial(hooks: &Hooks, destination: SocketAddr, within: Duration) -> R
         .map_err(unreachable)?;
     stream.set_nodelay(true).map_err(unreachable)?;
     Ok(stream)
+}
+
+/// Whether a connection to this address stays on this host. Yes, if that cannot be told.
+pub fn is_own(address: IpAddr) -> bool {
+    let address = address.to_canonical();
+    if address.is_loopback() || address.is_unspecified() {
+        return true;
+    }
+    let Ok(interfaces) = getifaddrs() else { return true };
+    interfaces.filter_map(|interface| interface.address).any(|own| {
+        let v4 = own.as_sockaddr_in().map(|own| IpAddr::from(own.ip()));
+        v4.or_else(|| own.as_sockaddr_in6().map(|own| IpAddr::from(own.ip()))) == Some(address)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hosts_own_addresses_are_known() {
+        for own in ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1", "0.0.0.0", "::"] {
+            assert!(is_own(own.parse().unwrap()), "{own}");
+        }
+        // Documentation's (RFC 5737, RFC 3849), and nobody's.
+        assert!(!is_own("192.0.2.1".parse().unwrap()) && !is_own("2001:db8::1".parse().unwrap()));
+        let interfaces = getifaddrs().unwrap().filter_map(|interface| interface.address);
+        for own in interfaces.filter_map(|own| own.as_sockaddr_in().map(|own| own.ip())) {
+            assert!(is_own(own.into()), "{own}");
+        }
+    }
 }

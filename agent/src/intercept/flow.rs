@@ -16,12 +16,13 @@ use weir_core::ids::FlowId;
 use weir_core::mask::Masked;
 use weir_core::record::{Caller, Flow as FlowRecord, FlowEnd, Proof, Server as ServerRecord, Treatment};
 
-use super::dial::{DialError, dial};
+use super::dial::{DialError, dial, is_own};
 use super::relay::{Watch, Watched, relay};
 use super::{Interceptor, reset};
 use crate::gate::{Flow, Server};
-use crate::http::{Redial, Stream, Upstream};
+use crate::http::{MAX_HEAD, Redial, Stream, Upstream};
 use crate::kernel::Origin;
+use crate::share::Share;
 use crate::tls::{ClientHello, ProvenName, Replayed, Sniffed, Unreadable, UpstreamError, accept, sniff};
 use crate::{identity, random};
 
@@ -32,6 +33,7 @@ struct Opening {
     caller: Arc<Caller<Masked<String>>>,
     watched: Arc<Watched>,
     started: Instant,
+    share: Arc<Share>,
 }
 
 /// How a connection was treated, and how it ended.
@@ -44,32 +46,43 @@ struct Ending {
 
 impl Interceptor {
     /// Serves one connection to its end, and records it.
-    pub(super) async fn flow(self: Arc<Self>, stream: TcpStream, origin: Origin) {
-        let opening = self.open(&origin);
-        let ending = self.serve(stream, &opening).await;
+    pub(super) async fn flow(self: Arc<Self>, stream: TcpStream, origin: Origin, share: Arc<Share>) {
+        let opening = self.open(origin, share).await;
+        let ending = tokio::select! {
+            biased;
+            ending = self.serve(stream, &opening) => ending,
+            () = self.gate.tasks.over() => self.refused(&opening, None, FlowEnd::Broken),
+        };
         self.record(opening, ending).await;
     }
 
     /// Records a connection that there was no room for.
-    pub(super) async fn record_no_room(&self, origin: &Origin) {
-        let opening = self.open(origin);
+    pub(super) async fn record_no_room(&self, origin: Origin, share: Arc<Share>) {
+        let opening = self.open(origin, share).await;
         let ending = self.refused(&opening, None, FlowEnd::Limit);
         self.record(opening, ending).await;
     }
 
-    fn open(&self, origin: &Origin) -> Opening {
+    async fn open(&self, origin: Origin, share: Arc<Share>) -> Opening {
+        let (destination, started) = (origin.destination, Instant::now());
         Opening {
             id: FlowId::from_random(random::bytes()),
-            destination: origin.destination,
-            caller: Arc::new(identity::caller(origin, &self.gate.masker)),
+            destination,
+            caller: Arc::new(identity::look_up(origin, self.gate.masker.clone()).await),
             watched: Arc::default(),
-            started: Instant::now(),
+            started,
+            share,
         }
     }
 
     async fn serve(self: &Arc<Self>, stream: TcpStream, opening: &Opening) -> Ending {
         let (address, port) = (opening.destination.ip(), opening.destination.port());
         let _ = stream.set_nodelay(true);
+        if self.own_ports.contains(&port) && is_own(address) {
+            // The hooks refuse these by the loopback addresses; the host has others.
+            reset(&stream);
+            return self.refused(opening, None, FlowEnd::UpstreamUnreachable);
+        }
         if !self.intercept.may_cover(port) {
             // Nothing in the bytes could change that, and a server that speaks first must not wait for them.
             return self.relay(Replayed::new(Bytes::new(), stream), opening).await;
@@ -118,7 +131,7 @@ impl Interceptor {
                 Ok(()) => FlowEnd::Closed,
                 Err(_) => FlowEnd::Broken,
             },
-            () = self.ending.cancelled() => FlowEnd::Broken,
+            () = self.gate.tasks.ending() => FlowEnd::Broken,
         })
     }
 
@@ -203,8 +216,8 @@ impl Interceptor {
         let Ok(upstream) = Upstream::new(first, redial, self.gate.tasks.clone()).await else {
             return FlowEnd::UpstreamUnreachable;
         };
-        let (id, caller) = (opening.id.clone(), opening.caller.clone());
-        let flow = Arc::new(Flow { id, caller, server, upstream });
+        let (id, caller, share) = (opening.id.clone(), opening.caller.clone(), opening.share.clone());
+        let flow = Arc::new(Flow { id, caller, server, upstream, share });
         let client = Watch::counting(client, opening.watched.clone());
         let service = service_fn(|request| {
             let (gate, flow) = (self.gate.clone(), flow.clone());
@@ -215,19 +228,26 @@ impl Interceptor {
         });
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(None)
+            .header_read_timeout(self.gate.limits.idle_timeout)
+            .max_buf_size(MAX_HEAD)
             .preserve_header_case(true)
             .serve_connection(TokioIo::new(client), service);
         tokio::pin!(connection);
+        let tasks = &self.gate.tasks;
         let served = tokio::select! {
             served = &mut connection => served,
-            () = self.ending.cancelled() => {
+            () = tasks.ending() => {
                 connection.as_mut().graceful_shutdown();
-                connection.await
+                tokio::select! {
+                    served = connection => served,
+                    () = tasks.over() => return FlowEnd::Broken,
+                }
             }
         };
         match served {
             Ok(()) => FlowEnd::Closed,
+            // The time for the next request is over.
+            Err(error) if error.is_timeout() => FlowEnd::Closed,
             Err(error) if error.is_parse() => FlowEnd::Unreadable,
             Err(_) => FlowEnd::Broken,
         }

@@ -12,12 +12,10 @@ pub struct Event {
     pub id: Option<String>,
 }
 
-/// An event past the limit. The rest of it is skipped, and reading goes on behind it.
+/// An event past the limit, or one that was given up. The rest of it is skipped, and reading goes on behind it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("an event of more than {limit} bytes")]
-pub struct TooLarge {
-    pub limit: usize,
-}
+#[error("an event that is too large to be read")]
+pub struct TooLarge;
 
 /// Reads events out of a byte stream that arrives in pieces.
 #[derive(Debug)]
@@ -69,14 +67,31 @@ impl Parser {
         self.end_of_line(&mut on_event);
     }
 
+    /// About how many bytes are kept of the event that is being read.
+    pub fn kept(&self) -> usize {
+        self.line.len()
+            + self.event.name.len()
+            + self.event.data.len()
+            + self.event.id.as_ref().map_or(0, String::len)
+    }
+
+    /// Keeps no more of the event that is being read: it will be [`TooLarge`].
+    pub fn give_up(&mut self) {
+        self.overflown = true;
+        self.event = Event::default();
+        // Whether the line is empty is still to be known.
+        self.line.truncate(1);
+        self.line.shrink_to_fit();
+    }
+
     fn push(&mut self, byte: u8) {
-        self.size += 1;
-        if self.size > self.limit {
-            self.overflown = true;
-            self.line.truncate(1);
-            return;
+        self.size = self.size.saturating_add(1);
+        if self.size > self.limit && !self.overflown {
+            self.give_up();
         }
-        self.line.push(byte);
+        if !self.overflown || self.line.is_empty() {
+            self.line.push(byte);
+        }
     }
 
     fn end_of_line(&mut self, on_event: &mut impl FnMut(Result<Event, TooLarge>)) {
@@ -88,10 +103,13 @@ impl Parser {
             let event = std::mem::take(&mut self.event);
             self.size = 0;
             if std::mem::take(&mut self.overflown) {
-                on_event(Err(TooLarge { limit: self.limit }));
+                on_event(Err(TooLarge));
             } else if event != Event::default() {
                 on_event(Ok(event));
             }
+            return;
+        }
+        if self.overflown {
             return;
         }
         let line = String::from_utf8_lossy(&line);
@@ -163,8 +181,25 @@ mod tests {
 
     #[test]
     fn an_event_over_the_limit_is_named_and_the_next_one_read() {
-        let text = format!("data: {}\n\ndata: ok\n\n", "x".repeat(100));
-        assert_eq!(read(&[text.as_bytes()], 50), [Err(TooLarge { limit: 50 }), data("ok")]);
+        for head in ["", "id: 7\n", ": a comment\n", "data: 1\n"] {
+            let text = format!("{head}data: {}\ndata: y\n\ndata: ok\n\n", "x".repeat(100));
+            assert_eq!(read(&[text.as_bytes()], 50), [Err(TooLarge), data("ok")], "{head:?}");
+        }
+        let line = "x".repeat(44);
+        assert_eq!(read(&[format!("data: {line}").as_bytes()], 50), [data(&line)]);
+        assert_eq!(read(&[format!("data: {line}x").as_bytes()], 50), [Err(TooLarge)]);
+    }
+
+    #[test]
+    fn nothing_is_kept_of_an_event_that_is_given_up() {
+        let (mut parser, mut out) = (Parser::new(1000), Vec::new());
+        parser.feed(b"id: 1\ndata: abc\ndata: de", |event| out.push(event));
+        assert_eq!(parser.kept(), 12);
+        parser.give_up();
+        parser.feed("f".repeat(5000).as_bytes(), |event| out.push(event));
+        assert_eq!(parser.kept(), 1);
+        parser.feed(b"\n\ndata: ok\n\n", |event| out.push(event));
+        assert_eq!((out, parser.kept()), (vec![Err(TooLarge), data("ok")], 0));
     }
 
     #[test]

@@ -3,16 +3,15 @@
 
 use std::time::Duration;
 
-use tokio::sync::oneshot;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 use weir_core::approval::{Decision, SignedStatement, SubmittedHold};
 use weir_core::mask::Masked;
 use weir_core::mcp::sse;
 use weir_core::record::{DecisionRecord, HoldEnd};
 
-use super::{Answer, Held};
+use super::Held;
 use crate::clock;
-use crate::gate::{Flow, Gate};
+use crate::gate::{Asker, Flow, Gate};
 use crate::http::Pieces;
 use crate::ledger::LedgerError;
 
@@ -28,7 +27,7 @@ pub(super) enum Client<'a> {
     /// On an event stream.
     Events(&'a Pieces),
     /// For one answer.
-    Json(&'a mut oneshot::Sender<Answer>),
+    Json(&'a mut Asker),
 }
 
 /// How the wait ended.
@@ -97,7 +96,7 @@ impl Gate {
                 tracing::warn!(approval_id = %hold.approval_id, %error, "a statement decides nothing");
                 let record = DecisionRecord {
                     justification: self.masker.text(&error.to_string()),
-                    statement: self.masker.json(&signed.statement).0.truncate(self.limits.record_payload),
+                    statement: self.masker.json_within(&signed.statement, self.limits.record_payload).0,
                     signature: signed.signature.chars().take(MAX_SIGNATURE).collect(),
                     ..decision_record(hold, HoldEnd::Invalid)
                 };
