@@ -16,4 +16,4 @@ pub mod ingest;
 pub mod query;
 pub mod rows;
 pub mod store;
-pub mod visible;
+pub use weir_core::visible;

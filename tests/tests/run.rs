@@ -233,6 +233,9 @@ fn what_goes_in_and_out_passes_through_untouched() -> Result<()> {
     Ok(())
 }
 
+/// Calls a tool of any name.
+const PLAIN_CLIENT: &str = include_str!("hold/plain_client.py");
+
 /// Prints what a process has from its parent.
 const SELF: &str = "env | cut -d= -f1 | grep -vE '^(PWD|SHLVL|_|OLDPWD)$' | sort; echo; \
     grep -E '^(Sig(Blk|Ign)|CapEff|Umask|NoNewPrivs)' /proc/self/status; ls -l /proc/self/fd | grep -c -- '->'; pwd; id -u";
@@ -265,5 +268,23 @@ fn the_command_differs_in_nothing_but_its_cgroup_and_the_ca_variables() -> Resul
     assert!(names_bare.is_subset(&names) && added.contains(&"NODE_EXTRA_CA_CERTS"), "{added:?}");
     let for_trust = ["CA", "CERT", "CAINFO"];
     assert!(added.iter().all(|name| for_trust.iter().any(|part| name.contains(part))), "{added:?}");
+    Ok(())
+}
+
+#[test]
+fn a_tools_name_cannot_command_the_terminal() -> Result<()> {
+    let place = Place::new()?;
+    let (file, url) = (place.path("report.jsonl"), place.server.url("localhost"));
+    let name = "dep\u{1b}[2K\u{9b}31m\u{202e}yol";
+    let python = place.setup.python();
+    let command: [&OsStr; 6] =
+        [python.as_ref(), "-c".as_ref(), PLAIN_CLIENT.as_ref(), url.as_ref(), "n".as_ref(), name.as_ref()];
+    let ran = place.run(&["--report", file.to_str().context("not UTF-8")?], &command)?;
+    let row =
+        ran.stderr.lines().find(|line| line.contains("tools/call")).with_context(|| format!("{ran:?}"))?;
+    assert!(row.ends_with("tools/call dep\\u{1b}[2K\\u{9b}31m\\u{202e}yol"), "{row}");
+    let text = std::fs::read_to_string(&file)?;
+    assert!(!text.contains(['\u{1b}', '\u{9b}', '\u{202e}']), "{text}");
+    assert_eq!(told(&report(&file)?)[0].0, name);
     Ok(())
 }

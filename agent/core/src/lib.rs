@@ -13,4 +13,5 @@ pub mod mcp;
 pub mod policy;
 pub mod record;
 pub mod segment;
+pub mod visible;
 pub mod wire;

@@ -1,4 +1,5 @@
-//! The calls of one run, as they were recorded.
+//! The calls of one run, as they were recorded. Names are the job's choice: none may reach the terminal as a command
+//! to it.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -10,6 +11,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use weir_core::ids::CallId;
 use weir_core::record::{Body, HoldEnd, Written};
+use weir_core::visible;
 
 /// Collects calls; clones share it.
 #[derive(Debug, Clone, Default)]
@@ -108,8 +110,8 @@ impl Listing {
                 "  {:<9} {:<12} {ms:>8}  {:<24} {}",
                 call.decision,
                 call.result,
-                visible(&call.server),
-                visible(&name)
+                visible::line(&call.server),
+                visible::line(&name)
             );
         }
         out
@@ -141,8 +143,8 @@ impl Report {
         let Self { path, out } = self;
         let mut out = std::io::BufWriter::new(out);
         let written: std::io::Result<()> = listing.calls().calls.iter().try_for_each(|call| {
-            serde_json::to_writer(&mut out, call)?;
-            out.write_all(b"\n")
+            let call = serde_json::to_string(call)?;
+            writeln!(out, "{}", visible::json(&call))
         });
         written.and_then(|()| out.flush()).with_context(|| cannot_write(&path))
     }
@@ -156,9 +158,4 @@ impl Calls {
     fn of(&mut self, id: &CallId) -> Option<&mut Call> {
         self.calls.get_mut(*self.places.get(id)?)
     }
-}
-
-/// Names are the job's choice; none may reach the terminal as a command to it.
-fn visible(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }

@@ -1,4 +1,7 @@
-"""Calls the tool "deploy" as a client does that takes no event stream. In: a URL and a nonce. Out: the answer."""
+"""Calls the tool "deploy", or another, as a client does that takes no event stream.
+
+In: a URL, a nonce and perhaps a tool's name. Out: the answer.
+"""
 
 import http.client
 import json
@@ -24,5 +27,6 @@ headers |= {"Mcp-Session-Id": answer.headers.get("mcp-session-id", ""), "MCP-Pro
 print(json.dumps({"event": "session", "client": "plain", "pid": os.getpid()}), flush=True)
 post("notifications/initialized", {}, None).read()
 arguments = {"environment": "production", "token": "none", "nonce": sys.argv[2] + "-0"}
-answer = post("tools/call", {"name": "deploy", "arguments": arguments}, 1)
+tool = sys.argv[3] if len(sys.argv) > 3 else "deploy"
+answer = post("tools/call", {"name": tool, "arguments": arguments}, 1)
 print(answer.status, answer.headers["content-type"], answer.read().decode(), flush=True)

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use weir_tests::places::{binary, fresh_folder};
-use weir_tests::{ClientKind, Conversation, McpServer, Scheme, Setup, World, WorldPlan, until};
+use weir_tests::{AgentConfig, ClientKind, Conversation, McpServer, Scheme, Setup, World, WorldPlan, until};
 
 use super::{Place, Ran, configuration, finish, report, told, weir_run};
 
@@ -37,6 +37,27 @@ fn two_runs_at_a_time_have_each_their_own_log() -> Result<()> {
     assert_eq!(told(&two).iter().map(|call| call.0).collect::<Vec<_>>(), ["count"; 3]);
     let [one, two] = origins();
     assert!(one.is_some() && one != two, "{one:?} {two:?}");
+    Ok(())
+}
+
+#[test]
+fn a_run_leaves_the_bundle_alone_that_another_runs_command_trusts() -> Result<()> {
+    let place = Place::new()?;
+    let mut first = place.weir_run(&[], &["sh", "-c", "echo ready; read line"])?;
+    let mut first = first.stdin(Stdio::piped()).spawn()?;
+    let bundle = place.path("state/run/0/ca/bundle.pem");
+    let trusted = until("the first to run", SOON, || {
+        ensure!(first.try_wait()?.is_none(), "it ended");
+        Ok(std::fs::read(&bundle).ok().filter(|_| place.path("state/run/0/agent.sock").exists()))
+    })?;
+    // Another configuration over the same folder, with other roots.
+    let other = place.path("other.toml");
+    let config = AgentConfig { roots: Vec::new(), ..configuration(&place.server, None) };
+    std::fs::write(&other, config.toml(&place.path("state")))?;
+    ensure!(finish(weir_run()?.arg("--config").arg(&other).args(["--", "true"]))?.code == Some(0));
+    assert!(std::fs::read(&bundle)? == trusted, "the bundle is another one");
+    drop(first.stdin.take());
+    ensure!(first.wait_with_output()?.status.code() == Some(1), "`read` tells the end of its input");
     Ok(())
 }
 
