@@ -1,6 +1,8 @@
 //! The agent's configuration: a TOML text comes in, a checked [`Config`] goes out. A mistake is named with
 //! its file, line and column; nothing is guessed, and an unknown key is a mistake.
 
+mod limits;
+
 use std::net::{IpAddr, SocketAddrV4, SocketAddrV6};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -11,6 +13,8 @@ use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 use weir_core::approval::AllowedSigners;
 use weir_core::policy::{Action, Policy, PolicyError, Rule, glob};
+
+pub use limits::{Limits, Spool};
 
 /// Everything the operator decides.
 #[derive(Debug, Clone)]
@@ -67,89 +71,6 @@ pub struct Approval {
     pub deadline: Duration,
     /// How often a waiting client gets a sign of life.
     pub keepalive: Duration,
-}
-
-/// Bounds on what a peer may make the agent do or keep.
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Limits {
-    /// Bytes of a request body that policy will read; a larger one is refused.
-    pub request_body: usize,
-    /// Bytes of one message from a server that is read; a larger one is passed on and recorded as unparsed.
-    pub message: usize,
-    /// Bytes of clear content that one record's payload is made from.
-    pub record_payload: usize,
-    /// Connections at a time, half of them of one job at most; past it new ones are closed.
-    pub flows: usize,
-    /// Calls that wait for a human at a time, half of them of one job at most; past it they are refused.
-    pub holds: usize,
-    /// Bytes of requests and answers that are kept in memory at a time, half of them of one job at most. Past it
-    /// requests are refused, and answers passed on unread.
-    pub buffered: usize,
-    /// How long a client may take to send its first bytes or its TLS handshake, and may pause within a request.
-    #[serde(deserialize_with = "duration")]
-    pub client_timeout: Duration,
-    /// How long a connection may stand without a request, the time for a request's head included.
-    #[serde(deserialize_with = "duration")]
-    pub idle_timeout: Duration,
-    /// How long a connection to a server may take to stand.
-    #[serde(deserialize_with = "duration")]
-    pub upstream_timeout: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            request_body: 4 << 20,
-            message: 1 << 20,
-            record_payload: 256 << 10,
-            flows: 4096,
-            holds: 1000,
-            buffered: 256 << 20,
-            client_timeout: Duration::from_secs(15),
-            idle_timeout: Duration::from_secs(120),
-            upstream_timeout: Duration::from_secs(10),
-        }
-    }
-}
-
-/// The most connections at a time that can be configured.
-const MAX_FLOWS: usize = 65_536;
-/// The most bytes in memory that can be configured.
-const MAX_BUFFERED: usize = 64 << 30;
-
-impl Limits {
-    fn fault(&self) -> Option<&'static str> {
-        let Self { request_body, message, record_payload, flows, holds, buffered, .. } = *self;
-        if [request_body, message, record_payload, flows, holds].contains(&0) {
-            Some("a limit of 0 would let nothing pass")
-        } else if flows > MAX_FLOWS || holds > MAX_FLOWS {
-            Some("flows and holds can be at most 65536")
-        } else if buffered > MAX_BUFFERED || buffered / 2 < request_body.max(message) {
-            Some("buffered must be at most 64 GiB, and at least twice request_body and message")
-        } else {
-            None
-        }
-    }
-}
-
-/// The spool's bounds.
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Spool {
-    /// A segment is sealed at this size...
-    pub segment_bytes: usize,
-    /// ... or at this age.
-    #[serde(deserialize_with = "duration")]
-    pub seal_after: Duration,
-    /// Past this, calls that cannot be recorded are refused.
-    pub max_bytes: u64,
-}
-
-impl Default for Spool {
-    fn default() -> Self {
-        Self { segment_bytes: 1 << 20, seal_after: Duration::from_secs(1), max_bytes: 1 << 30 }
-    }
 }
 
 /// Which destinations are terminated.

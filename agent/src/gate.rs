@@ -11,20 +11,21 @@ mod held;
 mod hold;
 mod permit;
 mod reply;
+mod told;
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{Method, Uri, header};
+use http::{Uri, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::{Request, Response};
 use tokio::sync::oneshot;
-use weir_core::ids::{CallId, FlowId, Origin};
+use weir_core::ids::{FlowId, Origin};
 use weir_core::mask::{Masked, Masker};
-use weir_core::mcp::jsonrpc::{self, Message, RequestId};
+use weir_core::mcp::jsonrpc::{self, RequestId};
 use weir_core::policy::{Action, Policy};
 use weir_core::record::{self, CallResult, Caller, Direction, MessageLabel};
 
@@ -330,76 +331,6 @@ impl Gate {
             call.refused(self, &reason);
         }
         reply::refused(body, &reason)
-    }
-
-    /// A request's first line, for the record.
-    fn line(&self, method: &Method, target: &Uri) -> Masked<String> {
-        let method = self.masker.name(method.as_str(), call::MAX_NAME);
-        method.then(&Masked::literal(" ")).then(&self.masker.target(&target.to_string()))
-    }
-
-    async fn note_refused(
-        &self,
-        flow: &Flow,
-        label: MessageLabel,
-        text: Masked<String>,
-    ) -> Result<(), LedgerError> {
-        let payload = self.payload_of_masked(text);
-        self.note(flow, None, Direction::ClientToServer, "", label, payload).await
-    }
-
-    async fn note_message(
-        &self,
-        flow: &Flow,
-        call: Option<&CallId>,
-        direction: Direction,
-        message: &Message,
-    ) -> Result<(), LedgerError> {
-        let label = match message {
-            Message::Request { .. } => MessageLabel::Request,
-            Message::Notification { .. } => MessageLabel::Notification,
-            Message::Response { .. } => MessageLabel::Response,
-        };
-        let method = message.method().unwrap_or_default();
-        self.note(flow, call, direction, method, label, self.payload_of_json(message.content())).await
-    }
-
-    async fn note(
-        &self,
-        flow: &Flow,
-        call: Option<&CallId>,
-        direction: Direction,
-        method: &str,
-        label: MessageLabel,
-        payload: record::Payload<Masked<String>>,
-    ) -> Result<(), LedgerError> {
-        let method = self.masker.name(method, call::MAX_NAME);
-        let (flow_id, call_id) = (flow.id.clone(), call.cloned());
-        let message = record::Message { flow_id, call_id, direction, method, label, payload };
-        self.ledger.note(message).await
-    }
-
-    fn payload_of_json(&self, text: &str) -> record::Payload<Masked<String>> {
-        self.payload_of_part(text, text.len())
-    }
-
-    /// The payload of a content of `bytes` bytes, of which the first ones are here.
-    fn payload_of_part(&self, text: &str, bytes: usize) -> record::Payload<Masked<String>> {
-        let limit = self.limits.record_payload;
-        let (masked_text, masked) = self.masker.json_within(text, limit);
-        let truncated = limit < text.len() || text.len() < bytes;
-        record::Payload { text: masked_text, bytes: bytes as u64, truncated, masked }
-    }
-
-    fn payload_of_text(&self, text: &str) -> record::Payload<Masked<String>> {
-        self.payload_of_masked(self.masker.text(text))
-    }
-
-    fn payload_of_masked(&self, text: Masked<String>) -> record::Payload<Masked<String>> {
-        let bytes = text.as_str().len();
-        let kept = text.truncate(self.limits.record_payload);
-        let truncated = kept.as_str().len() < bytes;
-        record::Payload { text: kept, bytes: bytes as u64, truncated, masked: vec![] }
     }
 }
 

@@ -6,8 +6,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -20,7 +18,7 @@ use super::dial::{DialError, dial, is_own};
 use super::relay::{Watch, Watched, relay};
 use super::{Interceptor, reset};
 use crate::gate::{Flow, Server};
-use crate::http::{MAX_HEAD, Redial, Stream, Upstream};
+use crate::http::{Redial, Served, Stream, Upstream, serve};
 use crate::kernel::Origin;
 use crate::share::Share;
 use crate::tls::{ClientHello, ProvenName, Replayed, Sniffed, Unreadable, UpstreamError, accept, sniff};
@@ -219,37 +217,18 @@ impl Interceptor {
         let (id, caller, share) = (opening.id.clone(), opening.caller.clone(), opening.share.clone());
         let flow = Arc::new(Flow { id, caller, server, upstream, share });
         let client = Watch::counting(client, opening.watched.clone());
-        let service = service_fn(|request| {
-            let (gate, flow) = (self.gate.clone(), flow.clone());
+        let gate = &self.gate;
+        let exchange = |request| {
+            let (gate, flow) = (gate.clone(), flow.clone());
             async move {
                 let answered = gate.exchange(&flow, request).await;
                 answered.inspect_err(|error| tracing::warn!(flow = %flow.id, %error, "an exchange broke off"))
             }
-        });
-        let connection = hyper::server::conn::http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(self.gate.limits.idle_timeout)
-            .max_buf_size(MAX_HEAD)
-            .preserve_header_case(true)
-            .serve_connection(TokioIo::new(client), service);
-        tokio::pin!(connection);
-        let tasks = &self.gate.tasks;
-        let served = tokio::select! {
-            served = &mut connection => served,
-            () = tasks.ending() => {
-                connection.as_mut().graceful_shutdown();
-                tokio::select! {
-                    served = connection => served,
-                    () = tasks.over() => return FlowEnd::Broken,
-                }
-            }
         };
-        match served {
-            Ok(()) => FlowEnd::Closed,
-            // The time for the next request is over.
-            Err(error) if error.is_timeout() => FlowEnd::Closed,
-            Err(error) if error.is_parse() => FlowEnd::Unreadable,
-            Err(_) => FlowEnd::Broken,
+        match serve(client, gate.limits.idle_timeout, &gate.tasks, exchange).await {
+            Served::Closed => FlowEnd::Closed,
+            Served::Unreadable => FlowEnd::Unreadable,
+            Served::Broken => FlowEnd::Broken,
         }
     }
 
