@@ -222,7 +222,7 @@ fn a_log_that_cannot_be_written_is_told_and_the_commands_own_failure_given_back(
             .replace("exit 5", &format!("rm -rf '{}'; exit {code}", place.path("state").display()));
         let ran = Running::start(&place, &script)?.goes_on()?;
         assert_eq!(ran.code, Some(given), "{ran:?}");
-        assert!(ran.stderr.contains("the last events could not be written"), "{ran:?}");
+        assert!(ran.stderr.contains("the last events were lost"), "{ran:?}");
         assert!(ran.stderr.contains("tools/call echo"), "{ran:?}");
     }
     Ok(())
