@@ -62,10 +62,10 @@ fn nothing_is_lost(world: &mut World, seeds: &[u64]) -> Result<()> {
 
     let mut load = Load::start(world)?;
     let mut struck = Vec::new();
-    for (number, &seed) in seeds.iter().enumerate() {
-        for kill in schedule::round(number, seed) {
-            strike(world, &mut load, kill, &mut struck)?;
-        }
+    let rounds = seeds.iter().enumerate().flat_map(|(number, &seed)| schedule::round(number, seed));
+    let volley = seeds.first().map(|&seed| schedule::volley(seed)).unwrap_or_default();
+    for kill in rounds.chain(volley) {
+        strike(world, &mut load, kill, &mut struck)?;
     }
     load.until_in_flight(BEFORE_A_KILL, DEADLINE)?;
     let busy = Process::of(world.agent.daemon())?;
@@ -127,9 +127,11 @@ fn strike(world: &mut World, load: &mut Load, kill: Kill, struck: &mut Vec<Struc
             then_us
         }
         Moment::Shipping { then_us } => {
-            until("a sealed segment to be on its way", DEADLINE, || {
-                Ok((segments(world)?.len() > 1).then_some(()))
+            // A fresh one: of one that waits already nobody knows when it will go.
+            until("all sealed segments to be gone", DEADLINE, || {
+                Ok((segments(world)?.len() == 1).then_some(()))
             })?;
+            until("another to be sealed", DEADLINE, || Ok((segments(world)?.len() > 1).then_some(())))?;
             then_us
         }
         Moment::WhileDown { other: first, calls, then_us } => {
