@@ -38,6 +38,7 @@ where
         .timer(TokioTimer::new())
         .header_read_timeout(idle)
         .max_buf_size(MAX_HEAD)
+        .max_header_size(MAX_HEAD)
         .preserve_header_case(true)
         .serve_connection(TokioIo::new(client), service_fn(exchange));
     tokio::pin!(connection);

@@ -99,6 +99,7 @@ impl Upstream {
         let (sender, connection) = http1::Builder::new()
             .preserve_header_case(true)
             .max_buf_size(MAX_HEAD)
+            .max_header_size(MAX_HEAD)
             .handshake(TokioIo::new(stream))
             .await?;
         self.tasks.spawn(async move {

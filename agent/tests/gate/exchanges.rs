@@ -1,0 +1,275 @@
+//! HTTP as clients and servers speak it, through the gate: what one may rely on, and what must not get through.
+
+use http::{Request, StatusCode};
+use tokio::io::AsyncWriteExt;
+use weir::http::Served;
+use weir_core::record::{CallResult, MessageLabel};
+
+use crate::stage::{Peer, SERVER, Stage, call, post, soon};
+
+const OK: &str = r#"{"jsonrpc":"2.0","id":1,"result":{}}"#;
+
+#[tokio::test]
+async fn a_connection_carries_one_exchange_after_the_other() {
+    let mut stage = Stage::new().await;
+    let mut server = stage.accept().await;
+    let mut client = stage.client().await;
+    let cases = [
+        ("HEAD", "HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\n", 200, ""),
+        ("GET", "HTTP/1.1 204 No Content\r\n\r\n", 204, ""),
+        ("GET", "HTTP/1.1 304 Not Modified\r\ncontent-length: 7\r\netag: \"x\"\r\n\r\n", 304, ""),
+        ("GET", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", 200, "abc"),
+        (
+            "GET",
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 1\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+            200,
+            "abc",
+        ),
+        (
+            "GET",
+            "HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabc",
+            200,
+            "abc",
+        ),
+        ("DELETE", "HTTP/1.1 405 Method Not Allowed\r\ncontent-length: 2\r\n\r\nno", 405, "no"),
+    ];
+    for (method, said, status, body) in cases {
+        let request = Request::builder().method(method).uri("/mcp").header("host", SERVER);
+        let answer = client.begin(request.body(Default::default()).unwrap());
+        server.request().await;
+        server.say(said).await;
+        let (told, text) = soon(answer).await.unwrap().unwrap();
+        assert_eq!((told.as_u16(), text.as_str()), (status, body), "{said}");
+    }
+    let (head, _) = {
+        let answer = client.begin(post(call(1, "echo")));
+        let request = server.request().await;
+        server.answer(OK).await;
+        assert_eq!(soon(answer).await.unwrap().unwrap().1, OK);
+        request
+    };
+    assert!(head.starts_with("post /mcp http/1.1\r\n") && head.contains("\r\ncontent-length: "), "{head}");
+    assert!(!head.contains("transfer-encoding"), "{head}");
+}
+
+#[tokio::test]
+async fn an_answer_of_http_1_0_is_whole_when_its_connection_closes() {
+    let mut stage = Stage::new().await;
+    let mut server = stage.accept().await;
+    let mut client = stage.client().await;
+    let answer = client.begin(post(call(1, "echo")));
+    server.request().await;
+    server.say(&format!("HTTP/1.0 200 OK\r\ncontent-type: application/json\r\n\r\n{OK}")).await;
+    drop(server);
+    assert_eq!(soon(answer).await.unwrap().unwrap().1, OK);
+    // The client's connection lives on, and the server is dialled again.
+    let answer = client.begin(post(call(1, "echo")));
+    let mut server = stage.accept().await;
+    server.request().await;
+    server.answer(OK).await;
+    assert_eq!(soon(answer).await.unwrap().unwrap().1, OK);
+}
+
+#[tokio::test]
+async fn a_server_that_closed_between_two_requests_is_dialled_again_and_asked_once() {
+    let mut stage = Stage::new().await;
+    let mut server = stage.accept().await;
+    let mut client = stage.client().await;
+    for _ in 0..3 {
+        let answer = client.begin(post(call(1, "echo")));
+        server.request().await;
+        server.answer(OK).await;
+        assert_eq!(soon(answer).await.unwrap().unwrap().0, 200);
+        drop(server);
+        let answer = client.begin(post(call(1, "echo")));
+        server = stage.accept().await;
+        assert!(server.request().await.1.contains("echo"));
+        server.answer(OK).await;
+        assert_eq!(soon(answer).await.unwrap().unwrap().0, 200);
+        assert!(stage.untouched(&mut server));
+    }
+}
+
+#[tokio::test]
+async fn a_request_whose_server_closed_after_reading_it_is_not_sent_again() {
+    let mut stage = Stage::new().await;
+    let mut server = stage.accept().await;
+    let mut client = stage.client().await;
+    let answer = client.begin(post(call(1, "echo")));
+    server.request().await;
+    drop(server);
+    assert!(soon(answer).await.unwrap().is_err());
+    assert_eq!(stage.outcome().await.result, CallResult::UpstreamFailed);
+    assert!(!stage.dialled_again());
+}
+
+/// What the gate answers to a request's bytes, until it closes; and whether the server saw any of it.
+async fn raw(stage: &mut Stage, server: &mut Peer, request: &str) -> (String, bool) {
+    let (mut stream, served) = stage.connect();
+    soon(stream.write_all(request.as_bytes())).await.unwrap();
+    soon(stream.shutdown()).await.unwrap();
+    let read = Peer::new(stream).closed().await;
+    soon(served).await.unwrap();
+    (read, !stage.untouched(server))
+}
+
+#[tokio::test]
+async fn what_could_be_read_in_two_ways_never_reaches_the_server() {
+    let mut stage = Stage::new().await;
+    let mut server = stage.accept().await;
+    let denied = call(1, "delete_repo");
+    let (host, length) = (format!("Host: {SERVER}"), format!("Content-Length: {}", denied.len()));
+    let json = "Content-Type: application/json";
+    let requests = [
+        format!("POST /mcp HTTP/1.1\r\n{host}\r\n{length}\r\nContent-Length: 3\r\n\r\n{denied}"),
+        format!("POST /mcp HTTP/1.1\r\n{host}\r\n{length}, 3\r\n\r\n{denied}"),
+        format!("POST /mcp HTTP/1.1\r\n{host}\r\nContent-Length: +{}\r\n\r\n{denied}", denied.len()),
+        format!(
+            "POST /mcp HTTP/1.1\r\n{host}\r\nTransfer-Encoding: chunked, identity\r\n{length}\r\n\r\n{denied}"
+        ),
+        format!("POST /mcp HTTP/1.0\r\n{host}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+        format!(
+            "POST /mcp HTTP/1.1\r\n{host} \r\n{json}\r\nContent-Encoding: identity\r\nContent-Encoding: gzip\r\n{length}\r\n\r\n{denied}"
+        ),
+        format!("POST /mcp HTTP/1.1\r\nHost : {SERVER}\r\n{length}\r\n\r\n{denied}"),
+        format!("CONNECT {SERVER}:443 HTTP/1.1\r\n{host}\r\n\r\n"),
+        format!(
+            "POST /mcp HTTP/1.1\r\nHost: user@{SERVER}\r\n{json}\r\n{length}\r\n\r\n{}",
+            call(1, "echo    ")
+        ),
+        format!("POST https://other.test/mcp HTTP/1.1\r\n{host}\r\n{json}\r\n{length}\r\n\r\n{denied}"),
+        format!("POST /mcp HTTP/1.1\r\n{json}\r\n{length}\r\n\r\n{denied}"),
+        "\r\n\r\n\0\0\0".to_owned(),
+    ];
+    for request in requests {
+        let (answer, reached) = raw(&mut stage, &mut server, &request).await;
+        assert!(!reached, "{request}\n{answer}");
+        assert!(!answer.starts_with("HTTP/1.1 2"), "{request}\n{answer}");
+    }
+}
+
+#[tokio::test]
+async fn the_length_that_goes_upstream_is_the_bodys() {
+    let mut stage = Stage::new().await;
+    let mut server = stage.accept().await;
+    let body = call(1, "echo");
+    let chunked = format!("{:x}\r\n{body}\r\n0\r\nX-Trailer: 1\r\n\r\n", body.len());
+    let request = format!(
+        "POST /mcp HTTP/1.1\r\nHost: {SERVER}\r\nContent-Type: application/json\r\nContent-Length: 3\r\n\
+         Transfer-Encoding: chunked\r\nConnection: keep-alive, Host, Content-Length, X-Own\r\nX-Own: 1\r\n\r\n{chunked}"
+    );
+    let (mut stream, _served) = stage.connect();
+    soon(stream.write_all(request.as_bytes())).await.unwrap();
+    let (head, got) = server.request().await;
+    assert_eq!(got, body);
+    let lengths: Vec<_> = head.lines().filter(|line| line.starts_with("content-length")).collect();
+    assert_eq!(lengths, [format!("content-length: {}", body.len())]);
+    assert!(head.contains(&format!("host: {SERVER}\r\n")), "{head}");
+    assert!(!head.contains("x-own") && !head.contains("trailer") && !head.contains("transfer-"), "{head}");
+    server.answer(OK).await;
+    let mut peer = Peer::new(stream);
+    assert!(peer.until(b"}}").await.ends_with(OK));
+}
+
+#[tokio::test]
+async fn a_client_that_asks_first_is_told_to_go_on() {
+    let mut stage = Stage::new().await;
+    let mut server = stage.accept().await;
+    let (stream, _served) = stage.connect();
+    let mut peer = Peer::new(stream);
+    let body = call(1, "echo");
+    peer.say(&format!(
+        "POST /mcp HTTP/1.1\r\nHost: {SERVER}\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n\
+         Content-Length: {}\r\n\r\n",
+        body.len()
+    ))
+    .await;
+    assert_eq!(peer.until(b"\r\n\r\n").await, "HTTP/1.1 100 Continue\r\n\r\n");
+    peer.say(&body).await;
+    let (head, got) = server.request().await;
+    assert!(got == body && !head.contains("expect"), "{head}");
+    server.answer(OK).await;
+    assert!(peer.until(b"}}").await.starts_with("HTTP/1.1 200 OK\r\n"));
+}
+
+#[tokio::test]
+async fn a_client_of_http_1_0_is_answered_and_its_connection_closed() {
+    let mut stage = Stage::new().await;
+    let mut server = stage.accept().await;
+    let (mut stream, served) = stage.connect();
+    let body = call(1, "echo");
+    let request = format!(
+        "POST /mcp HTTP/1.0\r\nHost: {SERVER}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    soon(stream.write_all(request.as_bytes())).await.unwrap();
+    server.request().await;
+    server
+        .say(&format!(
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n{OK}\r\n0\r\n\r\n",
+            OK.len()
+        ))
+        .await;
+    let read = Peer::new(stream).closed().await;
+    assert!(read.ends_with(&format!("\r\n\r\n{OK}")) && !read.contains("chunked"), "{read}");
+    assert_eq!(soon(served).await.unwrap(), Served::Closed);
+}
+
+#[tokio::test]
+async fn offers_to_speak_another_protocol_go_no_further() {
+    let mut stage = Stage::new().await;
+    let mut server = stage.accept().await;
+    let mut client = stage.client().await;
+    let request = Request::get("/ws")
+        .header("host", SERVER)
+        .header("connection", "Upgrade")
+        .header("upgrade", "websocket")
+        .header("sec-websocket-key", "x");
+    let answer = client.begin(request.body(Default::default()).unwrap());
+    let (head, _) = server.request().await;
+    assert!(!head.contains("upgrade"), "{head}");
+    // One that changes it all the same is heard no further, and the client is cut off.
+    server.say("HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\n\r\nhello").await;
+    assert!(soon(answer).await.unwrap().is_err());
+    let noted = stage.messages(MessageLabel::Http, 1).await.remove(0);
+    assert!(noted.starts_with("GET /ws -> ") && noted.contains("protocol"), "{noted}");
+}
+
+#[tokio::test]
+async fn a_stream_that_lives_on_is_passed_on_as_it_comes() {
+    let mut stage = Stage::new().await;
+    let mut server = stage.accept().await;
+    let (mut stream, _served) = stage.connect();
+    let request = format!("GET /mcp HTTP/1.1\r\nHost: {SERVER}\r\nAccept: text/event-stream\r\n\r\n");
+    soon(stream.write_all(request.as_bytes())).await.unwrap();
+    server.request().await;
+    server.say("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n").await;
+    let mut peer = Peer::new(stream);
+    peer.until(b"\r\n\r\n").await;
+    for n in 0..5 {
+        let event = format!("data: {{\"jsonrpc\":\"2.0\",\"method\":\"notifications/n{n}\"}}\n\n");
+        server.say(&event).await;
+        assert!(peer.until(b"\n\n").await.ends_with(&event));
+    }
+    assert_eq!(stage.messages(MessageLabel::Notification, 5).await.len(), 5);
+    drop(peer);
+    assert_eq!(server.closed().await, "");
+}
+
+#[tokio::test]
+async fn large_answers_pass_whole_though_they_are_not_read() {
+    let mut stage = Stage::new().await;
+    let mut server = stage.accept().await;
+    let mut client = stage.client().await;
+    let body = format!("{}\"{}\"}}", OK.trim_end_matches("{}}").to_owned() + "{\"x\":", "y".repeat(3 << 20));
+    let answer = client.begin(post(call(1, "echo")));
+    server.request().await;
+    server.answer(&body).await;
+    let (status, text) = soon(answer).await.unwrap().unwrap();
+    assert!(status == StatusCode::OK && text == body);
+    let outcome = stage.outcome().await;
+    assert_eq!((outcome.result, outcome.payload.bytes), (CallResult::Unparsed, body.len() as u64));
+    assert!(
+        outcome.payload.truncated && outcome.payload.text.as_str().len() <= stage.gate.limits.record_payload
+    );
+}

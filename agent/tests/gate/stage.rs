@@ -1,0 +1,326 @@
+//! A gate between a client and a server that the test plays itself, byte by byte, over in-memory pipes; its log is
+//! on a disk in memory that fails on command. The server is a stub, since the point is what one does that no
+//! released server would.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http1::SendRequest;
+use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::sync::{Notify, mpsc};
+use weir::approval::Approvals;
+use weir::config::{Approval, Limits};
+use weir::gate::{Flow, Gate, HeldCalls, Place, Server};
+use weir::http::{Served, Stream, Upstream, serve};
+use weir::ledger::{Ledger, LedgerConfig};
+use weir::share::Shares;
+use weir::spool::faulty::Faulty;
+use weir::tasks::Tasks;
+use weir_core::approval::AllowedSigners;
+use weir_core::ids::{Boot, FlowId};
+use weir_core::mask::{MaskKey, Masked, Masker};
+use weir_core::policy::{Action, Policy, Rule, When};
+use weir_core::record::{self, Body, Caller, Job, Outcome, Proof, Written};
+
+pub const SERVER: &str = "mcp.test";
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// What has a result within the deadline.
+pub async fn soon<T>(work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, work).await.expect("nothing came in time")
+}
+
+pub struct Stage {
+    pub gate: Arc<Gate>,
+    pub disk: Faulty,
+    pub flow: Arc<Flow>,
+    dialled: mpsc::UnboundedReceiver<DuplexStream>,
+    events: Arc<(Mutex<Vec<Written>>, Notify)>,
+}
+
+/// What a test changes of a usual stage.
+pub struct Plan {
+    pub limits: Limits,
+    pub deadline: Duration,
+    pub approvals: fn(&Ledger) -> Approvals,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        let approvals = |ledger: &Ledger| Approvals::new(None, ledger.origin().clone());
+        Self { limits: Limits::default(), deadline: Duration::from_secs(600), approvals }
+    }
+}
+
+fn policy() -> Policy {
+    let rule = |id: &str, tool: &str, action| {
+        let when = When { tool: Some(tool.into()), ..When::default() };
+        Rule { id: id.into(), when, action }
+    };
+    let rules = vec![rule("no-deletes", "delete_*", Action::Deny), rule("deploys", "deploy", Action::Hold)];
+    Policy::new(rules, Action::Allow).unwrap()
+}
+
+impl Stage {
+    pub async fn new() -> Self {
+        Self::of(Plan::default()).await
+    }
+
+    pub async fn of(plan: Plan) -> Self {
+        let masker = Masker::new(MaskKey::new([3; 32]));
+        let disk = Faulty::new();
+        let events = Arc::new((Mutex::new(Vec::new()), Notify::new()));
+        let seen = events.clone();
+        let config = LedgerConfig {
+            tap: Some(Arc::new(move |event: &Written| {
+                seen.0.lock().unwrap().push(event.clone());
+                seen.1.notify_waiters();
+            })),
+            // The disk is in memory, and its reserve is, too.
+            limits: weir::spool::Limits { max_bytes: 16 << 20, reserve_bytes: 1 << 16, ..Default::default() },
+            ..LedgerConfig::new(
+                Arc::new(disk.clone()),
+                "t".into(),
+                "h".into(),
+                Boot::from_random([1; 16]),
+                masker.clone(),
+            )
+        };
+        let (ledger, _) = tokio::task::spawn_blocking(move || Ledger::open(config)).await.unwrap().unwrap();
+        let approvals = (plan.approvals)(&ledger);
+        let (tasks, shares) = (Tasks::default(), Shares::new(&plan.limits));
+        let share = shares.of(1);
+        let gate = Arc::new(Gate {
+            policy: policy(),
+            approvals,
+            approval: Approval {
+                signers: AllowedSigners::default(),
+                deadline: plan.deadline,
+                keepalive: Duration::from_millis(20),
+            },
+            limits: plan.limits,
+            place: Place { tenant: "t".into(), host: "h".into(), origin: ledger.origin().clone() },
+            ledger,
+            held: HeldCalls::default(),
+            shares,
+            tasks: tasks.clone(),
+            masker: masker.clone(),
+        });
+        let (dial, dialled) = mpsc::unbounded_channel();
+        let connect = move || {
+            let (near, far) = duplex(64 << 10);
+            dial.send(far).map_err(|_| "nobody listens".to_owned())?;
+            Ok(Box::new(near) as Box<dyn Stream>)
+        };
+        let first = connect().unwrap();
+        let redial = Box::new(move || {
+            let connected = connect();
+            Box::pin(async move { connected }) as _
+        });
+        let upstream = Upstream::new(first, redial, tasks).await.unwrap();
+        let record = record::Server {
+            address: "192.0.2.1".into(),
+            port: 443,
+            name: masker.text(SERVER),
+            proof: Proof::Certificate,
+        };
+        let server = Server { name: SERVER.into(), also: vec![], record };
+        let caller = Arc::new(caller());
+        let flow = Arc::new(Flow { id: FlowId::from_random([2; 16]), caller, server, upstream, share });
+        Self { gate, disk, flow, dialled, events }
+    }
+
+    /// A client's connection. The task ends with it.
+    pub fn connect(&self) -> (DuplexStream, tokio::task::JoinHandle<Served>) {
+        let (near, far) = duplex(64 << 10);
+        let (gate, flow) = (self.gate.clone(), self.flow.clone());
+        let served = tokio::spawn(async move {
+            let exchange = |request| {
+                let (gate, flow) = (gate.clone(), flow.clone());
+                async move { gate.exchange(&flow, request).await }
+            };
+            serve(far, gate.limits.idle_timeout, &gate.tasks, exchange).await
+        });
+        (near, served)
+    }
+
+    pub async fn client(&self) -> Client {
+        let (stream, _) = self.connect();
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        Client(sender)
+    }
+
+    /// The server's side of the next connection that the gate opens.
+    pub async fn accept(&mut self) -> Peer {
+        Peer(soon(self.dialled.recv()).await.expect("the gate dials no more"), Vec::new())
+    }
+
+    /// Whether the gate opened a connection that nobody accepted.
+    pub fn dialled_again(&self) -> bool {
+        !self.dialled.is_empty()
+    }
+
+    /// Whether the gate sent nothing, over this connection or another.
+    pub fn untouched(&self, server: &mut Peer) -> bool {
+        let mut byte = [0; 1];
+        let reading = std::pin::pin!(server.0.read(&mut byte));
+        let polled = reading.poll(&mut std::task::Context::from_waker(std::task::Waker::noop()));
+        !self.dialled_again() && polled.is_pending() && server.1.is_empty()
+    }
+
+    pub fn events(&self) -> Vec<Body<Masked<String>>> {
+        self.events.0.lock().unwrap().iter().map(|event| event.body.clone()).collect()
+    }
+
+    /// Waits until something that `find` finds is on disk.
+    pub async fn recorded<T>(&self, find: impl Fn(&[Body<Masked<String>>]) -> Option<T>) -> T {
+        soon(async {
+            loop {
+                let told = self.events.1.notified();
+                tokio::pin!(told);
+                told.as_mut().enable();
+                if let Some(found) = find(&self.events()) {
+                    return found;
+                }
+                told.await;
+            }
+        })
+        .await
+    }
+
+    /// The first outcome on disk.
+    pub async fn outcome(&self) -> Outcome<Masked<String>> {
+        let find = |body: &Body<Masked<String>>| match body {
+            Body::Outcome(outcome) => Some(outcome.clone()),
+            _ => None,
+        };
+        self.recorded(|events| events.iter().find_map(find)).await
+    }
+
+    /// The texts of the messages on disk with this label, once there are so many.
+    pub async fn messages(&self, label: record::MessageLabel, number: usize) -> Vec<String> {
+        let text = |body: &Body<Masked<String>>| match body {
+            Body::Message(message) if message.label == label => {
+                Some(message.payload.text.as_str().to_owned())
+            }
+            _ => None,
+        };
+        let all = |events: &[Body<Masked<String>>]| events.iter().filter_map(text).collect::<Vec<_>>();
+        self.recorded(|events| Some(all(events)).filter(|texts| texts.len() >= number)).await
+    }
+}
+
+fn caller() -> Caller<Masked<String>> {
+    let none = Masked::default;
+    Caller {
+        pid: 7,
+        start_time: Some(1),
+        uid: 1000,
+        gid: 1000,
+        comm: none(),
+        executable: none(),
+        command_line: none(),
+        cgroup: none(),
+        job: Job::default(),
+        seen_alive: true,
+    }
+}
+
+/// The body of a call of a tool.
+pub fn call(id: u32, tool: &str) -> String {
+    format!(
+        r#"{{"jsonrpc":"2.0","id":{id},"method":"tools/call","params":{{"name":"{tool}","arguments":{{}}}}}}"#
+    )
+}
+
+/// A POST as MCP's clients send it.
+pub fn post(body: impl Into<Bytes>) -> Request<Full<Bytes>> {
+    Request::post("/mcp")
+        .header("host", SERVER)
+        .header("content-type", "application/json")
+        .header("accept", "application/json, text/event-stream")
+        .body(Full::new(body.into()))
+        .unwrap()
+}
+
+pub struct Client(pub SendRequest<Full<Bytes>>);
+
+impl Client {
+    /// Sends a request and reads the whole answer.
+    pub async fn ask(&mut self, request: Request<Full<Bytes>>) -> (StatusCode, http::HeaderMap, String) {
+        soon(self.0.ready()).await.unwrap();
+        let answer = soon(self.0.send_request(request)).await.unwrap();
+        let (head, body) = answer.into_parts();
+        let bytes = soon(body.collect()).await.unwrap().to_bytes();
+        (head.status, head.headers, String::from_utf8(bytes.to_vec()).unwrap())
+    }
+
+    /// Sends a request that is to be answered later.
+    pub fn begin(
+        &mut self,
+        request: Request<Full<Bytes>>,
+    ) -> tokio::task::JoinHandle<Result<(StatusCode, String), hyper::Error>> {
+        let sent = self.0.send_request(request);
+        tokio::spawn(async move {
+            let (head, body) = sent.await?.into_parts();
+            let bytes = body.collect().await?.to_bytes();
+            Ok((head.status, String::from_utf8_lossy(&bytes).into_owned()))
+        })
+    }
+}
+
+/// One end of a connection, as bytes.
+pub struct Peer(pub DuplexStream, Vec<u8>);
+
+impl Peer {
+    pub fn new(stream: DuplexStream) -> Self {
+        Self(stream, Vec::new())
+    }
+
+    /// The next request: its head, lower-case, and its body.
+    pub async fn request(&mut self) -> (String, String) {
+        let head = self.until(b"\r\n\r\n").await.to_ascii_lowercase();
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+        let length: usize = length.map_or(0, |length| length.parse().unwrap());
+        while self.1.len() < length {
+            self.more().await;
+        }
+        let body: Vec<u8> = self.1.drain(..length).collect();
+        (head, String::from_utf8(body).unwrap())
+    }
+
+    /// What comes up to and with `end`.
+    pub async fn until(&mut self, end: &[u8]) -> String {
+        loop {
+            if let Some(at) = self.1.windows(end.len()).position(|part| part == end) {
+                return String::from_utf8(self.1.drain(..at + end.len()).collect()).unwrap();
+            }
+            self.more().await;
+        }
+    }
+
+    async fn more(&mut self) {
+        assert_ne!(soon(self.0.read_buf(&mut self.1)).await.unwrap(), 0, "the connection was closed");
+    }
+
+    pub async fn say(&mut self, text: &str) {
+        soon(self.0.write_all(text.as_bytes())).await.unwrap();
+    }
+
+    /// Answers with a JSON-RPC message.
+    pub async fn answer(&mut self, json: &str) {
+        let head = format!("content-type: application/json\r\ncontent-length: {}", json.len());
+        self.say(&format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n{json}")).await;
+    }
+
+    /// Waits until the other end has closed; says what came before.
+    pub async fn closed(mut self) -> String {
+        let _ = soon(self.0.read_to_end(&mut self.1)).await;
+        String::from_utf8_lossy(&self.1).into_owned()
+    }
+}
