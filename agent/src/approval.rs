@@ -5,19 +5,23 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use sha2::{Digest, Sha256};
 use tokio::sync::{Notify, mpsc};
 use weir_core::approval::{SignedStatement, SubmittedHold};
 use weir_core::ids::{ApprovalId, Origin};
-use weir_core::wire::{self, HoldAck, MAX_OPEN_HOLDS, PollRequest, PollResponse};
+use weir_core::wire::{self, HoldAck, MAX_OPEN_HOLDS, PollRequest, PollResponse, Reason};
 
-use crate::ship::Collector;
+use crate::ship::{Collector, PostError};
 
 /// How long one poll may wait.
 const POLL: Duration = Duration::from_secs(20);
 /// The pause after a fault, and after an answer that held nothing new.
 const PAUSE: Duration = Duration::from_millis(500);
 /// How many statements may wait for one hold; more are dropped, and polled again.
-const STATEMENTS: usize = 16;
+const WAITING: usize = 16;
+/// How many statements are looked at for one hold: each that decides nothing is recorded, and whoever can write to
+/// the store could send them without end.
+const MAX_STATEMENTS: usize = 64;
 
 /// All open holds.
 #[derive(Debug, Clone)]
@@ -35,7 +39,8 @@ struct Inner {
 struct Open {
     /// The hold's JSON until the collector has it.
     unsent: Option<Vec<u8>>,
-    seen: HashSet<String>,
+    /// Digests of the statements that were handed on.
+    seen: HashSet<[u8; 32]>,
     statements: mpsc::Sender<SignedStatement>,
 }
 
@@ -55,7 +60,7 @@ impl Approvals {
 
     /// Sends a hold on its way, as soon as the collector takes it.
     pub fn submit(&self, hold: &SubmittedHold) -> Waiting {
-        let (sender, statements) = mpsc::channel(STATEMENTS);
+        let (sender, statements) = mpsc::channel(WAITING);
         match serde_json::to_vec(hold) {
             Ok(json) => {
                 let open = Open { unsent: Some(json), seen: HashSet::new(), statements: sender };
@@ -109,6 +114,14 @@ impl Approvals {
                     }
                 }
                 Ok(_) => all_sent = false,
+                Err(PostError::Refused(refusal))
+                    if matches!(refusal.reason, Reason::Malformed | Reason::Conflict) =>
+                {
+                    tracing::error!(approval_id = %id, %refusal, "the collector can never take a hold; nobody will see it");
+                    if let Some(open) = self.open().get_mut(&id) {
+                        open.unsent = None;
+                    }
+                }
                 Err(error) => {
                     tracing::warn!(approval_id = %id, %error, "the collector did not take a hold; trying again");
                     all_sent = false;
@@ -137,10 +150,16 @@ impl Approvals {
         let mut news = false;
         for decision in response.decisions {
             let Some(entry) = open.get_mut(&decision.approval_id) else { continue };
-            let text = format!("{}\n{}", decision.signed.statement, decision.signed.signature);
-            if !entry.seen.contains(&text) && entry.statements.try_send(decision.signed).is_ok() {
-                entry.seen.insert(text);
+            let digest = digest(&decision.signed);
+            if entry.seen.contains(&digest) || entry.seen.len() == MAX_STATEMENTS {
+                continue;
+            }
+            if entry.statements.try_send(decision.signed).is_ok() {
+                entry.seen.insert(digest);
                 news = true;
+                if entry.seen.len() == MAX_STATEMENTS {
+                    tracing::error!(approval_id = %decision.approval_id, "too many statements about one hold: no more are looked at");
+                }
             }
         }
         news
@@ -165,5 +184,64 @@ impl Drop for Waiting {
     fn drop(&mut self) {
         self.approvals.open().remove(&self.approval_id);
         self.approvals.0.changed.notify_one();
+    }
+}
+
+fn digest(signed: &SignedStatement) -> [u8; 32] {
+    let mut digest = Sha256::new();
+    digest.update((signed.statement.len() as u64).to_be_bytes());
+    digest.update(&signed.statement);
+    digest.update(&signed.signature);
+    digest.finalize().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use weir_core::wire::PolledDecision;
+
+    use super::*;
+
+    /// An open hold without a collector, and what delivers a statement to it.
+    fn open() -> (Approvals, Waiting, impl Fn(&Approvals, &str) -> bool) {
+        let approvals = Approvals::new(None, Origin::from_random([1; 16]));
+        let approval_id = ApprovalId::from_random([2; 16]);
+        let (sender, statements) = mpsc::channel(WAITING);
+        let open = Open { unsent: None, seen: HashSet::new(), statements: sender };
+        approvals.open().insert(approval_id.clone(), open);
+        let waiting = Waiting { approval_id: approval_id.clone(), statements, approvals: approvals.clone() };
+        let deliver = move |approvals: &Approvals, statement: &str| {
+            let signed = SignedStatement { statement: statement.to_owned(), signature: String::new() };
+            let decision = PolledDecision { approval_id: approval_id.clone(), signed };
+            approvals.deliver(PollResponse { decisions: vec![decision] })
+        };
+        (approvals, waiting, deliver)
+    }
+
+    #[tokio::test]
+    async fn each_statement_comes_once_and_not_without_end() {
+        let (approvals, mut waiting, deliver) = open();
+        for n in 0..MAX_STATEMENTS {
+            assert!(deliver(&approvals, &n.to_string()) && !deliver(&approvals, &n.to_string()));
+            assert_eq!(waiting.next().await.statement, n.to_string());
+        }
+        assert!(!deliver(&approvals, "one more"));
+    }
+
+    #[tokio::test]
+    async fn what_finds_no_room_comes_with_a_later_poll() {
+        let (approvals, mut waiting, deliver) = open();
+        for n in 0..WAITING {
+            assert!(deliver(&approvals, &n.to_string()));
+        }
+        assert!(!deliver(&approvals, "late"));
+        waiting.next().await;
+        assert!(deliver(&approvals, "late"));
+    }
+
+    #[tokio::test]
+    async fn a_hold_that_ended_leaves_nothing_behind() {
+        let (approvals, waiting, deliver) = open();
+        drop(waiting);
+        assert!(approvals.open().is_empty() && !deliver(&approvals, "late"));
     }
 }

@@ -199,6 +199,12 @@ mod tests {
             .stdin(std::process::Stdio::piped())
             .spawn()
             .unwrap();
+        // The kernel lets its parent go on a little before a new program's environment is in its place.
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        let environment = format!("/proc/{}/environ", child.id());
+        while std::fs::read(&environment).unwrap().is_empty() && std::time::Instant::now() < deadline {
+            std::thread::yield_now();
+        }
         let caller = caller(&origin(child.id(), Duration::MAX), &masker());
         child.kill().unwrap();
         child.wait().unwrap();
@@ -206,6 +212,12 @@ mod tests {
         assert_eq!((caller.job.provider.as_str(), caller.job.repository.as_str()), ("github", "acme/shop"));
         let command_line = caller.command_line.as_str();
         assert!(command_line.starts_with("sh -c read line sh --password [masked:"), "{command_line}");
+    }
+
+    #[tokio::test]
+    async fn a_process_that_is_gone_is_described_by_what_the_kernel_saw() {
+        let caller = look_up(origin(u32::MAX, Duration::MAX), masker()).await;
+        assert!(!caller.seen_alive && caller.comm.as_str() == "curl" && caller.uid == 1);
     }
 
     #[test]

@@ -158,6 +158,7 @@ pub struct Words {
     pub approver: Masked<String>,
     pub justification: Masked<String>,
     pub ticket: Masked<String>,
+    pub signature: Masked<String>,
 }
 
 impl Decision {
@@ -217,6 +218,8 @@ impl Decision {
             approver: vouched_for(&self.statement.approver),
             justification: vouched_for(&self.statement.justification),
             ticket: vouched_for(&self.statement.ticket),
+            // It is one, and what it signs is the statement.
+            signature: vouched_for(&self.signed.signature),
         }
     }
 

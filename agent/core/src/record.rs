@@ -195,7 +195,7 @@ pub struct DecisionRecord<T> {
     pub signed_us: Option<u64>,
     /// The signed statement and its signature, so that anybody can check them again.
     pub statement: T,
-    pub signature: String,
+    pub signature: T,
 }
 
 /// See [`Body::Message`].

@@ -198,7 +198,7 @@ impl Gate {
     }
 
     fn record_of(hold: &SubmittedHold, decision: &Decision, end: HoldEnd) -> DecisionRecord<Masked<String>> {
-        let Words { statement, approver, justification, ticket } = decision.words();
+        let Words { statement, approver, justification, ticket, signature } = decision.words();
         DecisionRecord {
             approver,
             key: decision.fingerprint().to_owned(),
@@ -206,7 +206,7 @@ impl Gate {
             ticket,
             signed_us: Some(decision.statement().issued_us),
             statement,
-            signature: decision.signed().signature.clone(),
+            signature,
             ..decision_record(hold, end)
         }
     }

@@ -114,7 +114,7 @@ pub fn decision(approval: u8, decision: HoldEnd, signed: [&str; 2], justificatio
         ticket: text("CHG-7"),
         signed_us: Some(TIME_US),
         statement: text(signed[0]),
-        signature: signed[1].into(),
+        signature: text(signed[1]),
     })
 }
 

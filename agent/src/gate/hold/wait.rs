@@ -19,7 +19,7 @@ use crate::ledger::LedgerError;
 pub(super) const WAITING: &str = "weir: waiting for an approval";
 /// The shortest time between two of them.
 const SHORTEST_KEEPALIVE: Duration = Duration::from_millis(10);
-/// The most characters of a signature that decides nothing which are recorded.
+/// The most bytes of a signature that decides nothing which are recorded.
 const MAX_SIGNATURE: usize = 8192;
 
 /// Where a held call's client waits.
@@ -97,7 +97,7 @@ impl Gate {
                 let record = DecisionRecord {
                     justification: self.masker.text(&error.to_string()),
                     statement: self.masker.json_within(&signed.statement, self.limits.record_payload).0,
-                    signature: signed.signature.chars().take(MAX_SIGNATURE).collect(),
+                    signature: self.masker.name(&signed.signature, MAX_SIGNATURE),
                     ..decision_record(hold, HoldEnd::Invalid)
                 };
                 self.ledger.write(record).await.err().map(End::Unrecordable)
@@ -118,6 +118,6 @@ pub(super) fn decision_record(hold: &SubmittedHold, decision: HoldEnd) -> Decisi
         ticket: Masked::default(),
         signed_us: None,
         statement: Masked::default(),
-        signature: String::new(),
+        signature: Masked::default(),
     }
 }
