@@ -202,7 +202,7 @@ impl Config {
     }
 
     /// What `weir run` uses when it is given no configuration: everything on the web's ports is recorded, and
-    /// nothing is refused.
+    /// no rule refuses anything.
     pub fn built_in(state_dir: PathBuf) -> Self {
         let text = "tenant = \"default\"\nstate_dir = \"\"\n";
         #[expect(clippy::expect_used, reason = "a constant, and a test reads it")]

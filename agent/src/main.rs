@@ -51,7 +51,7 @@ enum Command {
     /// Runs a command in a cgroup of its own under interception, and lists its MCP calls when it ends.
     ///
     /// Nothing stays behind: no cgroup, hook or process, however the command ends. Its exit code is given back.
-    /// Without --config everything on ports 80 and 443 is recorded and nothing is refused.
+    /// Without --config everything on ports 80 and 443 is recorded, and no rule refuses anything.
     Run {
         /// A configuration file; what it selects and listens on is not used.
         #[arg(long)]

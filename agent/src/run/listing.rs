@@ -13,6 +13,11 @@ use weir_core::ids::CallId;
 use weir_core::record::{Body, HoldEnd, Written};
 use weir_core::visible;
 
+/// The most calls that are listed; of more, the number is told. The record has them all.
+const MAX_CALLS: usize = 10_000;
+/// The most bytes of a call's arguments that are listed.
+const MAX_ARGUMENTS: usize = 4096;
+
 /// Collects calls; clones share it.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Listing(Arc<Mutex<Calls>>);
@@ -21,6 +26,7 @@ pub(super) struct Listing(Arc<Mutex<Calls>>);
 struct Calls {
     calls: Vec<Call>,
     places: HashMap<CallId, usize>,
+    more: usize,
     opaque: usize,
     refused: usize,
 }
@@ -46,6 +52,7 @@ impl Listing {
     pub fn see(&self, event: &Written) {
         let mut calls = self.calls();
         match &event.body {
+            Body::Intent(_) if calls.calls.len() == MAX_CALLS => calls.more += 1,
             Body::Intent(intent) => {
                 let place = calls.calls.len();
                 calls.places.insert(intent.call_id.clone(), place);
@@ -57,7 +64,7 @@ impl Listing {
                     server: intent.server.name.as_str().to_owned(),
                     method: intent.mcp.method.as_str().to_owned(),
                     tool: intent.mcp.tool.as_ref().map(|tool| tool.as_str().to_owned()),
-                    arguments: intent.payload.text.as_str().to_owned(),
+                    arguments: intent.payload.text.clone().truncate(MAX_ARGUMENTS).as_str().to_owned(),
                     decision: intent.verdict.action.as_str(),
                     rule: intent.verdict.rule.clone(),
                     result: "open",
@@ -91,7 +98,7 @@ impl Listing {
 
     fn table(&self) -> String {
         let calls = self.calls();
-        let mut out = format!("weir: {} MCP calls", calls.calls.len());
+        let mut out = format!("weir: {} MCP calls", calls.calls.len() + calls.more);
         let _ = match (calls.opaque, calls.refused) {
             (0, 0) => writeln!(out),
             (opaque, refused) => writeln!(out, ", {opaque} connections relayed unread, {refused} refused"),
@@ -113,6 +120,9 @@ impl Listing {
                 visible::line(&call.server),
                 visible::line(&name)
             );
+        }
+        if calls.more > 0 {
+            let _ = writeln!(out, "  and {} more, which are in the record alone", calls.more);
         }
         out
     }
@@ -157,5 +167,73 @@ fn cannot_write(path: &Path) -> String {
 impl Calls {
     fn of(&mut self, id: &CallId) -> Option<&mut Call> {
         self.calls.get_mut(*self.places.get(id)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use weir_core::ids::{Boot, FlowId, Origin};
+    use weir_core::mask::{MaskKey, Masker};
+    use weir_core::policy::{Action, Verdict};
+    use weir_core::record::{Caller, Durability, Event, Intent, Job, Mcp, Payload, Proof, Server};
+
+    use super::*;
+
+    fn intent(n: u128, arguments: &str) -> Written {
+        let masker = Masker::new(MaskKey::new([1; 32]));
+        let text = |text: &str| masker.text(text);
+        let caller = Caller {
+            pid: 1,
+            start_time: None,
+            uid: 0,
+            gid: 0,
+            comm: text(""),
+            executable: text(""),
+            command_line: text(""),
+            cgroup: text(""),
+            job: Job::default(),
+            seen_alive: true,
+        };
+        let body = Intent {
+            call_id: CallId::from_random(n.to_be_bytes()),
+            flow_id: FlowId::from_random([1; 16]),
+            caller: Arc::new(caller),
+            server: Server { address: "::1".into(), port: 1, name: text("s"), proof: Proof::Unproven },
+            mcp: Mcp {
+                method: text("m"),
+                tool: None,
+                request_id: None,
+                session: None,
+                protocol_version: None,
+            },
+            verdict: Verdict { action: Action::Allow, rule: "default".into(), policy_digest: "d".into() },
+            payload: Payload { text: text(arguments), ..Payload::default() },
+            durability: Durability::Strict,
+            approval_id: None,
+        };
+        Event {
+            v: 1,
+            tenant: "t".into(),
+            host: "h".into(),
+            origin: Origin::from_random([1; 16]),
+            boot: Boot::from_random([1; 16]),
+            seq: 0,
+            time_us: 0,
+            body: Body::Intent(Box::new(body)),
+        }
+    }
+
+    #[test]
+    fn what_is_past_the_limits_is_counted_and_cut() {
+        let listing = Listing::default();
+        listing.see(&intent(0, &"a".repeat(MAX_ARGUMENTS + 1)));
+        assert_eq!(listing.calls().calls[0].arguments.len(), MAX_ARGUMENTS);
+        for n in 1..MAX_CALLS as u128 {
+            listing.see(&intent(n, ""));
+        }
+        assert!(!listing.table().contains("more"));
+        listing.see(&intent(MAX_CALLS as u128, ""));
+        let table = listing.table();
+        assert!(table.starts_with("weir: 10001 MCP calls\n") && table.contains("and 1 more"), "{table}");
     }
 }
