@@ -4,8 +4,11 @@
 //! While the agent is down no hook leads connections to it, so the clients come to the server itself. They trust
 //! Weir's CA alone and turn away: what the server executes, it executes through Weir, or the oracle finds it.
 
+#[path = "kill/load.rs"]
 mod load;
+#[path = "kill/oracle.rs"]
 mod oracle;
+#[path = "kill/schedule.rs"]
 mod schedule;
 
 use std::fmt;
