@@ -27,6 +27,7 @@ pub struct Status {
     pub origin: Origin,
     pub listen: ListenStatus,
     pub connects: ConnectStatus,
+    pub calls: CallStatus,
     pub spool: SpoolStatus,
     pub ca: CaStatus,
 }
@@ -45,6 +46,19 @@ pub struct ConnectStatus {
     pub refused: u64,
     pub unanswered: u64,
     pub failed: u64,
+}
+
+/// How recording fares.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CallStatus {
+    /// Calls between their intent and their outcome.
+    pub open: u64,
+    /// Calls that ended and whose outcome waits for the disk.
+    pub owed_outcomes: u64,
+    /// Events besides calls that could not be written since the start.
+    pub lost_notes: u64,
+    /// Why nothing can be written now, if nothing can: then every call is refused.
+    pub fault: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use weir_core::ids::Boot;
 use weir_core::mask::{MaskKey, Masker};
 
-use crate::admin::{self, CaStatus, ConnectStatus, ListenStatus, SpoolStatus, Status};
+use crate::admin::{self, CaStatus, CallStatus, ConnectStatus, ListenStatus, SpoolStatus, Status};
 use crate::approval::Approvals;
 use crate::config::Config;
 use crate::gate::{Gate, HeldCalls, Place};
@@ -188,7 +188,7 @@ fn status(
         let counts = hooks.counts();
         let ready = counts.is_ok();
         let counts = counts.unwrap_or_default();
-        let usage = ledger.usage();
+        let (usage, health) = (ledger.usage(), ledger.health());
         Status {
             ready,
             pid: std::process::id(),
@@ -200,6 +200,12 @@ fn status(
                 refused: counts.refused,
                 unanswered: counts.unanswered,
                 failed: counts.failed,
+            },
+            calls: CallStatus {
+                open: health.open_calls,
+                owed_outcomes: health.owed_outcomes,
+                lost_notes: health.lost_notes,
+                fault: health.fault,
             },
             spool: SpoolStatus {
                 segments: usage.segments,

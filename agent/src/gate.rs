@@ -101,8 +101,9 @@ pub enum Broken {
     ClientLeft,
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-    #[error("the agent is ending")]
-    Ending,
+    /// Its task was dropped: the agent is ending.
+    #[error("the exchange was dropped")]
+    Dropped,
 }
 
 type Answer = Result<Response<Body>, Broken>;
@@ -119,7 +120,7 @@ impl Gate {
             let answered = gate.answer(&flow, request, &mut asker).await;
             let _ = asker.send(answered);
         });
-        answer.await.unwrap_or(Err(Broken::Ending))
+        answer.await.unwrap_or(Err(Broken::Dropped))
     }
 
     async fn answer(

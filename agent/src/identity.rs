@@ -13,7 +13,7 @@ use crate::kernel::Origin;
 /// The most bytes that are read of one /proc file of a job's process.
 const MAX_PROC_FILE: u64 = 256 << 10;
 /// How long a process may take to be described.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(5);
 /// The most bytes of a command line that are recorded.
 const MAX_COMMAND_LINE: usize = 4096;
 /// The most bytes of any other text that a process chose.

@@ -194,6 +194,11 @@ async fn agent(config: &Path) -> Result<()> {
         "no cgroup is selected: name the runner's in [select] cgroups = [...]"
     );
     raise_open_files(config.limits.flows);
+    if config.policy.holds() && (config.collector.is_none() || config.approval.signers.is_empty()) {
+        tracing::warn!(
+            "a rule holds calls that nobody can approve: set [collector] socket and [approval] allowed_signers"
+        );
+    }
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let agent = Agent::start(config, None).await?;
     let status = agent.status();
@@ -244,6 +249,14 @@ fn status(place: &Place, json: bool) -> Result<()> {
         "connects   {} redirected, {} passed, {} refused, {} unanswered, {} failed",
         connects.redirected, connects.passed, connects.refused, connects.unanswered, connects.failed
     );
+    let calls = status.calls;
+    println!(
+        "calls      {} open, {} outcomes wait for the disk, {} notes lost",
+        calls.open, calls.owed_outcomes, calls.lost_notes
+    );
+    if let Some(fault) = calls.fault {
+        println!("fault      every call is refused: {fault}");
+    }
     println!(
         "spool      {} events in {} segments wait to be shipped ({} bytes, {} of them set aside)",
         status.spool.unshipped_events,

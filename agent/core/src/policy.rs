@@ -131,6 +131,11 @@ impl Policy {
         Verdict { action, rule: id.to_owned(), policy_digest: self.digest.clone() }
     }
 
+    /// Whether any rule holds calls.
+    pub fn holds(&self) -> bool {
+        self.rules.iter().any(|rule| rule.action == Action::Hold)
+    }
+
     /// SHA-256 of the rules, as hex.
     pub fn digest(&self) -> &str {
         &self.digest

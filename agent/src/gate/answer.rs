@@ -117,6 +117,7 @@ impl Reading {
             let _ = pieces.send(last).await;
         }
         self.finish().await;
+        pieces.end().await;
     }
 
     /// Reads the body for the record alone, as far as one message may go.

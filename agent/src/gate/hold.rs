@@ -117,18 +117,12 @@ impl Gate {
         let (request, permit, call) = match self.release(held, end).await {
             Ok(released) => released,
             Err(reason) => {
-                if told {
-                    let _ = pieces.text(error(&reason)).await;
-                }
-                return;
+                return if told { pieces.end_with(error(&reason)).await } else { pieces.end().await };
             }
         };
         let (answer, calls) = match self.send(flow, request, permit, vec![call], pieces.reader_gone()).await {
             Ok(answered) => answered,
-            Err(broken) => {
-                let _ = pieces.text(error(&format!("Weir: {broken}"))).await;
-                return;
-            }
+            Err(broken) => return pieces.end_with(error(&format!("Weir: {broken}"))).await,
         };
         let (head, body) = answer.into_parts();
         let status = head.status;
@@ -138,7 +132,7 @@ impl Gate {
         }
         // The head is sent; an HTTP error can only be told in words.
         reading.read_out(body).await;
-        let _ = pieces.text(error(&format!("Weir: the server answered with HTTP status {status}"))).await;
+        pieces.end_with(error(&format!("Weir: the server answered with HTTP status {status}"))).await;
     }
 
     /// The client takes no events: it gets its answer when there is one.

@@ -66,9 +66,10 @@ impl Gate {
     /// The payload of a content of `bytes` bytes, of which the first ones are here.
     pub(super) fn payload_of_part(&self, text: &str, bytes: usize) -> record::Payload<Masked<String>> {
         let limit = self.limits.record_payload;
-        let (masked_text, masked) = self.masker.json_within(text, limit);
-        let truncated = limit < text.len() || text.len() < bytes;
-        record::Payload { text: masked_text, bytes: bytes as u64, truncated, masked }
+        let (whole, masked) = self.masker.json_within(text, limit);
+        // What stands for a secret may be longer than the secret.
+        let truncated = limit < text.len().max(whole.as_str().len()) || text.len() < bytes;
+        record::Payload { text: whole.truncate(limit), bytes: bytes as u64, truncated, masked }
     }
 
     pub(super) fn payload_of_text(&self, text: &str) -> record::Payload<Masked<String>> {

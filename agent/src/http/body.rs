@@ -25,9 +25,17 @@ pub fn full(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed()
 }
 
-/// The sending end of a body in pieces. Dropping it ends the body.
+/// The sending end of a body in pieces. The body is whole only once [`Pieces::end`] says so: dropping this, as the
+/// end of a task does, breaks the body off.
 #[derive(Debug)]
-pub struct Pieces(mpsc::Sender<Result<Frame<Bytes>, BodyError>>);
+pub struct Pieces(mpsc::Sender<Piece>);
+
+#[derive(Debug)]
+enum Piece {
+    Frame(Frame<Bytes>),
+    Broken(String),
+    End,
+}
 
 /// The reader has gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,22 +50,28 @@ pub fn body_of_pieces() -> (Pieces, Body) {
 impl Pieces {
     /// Sends on one frame (data or trailers); waits while the reader is slow.
     pub async fn send(&self, frame: Frame<Bytes>) -> Result<(), ReaderGone> {
-        self.0.send(Ok(frame)).await.map_err(|_| ReaderGone)
-    }
-
-    /// Sends a text.
-    pub async fn text(&self, text: String) -> Result<(), ReaderGone> {
-        self.send(Frame::data(text.into())).await
+        self.0.send(Piece::Frame(frame)).await.map_err(|_| ReaderGone)
     }
 
     /// Sends a text unless the reader is slow, and never waits.
     pub fn offer(&self, text: String) {
-        let _ = self.0.try_send(Ok(Frame::data(text.into())));
+        let _ = self.0.try_send(Piece::Frame(Frame::data(text.into())));
+    }
+
+    /// Sends a last text, and ends the body.
+    pub async fn end_with(self, text: String) {
+        let _ = self.send(Frame::data(text.into())).await;
+        self.end().await;
+    }
+
+    /// Ends the body: it is whole.
+    pub async fn end(self) {
+        let _ = self.0.send(Piece::End).await;
     }
 
     /// Breaks the body off.
     pub async fn break_off(self, reason: String) {
-        let _ = self.0.send(Err(BodyError(reason))).await;
+        let _ = self.0.send(Piece::Broken(reason)).await;
     }
 
     /// Resolves when the reader has gone.
@@ -66,7 +80,7 @@ impl Pieces {
     }
 }
 
-struct Receiver(mpsc::Receiver<Result<Frame<Bytes>, BodyError>>);
+struct Receiver(mpsc::Receiver<Piece>);
 
 impl hyper::body::Body for Receiver {
     type Data = Bytes;
@@ -76,6 +90,45 @@ impl hyper::body::Body for Receiver {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        self.0.poll_recv(context)
+        self.0.poll_recv(context).map(|piece| match piece {
+            Some(Piece::Frame(frame)) => Some(Ok(frame)),
+            Some(Piece::End) => None,
+            Some(Piece::Broken(reason)) => Some(Err(BodyError(reason))),
+            None => Some(Err(BodyError("its task was dropped".into()))),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_body_is_whole_only_when_its_maker_says_so() {
+        let frame = || Frame::data(Bytes::from_static(b"abc"));
+        let (pieces, body) = body_of_pieces();
+        pieces.send(frame()).await.unwrap();
+        pieces.end_with("d".into()).await;
+        assert_eq!(body.collect().await.unwrap().to_bytes(), "abcd");
+        let (pieces, body) = body_of_pieces();
+        pieces.send(frame()).await.unwrap();
+        drop(pieces);
+        assert!(body.collect().await.is_err());
+        let (pieces, body) = body_of_pieces();
+        pieces.break_off("why".into()).await;
+        assert!(body.collect().await.unwrap_err().to_string().ends_with("why"));
+    }
+
+    #[tokio::test]
+    async fn a_slow_reader_holds_its_maker_up_and_a_gone_one_does_not() {
+        let (pieces, body) = body_of_pieces();
+        for _ in 0..PIECES * 2 {
+            pieces.offer("x".into());
+        }
+        let sending = pieces.send(Frame::data(Bytes::new()));
+        assert!(tokio::time::timeout(std::time::Duration::from_millis(10), sending).await.is_err());
+        drop(body);
+        pieces.reader_gone().await;
+        assert_eq!(pieces.send(Frame::data(Bytes::new())).await, Err(ReaderGone));
     }
 }

@@ -17,7 +17,7 @@ use weir_core::record::{Caller, Flow as FlowRecord, FlowEnd, Proof, Server as Se
 use super::dial::{DialError, dial, is_own};
 use super::relay::{Watch, Watched, relay};
 use super::{Interceptor, reset};
-use crate::gate::{Flow, Server};
+use crate::gate::{Broken, Flow, Server};
 use crate::http::{Redial, Served, Stream, Upstream, serve};
 use crate::kernel::Origin;
 use crate::share::Share;
@@ -222,7 +222,10 @@ impl Interceptor {
             let (gate, flow) = (gate.clone(), flow.clone());
             async move {
                 let answered = gate.exchange(&flow, request).await;
-                answered.inspect_err(|error| tracing::warn!(flow = %flow.id, %error, "an exchange broke off"))
+                answered.inspect_err(|error| match error {
+                    Broken::Client(_) | Broken::ClientLeft => tracing::debug!(flow = %flow.id, %error),
+                    _ => tracing::warn!(flow = %flow.id, %error, "an exchange broke off"),
+                })
             }
         };
         match serve(client, gate.limits.idle_timeout, &gate.tasks, exchange).await {
