@@ -4,7 +4,7 @@
 //! What is found is replaced by `[masked:<detector>:<pseudonym>]`. The pseudonym is keyed (HMAC-SHA-256 with
 //! the tenant's key), so equal secrets can be joined by whoever reads the record, and none can be guessed.
 //!
-//! ```compile_fail,E0423
+//! ```compile_fail,E0603
 //! // There is no other way to a `Masked` than through a `Masker`.
 //! let text = weir_core::mask::Masked(String::from("hunter2"));
 //! ```
