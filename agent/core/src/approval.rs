@@ -49,6 +49,8 @@ pub struct Hold<T> {
     /// The rule that holds the call.
     pub rule: String,
     pub server: Server<T>,
+    /// What is asked for there, masked: several MCP servers may share a name.
+    pub target: T,
     pub tool: T,
     /// The masked arguments, and where they were masked.
     pub arguments: Payload<T>,
@@ -242,6 +244,7 @@ fn same_call(statement: &Statement, hold: &SubmittedHold, signed: &str) -> Resul
             "arguments",
             "tool",
             "server",
+            "target",
             "policy_digest",
             "requester",
         ];

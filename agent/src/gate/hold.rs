@@ -95,6 +95,7 @@ impl Gate {
             policy_digest: call.verdict.policy_digest.clone(),
             rule: call.verdict.rule.clone(),
             server: flow.server.record.clone(),
+            target: self.masker.target(&request.parts.uri.to_string()),
             tool: call.tool.clone(),
             arguments: call.arguments.clone(),
             requester: flow.caller.as_ref().clone(),

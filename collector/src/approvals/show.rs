@@ -76,6 +76,7 @@ pub fn shown(held: &Held) -> String {
         weir_core::record::Proof::Unproven => "NOT proven: nothing shows that this is its name",
     };
     say("server", &format!("{}:{} at {} ({proof})", hold.server.name, hold.server.port, hold.server.address));
+    say("target", &hold.target);
     say("tool", &hold.tool);
     say("repository", &job.repository);
     say("workflow", &job.workflow);

@@ -164,6 +164,7 @@ pub fn hold(approval: u8, origin: &Origin, created_us: u64, expires_us: u64) -> 
         policy_digest: "p".into(),
         rule: "deploys".into(),
         server: server(),
+        target: text("/mcp"),
         tool: text("deploy"),
         arguments: payload(r#"{"to":"prod\u001b[2J","password":"hunter2hunter2"}"#),
         requester: Caller { command_line: text("node\u{1b}[8m --hidden"), ..caller() },

@@ -33,6 +33,7 @@ fn hold() -> SubmittedHold {
             name: text("localhost"),
             proof: Proof::Certificate,
         },
+        target: text("/mcp"),
         tool: text("deploy"),
         arguments: Payload { text: text("{}"), bytes: 2, truncated: false, masked: vec![] },
         requester: Caller {
@@ -102,6 +103,9 @@ fn any_change_of_what_was_shown_voids_the_statement() {
     let mut other = statement();
     other.hold.call_digest = "e".into();
     assert_eq!(verify(sign(&other, NAMESPACE, &key(1))), Err(DecisionError::OtherCall("call_digest")));
+    let mut elsewhere = statement();
+    elsewhere.hold.target = "/staging".into();
+    assert_eq!(verify(sign(&elsewhere, NAMESPACE, &key(1))), Err(DecisionError::OtherCall("target")));
     let mut other = statement();
     other.hold.arguments.text = "{\"force\":true}".into();
     assert_eq!(verify(sign(&other, NAMESPACE, &key(1))), Err(DecisionError::OtherCall("arguments")));
