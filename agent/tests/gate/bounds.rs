@@ -134,6 +134,39 @@ async fn nobody_decides_and_the_hold_expires() {
 }
 
 #[tokio::test]
+async fn a_collector_that_hangs_or_answers_nonsense_keeps_no_hold_beyond_its_deadline() {
+    let nonsense = "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{\"what\":1";
+    let refusal = r#"{"reason":"malformed","message":"no"}"#;
+    let refused = format!("HTTP/1.1 400 Bad Request\r\ncontent-length: {}\r\n\r\n{refusal}", refusal.len());
+    for says in ["", nonsense, &refused, "HTTP/1.1 200 OK\r\ncontent-length: 99999999\r\n\r\n{"] {
+        let place = tempfile::tempdir().unwrap();
+        let socket = place.path().join("collector.sock");
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let (says, (asked, mut was_asked)) = (says.to_owned(), tokio::sync::mpsc::unbounded_channel());
+        let collector = tokio::spawn(async move {
+            let mut open = Vec::new();
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = asked.send(());
+                let _ = stream.write_all(says.as_bytes()).await;
+                open.push(stream);
+            }
+        });
+        let deadline = Duration::from_millis(300);
+        let mut stage = Stage::of(Plan { collector: Some(socket), deadline, ..Plan::default() }).await;
+        let gate = stage.gate.clone();
+        let carrying = tokio::spawn(async move { gate.approvals.run().await });
+        let mut server = stage.accept().await;
+        let (_, _, text) = stage.client().await.ask(post(call(1, "deploy"))).await;
+        assert!(text.contains("in time"), "{text}");
+        assert_eq!(stage.outcome().await.result, CallResult::Expired);
+        soon(was_asked.recv()).await.unwrap();
+        assert!(stage.untouched(&mut server));
+        carrying.abort();
+        collector.abort();
+    }
+}
+
+#[tokio::test]
 async fn a_job_has_so_many_holds_and_each_ends_with_its_client() {
     let mut stage = Stage::of(Plan { limits: limits(), ..Plan::default() }).await;
     let mut server = stage.accept().await;

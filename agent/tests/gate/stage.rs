@@ -2,6 +2,7 @@
 //! on a disk in memory that fails on command. The server is a stub, since the point is what one does that no
 //! released server would.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use weir::gate::{Flow, Gate, HeldCalls, Place, Server};
 use weir::http::{Served, Stream, Upstream, serve};
 use weir::ledger::{Ledger, LedgerConfig};
 use weir::share::Shares;
+use weir::ship::Collector;
 use weir::spool::faulty::Faulty;
 use weir::tasks::Tasks;
 use weir_core::approval::AllowedSigners;
@@ -46,13 +48,13 @@ pub struct Stage {
 pub struct Plan {
     pub limits: Limits,
     pub deadline: Duration,
-    pub approvals: fn(&Ledger) -> Approvals,
+    /// Where the collector listens, if there is one.
+    pub collector: Option<PathBuf>,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        let approvals = |ledger: &Ledger| Approvals::new(None, ledger.origin().clone());
-        Self { limits: Limits::default(), deadline: Duration::from_secs(600), approvals }
+        Self { limits: Limits::default(), deadline: Duration::from_secs(600), collector: None }
     }
 }
 
@@ -91,7 +93,7 @@ impl Stage {
             )
         };
         let (ledger, _) = tokio::task::spawn_blocking(move || Ledger::open(config)).await.unwrap().unwrap();
-        let approvals = (plan.approvals)(&ledger);
+        let approvals = Approvals::new(plan.collector.map(Collector::new), ledger.origin().clone());
         let (tasks, shares) = (Tasks::default(), Shares::new(&plan.limits));
         let share = shares.of(1);
         let gate = Arc::new(Gate {
