@@ -213,7 +213,7 @@ impl Config {
     /// Checks a configuration's text; `path` is for messages.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let wrong = |span: Range<usize>, message: String| {
-            let (line, column) = position(text, span.start);
+            let (line, column) = weir_core::visible::position(text, span.start);
             ConfigError::Wrong { path: path.to_owned(), line, column, message }
         };
         let document: Document = toml::from_str(text)
@@ -304,13 +304,6 @@ fn duration<'de, D: Deserializer<'de>>(reader: D) -> Result<Duration, D::Error> 
             "{text:?} is not a duration such as \"10s\" or \"15m\", of a week at most"
         ))
     })
-}
-
-/// Line and column, from 1, of a byte offset.
-fn position(text: &str, offset: usize) -> (usize, usize) {
-    let before = text.get(..offset).unwrap_or(text);
-    let line_start = before.rfind('\n').map_or(0, |at| at + 1);
-    (before.matches('\n').count() + 1, before.get(line_start..).unwrap_or_default().chars().count() + 1)
 }
 
 #[cfg(test)]

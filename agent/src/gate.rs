@@ -173,16 +173,21 @@ impl Gate {
         if let Some(nothing) = NothingCalled::in_messages(&body) {
             return self.forward(flow, request, Permit::for_no_call(nothing), Vec::new(), asker).await;
         }
-        if calls.iter().all(|call| call.verdict.action == Action::Allow) {
+        if calls.iter().all(|call| call.verdict().action == Action::Allow) {
             return self.allow(flow, request, calls, asker).await;
         }
-        match calls.pop() {
-            Some(call) if call.verdict.action == Action::Hold && body.messages().len() == 1 => {
+        // A batch is answered at once or not at all; only a call by itself can wait.
+        let asks = match calls.as_mut_slice() {
+            [call] if body.messages().len() == 1 => call.asks.take(),
+            _ => None,
+        };
+        match (asks, calls.pop()) {
+            (Some(asks), Some(call)) => {
                 // What was parsed need not stay in memory for as long as a human takes.
                 drop(body);
-                self.hold(flow, request, call, asker).await
+                self.hold(flow, request, call, asks, asker).await
             }
-            last => {
+            (_, last) => {
                 calls.extend(last);
                 Ok(self.refuse(&body, calls))
             }
@@ -325,8 +330,8 @@ impl Gate {
 
     /// Policy refuses: the client gets an error for each request, and its session lives on.
     fn refuse(&self, body: &jsonrpc::Body, calls: Vec<OpenCall>) -> Response<Body> {
-        let refusing = calls.iter().find(|call| call.verdict.action != Action::Allow);
-        let rule = refusing.map_or_else(String::new, |call| call.verdict.rule.clone());
+        let refusing = calls.iter().find(|call| call.verdict().action != Action::Allow);
+        let rule = refusing.map_or_else(String::new, |call| call.verdict().rule.clone());
         let reason = format!("refused by Weir: rule {rule}");
         for call in calls {
             call.refused(self, &reason);

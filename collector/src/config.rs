@@ -101,7 +101,7 @@ impl Config {
     /// Checks a configuration's text; `path` is for messages.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let wrong = |span: Range<usize>, message: String| {
-            let (line, column) = position(text, span.start);
+            let (line, column) = weir_core::visible::position(text, span.start);
             ConfigError::Wrong { path: path.to_owned(), line, column, message }
         };
         let document: Document = toml::from_str(text)
@@ -146,13 +146,6 @@ fn password(path: &Path) -> Result<Password, String> {
         return Err(format!("the password file {shown} is too long to be one"));
     }
     Ok(Password(text.trim_end_matches(['\r', '\n']).to_owned()))
-}
-
-/// Line and column, from 1, of a byte offset.
-fn position(text: &str, offset: usize) -> (usize, usize) {
-    let before = text.get(..offset).unwrap_or(text);
-    let line_start = before.rfind('\n').map_or(0, |at| at + 1);
-    (before.matches('\n').count() + 1, before.get(line_start..).unwrap_or_default().chars().count() + 1)
 }
 
 #[cfg(test)]

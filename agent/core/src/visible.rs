@@ -11,6 +11,13 @@ fn is_hostile(c: char) -> bool {
             | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
 }
 
+/// Line and column, from 1 and in characters, of a byte offset: where a reader finds a mistake.
+pub fn position(text: &str, offset: usize) -> (usize, usize) {
+    let before = text.get(..offset).unwrap_or(text);
+    let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+    (before.matches('\n').count() + 1, before.get(line_start..).unwrap_or_default().chars().count() + 1)
+}
+
 /// One line in which every character is what it looks like.
 pub fn line(text: &str) -> String {
     let mut out = String::with_capacity(text.len());

@@ -19,13 +19,17 @@ pub(super) const MAX_NAME: usize = 512;
 
 /// A call whose intent is on disk, and which has not gone upstream.
 pub(super) struct OpenCall {
-    pub verdict: Verdict,
-    /// Made for held calls alone.
-    pub approval_id: Option<ApprovalId>,
-    pub tool: Masked<String>,
-    pub arguments: Payload<Masked<String>>,
+    /// Of a call that policy holds, and of no other.
+    pub asks: Option<Asks>,
     intent: DurableIntent,
     waiting: WaitingCall,
+}
+
+/// What a held call asks an approver for.
+pub(super) struct Asks {
+    pub approval_id: ApprovalId,
+    pub tool: Masked<String>,
+    pub arguments: Payload<Masked<String>>,
 }
 
 /// A call that waits for its answer.
@@ -56,11 +60,15 @@ impl Gate {
         let tool = message.tool();
         let Server { name: server, also, .. } = &flow.server;
         let verdict = self.policy.verdict(Call { server, also, method, tool });
-        let approval_id = (verdict.action == Action::Hold).then(|| ApprovalId::from_random(random::bytes()));
         let name = |text: &str| self.masker.name(text, MAX_NAME);
         let revision = parts.headers.get("mcp-protocol-version").and_then(|value| value.to_str().ok());
         let tool_name = tool.map(name);
-        let arguments = self.payload_of_json(message.content());
+        let payload = self.payload_of_json(message.content());
+        let asks = (verdict.action == Action::Hold).then(|| Asks {
+            approval_id: ApprovalId::from_random(random::bytes()),
+            tool: tool_name.clone().unwrap_or_default(),
+            arguments: payload.clone(),
+        });
         let intent = Intent {
             call_id: call_id.clone(),
             flow_id: flow.id.clone(),
@@ -68,26 +76,30 @@ impl Gate {
             server: flow.server.record.clone(),
             mcp: Mcp {
                 method: name(method),
-                tool: tool_name.clone(),
+                tool: tool_name,
                 request_id: message.id().map(|id| name(id.as_json())),
                 session: self.session(parts),
                 protocol_version: revision.map(name),
             },
             verdict: verdict.clone(),
-            payload: arguments.clone(),
+            payload,
             durability: Durability::Strict,
-            approval_id: approval_id.clone(),
+            approval_id: asks.as_ref().map(|asks| asks.approval_id.clone()),
         };
         let (record, intent) = record.intent(intent).await?;
         let request_id = message.id().cloned();
-        let waiting = WaitingCall { call_id, request_id, verdict: verdict.clone(), started, record, room };
-        Ok(OpenCall { verdict, approval_id, tool: tool_name.unwrap_or_default(), arguments, intent, waiting })
+        let waiting = WaitingCall { call_id, request_id, verdict, started, record, room };
+        Ok(OpenCall { asks, intent, waiting })
     }
 }
 
 impl OpenCall {
     pub fn call_id(&self) -> &CallId {
         &self.waiting.call_id
+    }
+
+    pub fn verdict(&self) -> &Verdict {
+        &self.waiting.verdict
     }
 
     pub fn request_id(&self) -> Option<&RequestId> {

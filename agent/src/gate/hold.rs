@@ -18,7 +18,7 @@ use weir_core::mcp::sse;
 use weir_core::record::{DecisionRecord, HoldEnd};
 
 use super::answer::{Framing, Reading};
-use super::call::{OpenCall, WaitingCall};
+use super::call::{Asks, OpenCall, WaitingCall};
 use super::permit::{Clearance, Permit};
 use super::{Answer, Asker, Flow, Gate, reply};
 use crate::http::{Body, Pieces, ReadRequest, body_of_pieces};
@@ -40,18 +40,19 @@ impl Gate {
         flow: &Arc<Flow>,
         request: ReadRequest,
         call: OpenCall,
+        asks: Asks,
         asker: &mut Asker,
     ) -> Answer {
         // An approver must see all that they approve.
         let too_large = "refused by Weir: the arguments are too large to be shown to an approver";
         let too_many = "refused by Weir: as many calls as may be wait for an approver already";
-        let room = match (call.arguments.truncated, flow.share.hold()) {
+        let room = match (asks.arguments.truncated, flow.share.hold()) {
             (true, _) => return Ok(self.refuse_hold(call, too_large)),
             (false, None) => return Ok(self.refuse_hold(call, too_many)),
             (false, Some(room)) => room,
         };
         let salt = random::bytes();
-        let hold = self.describe(flow, &request, &call, &salt);
+        let hold = self.describe(flow, &request, &call, asks, &salt);
         tracing::info!(approval_id = %hold.approval_id, rule = hold.rule, "holding a call");
         let streams = accepts_events(&request);
         let held = Held { request, call, hold, salt };
@@ -79,25 +80,25 @@ impl Gate {
         flow: &Flow,
         request: &ReadRequest,
         call: &OpenCall,
+        asks: Asks,
         salt: &[u8; 32],
     ) -> SubmittedHold {
         let created_us = clock::now_us();
         let deadline_us = u64::try_from(self.approval.deadline.as_micros()).unwrap_or(u64::MAX);
-        let approval_id = call.approval_id.clone();
+        let Asks { approval_id, tool, arguments } = asks;
         Hold {
-            approval_id: approval_id
-                .unwrap_or_else(|| weir_core::ids::ApprovalId::from_random(random::bytes())),
+            approval_id,
             call_id: call.call_id().clone(),
             tenant: self.place.tenant.clone(),
             origin: self.place.origin.clone(),
             host: self.place.host.clone(),
             call_digest: commitment(salt, request),
-            policy_digest: call.verdict.policy_digest.clone(),
-            rule: call.verdict.rule.clone(),
+            policy_digest: call.verdict().policy_digest.clone(),
+            rule: call.verdict().rule.clone(),
             server: flow.server.record.clone(),
             target: self.masker.target(&request.parts.uri.to_string()),
-            tool: call.tool.clone(),
-            arguments: call.arguments.clone(),
+            tool,
+            arguments,
             requester: flow.caller.as_ref().clone(),
             created_us,
             expires_us: created_us.saturating_add(deadline_us),
