@@ -16,12 +16,12 @@
 mod signers;
 
 use serde::{Deserialize, Serialize};
-use ssh_key::{HashAlg, PublicKey, SshSig};
+use ssh_key::{HashAlg, LineEnding, PublicKey, SshSig};
 
 pub use signers::{AllowedSigners, SignersError};
 
 use crate::ids::{ApprovalId, CallId, Origin};
-use crate::mask::{Masked, secret_in_prose};
+use crate::mask::{Masked, Masker, secret_in_prose};
 use crate::record::{Caller, Payload, Server};
 
 /// The signature's namespace: a signature made for anything else is not an approval.
@@ -121,6 +121,19 @@ pub struct SignedStatement {
     pub statement: String,
     /// The signature (`-----BEGIN SSH SIGNATURE-----`).
     pub signature: String,
+}
+
+impl SignedStatement {
+    /// The signature for the record, whatever it is worth: to the letter when it is an armoured signature and
+    /// nothing else, which holds no words that a masker could find, but letters that may look like some.
+    pub fn masked_signature(&self, masker: &Masker, limit: usize) -> Masked<String> {
+        let armour = SshSig::from_pem(&self.signature).and_then(|signature| signature.to_pem(LineEnding::LF));
+        let nothing_else = armour.is_ok_and(|armour| armour.trim_end() == self.signature.trim_end());
+        match nothing_else && self.signature.len() <= limit {
+            true => Masked::vouched_for(self.signature.clone()),
+            false => masker.name(&self.signature, limit),
+        }
+    }
 }
 
 /// Why a signed statement decides nothing.

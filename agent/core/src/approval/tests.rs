@@ -152,3 +152,26 @@ fn a_secret_in_the_approvers_words_decides_nothing() {
     let ticket = Statement { ticket: "AKIAIOSFODNN7EXAMPLE".into(), ..statement() };
     assert!(verify(sign(&ticket, NAMESPACE, &key(1))).unwrap_err().to_string().starts_with("the ticket"));
 }
+
+#[test]
+fn a_signature_whose_letters_look_like_a_secret_is_recorded_to_the_letter() {
+    // Its last letters are "pwD", and what follows them on the next line is long enough for a password.
+    let signature = "-----BEGIN SSH SIGNATURE-----\n\
+        U1NIU0lHAAAAAQAAADMAAAALc3NoLWVkMjU1MTkAAAAgkK2rG22DMxT+RyGb9Jeja4s+F0\n\
+        sFk89a2V8TxDXitwgAAAANd2Vpci1hcHByb3ZhbAAAAAAAAAAGc2hhNTEyAAAAUwAAAAtz\n\
+        c2gtZWQyNTUxOQAAAED15UXH+C+/26IblvZUgP/E0vKVmQquVp/QirGMxrCLsFxkr7fy1Z\n\
+        IgfyLeeCCsY9wgnYuhtbVbclMNfnunepwD\n\
+        -----END SSH SIGNATURE-----\n";
+    let masker = Masker::new(MaskKey::new([3; 32]));
+    assert_ne!(masker.text(signature).as_str(), signature, "the coincidence that this is about");
+    let recorded = |signature: String| {
+        SignedStatement { statement: String::new(), signature }.masked_signature(&masker, 4096)
+    };
+    assert_eq!(recorded(signature.to_owned()).as_str(), signature);
+    for other in
+        [format!("password: hunter2hunter2\n{signature}"), format!("{signature}password: hunter2hunter2")]
+    {
+        assert!(!recorded(other).as_str().contains("hunter2"));
+    }
+    assert!(!recorded("password: hunter2hunter2".into()).as_str().contains("hunter2"));
+}

@@ -97,7 +97,7 @@ impl Gate {
                 let record = DecisionRecord {
                     justification: self.masker.text(&error.to_string()),
                     statement: self.masker.json_within(&signed.statement, self.limits.record_payload).0,
-                    signature: self.masker.name(&signed.signature, MAX_SIGNATURE),
+                    signature: signed.masked_signature(&self.masker, MAX_SIGNATURE),
                     ..decision_record(hold, HoldEnd::Invalid)
                 };
                 self.ledger.write(record).await.err().map(End::Unrecordable)
