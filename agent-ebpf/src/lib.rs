@@ -5,16 +5,36 @@
 //! padding byte without a name (the kernel would compare or leak what lies in it).
 //!
 //! Addresses are 16 bytes in network order; an IPv4 address stands in its v4-mapped form (`::ffff:a.b.c.d`).
-//! Ports are in the host's byte order.
+//! Ports are in the host's byte order, but in [`DestinationKey`].
 #![cfg_attr(not(test), no_std)]
 
 pub mod address;
+pub mod task;
+
+/// The version of these layouts, and so of the tables that outlive an agent. To be raised with each change of one.
+pub const LAYOUT: u32 = 1;
 
 /// How many redirected connections may wait for the agent to accept them. Past it a connect is refused.
 pub const PENDING_ROOM: u32 = 65_536;
-
+/// How many accepted connections may be without a flow record.
+pub const TAKEN_ROOM: u32 = 131_072;
 /// How many of Weir's own ports can be protected.
 pub const OWN_PORTS_ROOM: u32 = 256;
+/// How many jobs can be accounted for at a time. What is past it is counted under [`STRAY_JOB`].
+pub const JOBS_ROOM: u32 = 16_384;
+/// How many cgroups can be selected at a time.
+pub const CGROUPS_ROOM: u32 = 16_384;
+/// How many executables, and how many users.
+pub const SELECTORS_ROOM: u32 = 1024;
+/// How many destinations with an action of their own.
+pub const DESTINATIONS_ROOM: u32 = 16_384;
+/// How many network namespaces can have listeners.
+pub const NETNS_ROOM: u32 = 4096;
+/// Bytes of the ring in which connects are told that the agent does not see otherwise.
+pub const CONNECTS_BYTES: u32 = 1 << 20;
+
+/// The job of a socket whose own job is not accounted for any more.
+pub const STRAY_JOB: u64 = 0;
 
 /// Names one redirected connection as the agent's listener sees it: by the client's end of it.
 #[repr(C)]
@@ -33,7 +53,7 @@ impl FlowKey {
     }
 }
 
-/// Where a redirected connection was meant to go, and who made it.
+/// One connect (or refused datagram or socket): where it was meant to go, and who made it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowOrigin {
@@ -55,7 +75,22 @@ pub struct FlowOrigin {
     pub comm: [u8; 16],
 }
 
-/// The agent's listeners, to which connects are led.
+/// Names one connect in [`FlowOrigin`]'s own terms: no thread makes two in one nanosecond.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ConnectKey {
+    pub connected_at: u64,
+    pub tid: u32,
+    pub reserved: u32,
+}
+
+impl ConnectKey {
+    pub const fn of(origin: &FlowOrigin) -> Self {
+        Self { connected_at: origin.connected_at, tid: origin.tid, reserved: 0 }
+    }
+}
+
+/// The agent's listeners in one network namespace, to which connects are led.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Listeners {
@@ -65,7 +100,149 @@ pub struct Listeners {
     pub v4_port: u16,
 }
 
-/// Slots of the per-CPU counters. Each TCP connect of a selected cgroup is counted in exactly one of them.
+/// What the hooks consult besides the tables. One element, changed as a whole.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Bit `n`: cgroups `n` levels below the hierarchy's root are selected. Ancestors at other levels are not looked up.
+    pub cgroup_levels: u32,
+    /// Whether there are selected users, and selected executables.
+    pub by_uid: u32,
+    pub by_executable: u32,
+    /// The [`action`] for destinations that are not in the table.
+    pub unknown: u32,
+    /// Bit `n`: without an agent, connects with [`action`] `n` go on to their destination instead of being refused.
+    pub open_actions: u32,
+    /// The error of a connect that is refused for want of an agent.
+    pub errno: u32,
+    /// This agent's network namespace, in which [`OWN_PORTS_ROOM`] ports are protected.
+    pub host_netns: u64,
+}
+
+/// What is selected by a cgroup, an executable or a user.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Selected {
+    /// Under which its connects are counted; for an executable 0: each start is a job of its own.
+    pub job: u64,
+    /// See [`flag`].
+    pub flags: u32,
+    pub reserved: u32,
+}
+
+/// What a socket or process belongs to.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tag {
+    pub job: u64,
+    /// When the process began, nanoseconds since boot; 0 in a socket's tag.
+    pub process_start: u64,
+    /// See [`flag`].
+    pub flags: u32,
+    /// 1: given by the start of a selected executable, which goes before the cgroup's.
+    pub by_executable: u32,
+}
+
+/// What is counted of one job. All of it only grows, for as long as the job is in the table.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct JobCounts {
+    /// By [`verdict`].
+    pub verdicts: [u64; verdict::KINDS as usize],
+    /// Those of them that should have been told in the ring of connects, and for which it had no room.
+    pub lost: [u64; verdict::KINDS as usize],
+}
+
+/// Looked up twice: with the port, then with port 0, which is any.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DestinationKey {
+    /// Network order.
+    pub port: [u8; 2],
+    pub reserved: [u8; 2],
+    pub address: [u8; 16],
+}
+
+impl DestinationKey {
+    /// Bits before the address.
+    pub const PORT_BITS: u32 = 32;
+
+    pub const fn new(port: u16, address: [u8; 16]) -> Self {
+        Self { port: port.to_be_bytes(), reserved: [0; 2], address }
+    }
+}
+
+/// An executable by its file.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FileKey {
+    pub inode: u64,
+    /// As the kernel holds it (`MKDEV`: major << 20 | minor).
+    pub device: u32,
+    pub reserved: u32,
+}
+
+/// What becomes of a connect. Each of a selected process is counted in exactly one of them.
+pub mod verdict {
+    /// Led to the agent's listener.
+    pub const REDIRECTED: u8 = 0;
+    /// Left alone by policy, or since there is no agent and the failure mode is open.
+    pub const PASSED: u8 = 1;
+    /// Refused by policy; see the reason.
+    pub const REFUSED: u8 = 2;
+    /// Refused as the kernel would have: nobody listens at that loopback address.
+    pub const UNANSWERED: u8 = 3;
+    /// Refused since its origin could not be kept.
+    pub const FAILED: u8 = 4;
+    /// A datagram to an intercepted port, refused.
+    pub const DATAGRAM: u8 = 5;
+    /// A raw socket, or one of a protocol that the hooks cannot see into, refused at its creation.
+    pub const SOCKET: u8 = 6;
+    pub const KINDS: u8 = 8;
+}
+
+/// Why.
+pub mod reason {
+    pub const NONE: u8 = 0;
+    /// One of Weir's own ports.
+    pub const OWN_PORT: u8 = 1;
+    /// The destination's action is deny.
+    pub const DENIED: u8 = 2;
+    /// The job may reach named destinations alone.
+    pub const NOT_NAMED: u8 = 3;
+    /// The agent has no listener in the network namespace yet.
+    pub const NO_LISTENER: u8 = 4;
+    /// No agent is running.
+    pub const NO_AGENT: u8 = 5;
+    /// Redirected, and the connection was never begun.
+    pub const NEVER_BEGUN: u8 = 6;
+    /// Redirected, and over before the agent accepted it.
+    pub const WITHDRAWN: u8 = 7;
+    /// The destination's action is pass.
+    pub const PASS: u8 = 8;
+}
+
+/// What becomes of connects to a destination.
+pub mod action {
+    /// In the table: as if it were not there.
+    pub const UNKNOWN: u32 = 0;
+    /// To the agent, which reads it.
+    pub const INTERCEPT: u32 = 1;
+    /// To the agent, which relays it, and records name and bytes.
+    pub const RELAY: u32 = 2;
+    /// Left alone, and recorded.
+    pub const PASS: u32 = 3;
+    /// Refused.
+    pub const DENY: u32 = 4;
+}
+
+/// What holds for all of a job.
+pub mod flag {
+    /// Destinations that are not named are refused.
+    pub const STRICT: u32 = 1;
+}
+
+/// Slots of the per-CPU counters, of the whole host.
 pub mod counter {
     /// Led to the agent's listener.
     pub const REDIRECTED: u32 = 0;
@@ -83,17 +260,29 @@ pub mod counter {
 const _: () = {
     assert!(size_of::<FlowKey>() == 32 && align_of::<FlowKey>() == 8);
     assert!(size_of::<FlowOrigin>() == 80 && align_of::<FlowOrigin>() == 8);
+    assert!(size_of::<ConnectKey>() == 16 && align_of::<ConnectKey>() == 8);
     assert!(size_of::<Listeners>() == 24 && align_of::<Listeners>() == 2);
+    assert!(size_of::<Settings>() == 32 && align_of::<Settings>() == 8);
+    assert!(size_of::<Selected>() == 16 && align_of::<Selected>() == 8);
+    assert!(size_of::<Tag>() == 24 && align_of::<Tag>() == 8);
+    assert!(size_of::<JobCounts>() == 128 && align_of::<JobCounts>() == 8);
+    assert!(size_of::<DestinationKey>() == 20 && align_of::<DestinationKey>() == 1);
+    assert!(size_of::<FileKey>() == 16 && align_of::<FileKey>() == 8);
 };
 
 #[cfg(feature = "user")]
 mod user {
-    use super::{FlowKey, FlowOrigin, Listeners};
+    use super::*;
 
-    // SAFETY: `repr(C)`, made of integers and byte arrays, without padding (asserted above): any bytes are valid.
-    unsafe impl aya::Pod for FlowKey {}
-    // SAFETY: as for `FlowKey`.
-    unsafe impl aya::Pod for FlowOrigin {}
-    // SAFETY: as for `FlowKey`.
-    unsafe impl aya::Pod for Listeners {}
+    macro_rules! plain {
+        ($($layout:ty),*) => {$(
+            // SAFETY: `repr(C)`, made of integers and byte arrays, without padding (asserted above): any bytes are valid.
+            unsafe impl aya::Pod for $layout {}
+        )*};
+    }
+
+    plain!(
+        FlowKey, FlowOrigin, ConnectKey, Listeners, Settings, Selected, Tag, JobCounts, DestinationKey,
+        FileKey, task::TaskEvent, task::Offsets
+    );
 }

@@ -1,0 +1,100 @@
+//! What the lineage programs tell of processes, and what the agent must tell them of the running kernel.
+
+/// Bytes of the ring in which processes are told of.
+pub const EVENTS_BYTES: u32 = 4 << 20;
+/// How many processes can be tagged at a time.
+pub const TASKS_ROOM: u32 = 65_536;
+/// The most bytes of a path.
+pub const PATH_BYTES: usize = 256;
+/// The most bytes of a command line.
+pub const ARGUMENTS_BYTES: usize = 512;
+
+/// Kinds of events.
+pub mod event {
+    /// A tagged process made another.
+    pub const FORK: u32 = 1;
+    /// A tagged process became another program.
+    pub const EXEC: u32 = 2;
+    /// The last thread of a tagged process ended.
+    pub const EXIT: u32 = 3;
+    /// A process came under a selected cgroup, or left one, with its tag.
+    pub const MOVE: u32 = 4;
+    /// A cgroup was made, anywhere.
+    pub const CGROUP: u32 = 5;
+    /// A tagged process made a socket of a family that the hooks do not see (`detail`).
+    pub const SOCKET: u32 = 6;
+}
+
+/// One event. What does not apply to its kind is 0.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TaskEvent {
+    /// See [`event`].
+    pub kind: u32,
+    /// A socket's family; of an exit, its status as `wait` has it.
+    pub detail: u32,
+    /// Nanoseconds since boot.
+    pub at: u64,
+    pub job: u64,
+    /// When the process began, nanoseconds since boot.
+    pub start: u64,
+    pub cgroup_id: u64,
+    pub netns_cookie: u64,
+    pub parent_start: u64,
+    pub tgid: u32,
+    pub parent_tgid: u32,
+    pub uid: u32,
+    pub gid: u32,
+    /// Numbers of the namespaces, as `/proc/PID/ns` shows them.
+    pub netns: u32,
+    pub mount_ns: u32,
+    pub pid_ns: u32,
+    /// Bytes of `path` and `arguments` that are filled.
+    pub path_len: u16,
+    pub arguments_len: u16,
+    pub comm: [u8; 16],
+    pub path: [u8; PATH_BYTES],
+    /// Separated by zeros, cut at the array's end.
+    pub arguments: [u8; ARGUMENTS_BYTES],
+}
+
+/// Bytes from a structure's beginning to a field, in the running kernel: read from its type information at load.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offsets {
+    pub task_pid: u32,
+    pub task_tgid: u32,
+    pub task_real_parent: u32,
+    pub task_start_boottime: u32,
+    pub task_group_leader: u32,
+    pub task_nsproxy: u32,
+    pub task_mm: u32,
+    pub task_signal: u32,
+    pub task_exit_code: u32,
+    pub task_cgroups: u32,
+    pub signal_live: u32,
+    pub nsproxy_net_ns: u32,
+    pub nsproxy_mnt_ns: u32,
+    pub nsproxy_pid_ns_for_children: u32,
+    pub net_cookie: u32,
+    pub net_ns_inum: u32,
+    pub mnt_ns_inum: u32,
+    pub pid_ns_inum: u32,
+    pub mm_arg_start: u32,
+    pub mm_arg_end: u32,
+    pub css_set_dfl_cgrp: u32,
+    pub cgroup_kn: u32,
+    pub cgroup_level: u32,
+    pub kernfs_node_id: u32,
+    pub binprm_filename: u32,
+    pub binprm_file: u32,
+    pub file_inode: u32,
+    pub inode_ino: u32,
+    pub inode_sb: u32,
+    pub super_block_dev: u32,
+}
+
+const _: () = {
+    assert!(size_of::<TaskEvent>() == 872 && align_of::<TaskEvent>() == 8);
+    assert!(size_of::<Offsets>() == 120 && align_of::<Offsets>() == 4);
+};
