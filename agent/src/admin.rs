@@ -1,4 +1,7 @@
-//! The admin socket: what a running agent says of itself, to root on this host alone.
+//! The admin socket: what a running agent says of itself and does when asked, for root on this host alone.
+//!
+//! Enters: one line of JSON, an [`Ask`]. Leaves: one line of JSON, its [`Answer`]. Must never: let one that asks nothing
+//! keep others waiting.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -7,16 +10,48 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use weir_core::ids::Origin;
 
-/// The most bytes of a status.
-const MAX_STATUS: u64 = 1 << 20;
+/// The most bytes of what is asked, and of an answer.
+const MAX_ASK: u64 = 64 << 10;
+const MAX_ANSWER: u64 = 1 << 20;
+/// How many may ask at a time; who comes next waits.
+const ASKING: usize = 32;
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// The pause after an accept that failed for lack of something.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What can be asked: `{"ask":"status"}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "snake_case")]
+pub enum Ask {
+    Status,
+}
+
+/// What is answered: `{"status":{...}}`, or `{"refused":"why"}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    Status(Box<Status>),
+    Refused(String),
+}
+
+/// What the agent answers with.
+pub struct Desk {
+    pub status: Arc<dyn Fn() -> Status + Send + Sync>,
+}
+
+impl Desk {
+    async fn answer(&self, ask: Ask) -> Answer {
+        match ask {
+            Ask::Status => Answer::Status(Box::new((self.status)())),
+        }
+    }
+}
 
 /// A running agent's state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,35 +128,87 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Answers each connection with the status, as one line of JSON.
-pub async fn serve(
-    listener: UnixListener,
-    status: Arc<dyn Fn() -> Status + Send + Sync>,
-    ending: CancellationToken,
-) {
+/// Answers until the agent ends.
+pub async fn serve(listener: UnixListener, desk: Arc<Desk>, ending: CancellationToken) {
+    let mut asking = JoinSet::new();
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = ending.cancelled() => return,
+            accepted = listener.accept(), if asking.len() < ASKING => accepted,
+            Some(_) = asking.join_next() => continue,
+            () = ending.cancelled() => break,
         };
-        let Ok((mut stream, _)) = accepted else {
+        let Ok((stream, _)) = accepted else {
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        let Ok(mut line) = serde_json::to_vec(&status()) else { continue };
-        line.push(b'\n');
-        // One at a time: the line fits the socket's buffer.
-        let _ = tokio::time::timeout(TIMEOUT, stream.write_all(&line)).await;
+        let desk = desk.clone();
+        asking.spawn(async move {
+            // Whoever does not ask or listen in time gets no answer.
+            let _ = tokio::time::timeout(TIMEOUT, attend(stream, &desk)).await;
+        });
     }
+    asking.shutdown().await;
+}
+
+async fn attend(stream: UnixStream, desk: &Desk) -> io::Result<()> {
+    let mut stream = BufReader::new(stream);
+    let mut line = Vec::new();
+    (&mut stream).take(MAX_ASK).read_until(b'\n', &mut line).await?;
+    let answer = match serde_json::from_slice(&line) {
+        Ok(ask) => desk.answer(ask).await,
+        Err(error) => Answer::Refused(format!("not understood: {error}")),
+    };
+    write_line(stream.get_mut(), &answer).await
 }
 
 /// Asks the agent of a state folder.
-pub async fn ask(state_dir: &Path) -> io::Result<Status> {
-    let ask = async {
-        let stream = UnixStream::connect(socket(state_dir)).await?;
+///
+/// # Errors
+/// Nobody answers there in time, or not so that it can be understood.
+pub async fn ask(state_dir: &Path, ask: &Ask) -> io::Result<Answer> {
+    let asking = async {
+        let mut stream = UnixStream::connect(socket(state_dir)).await?;
+        write_line(&mut stream, ask).await?;
         let mut line = Vec::new();
-        stream.take(MAX_STATUS).read_to_end(&mut line).await?;
+        stream.take(MAX_ANSWER).read_to_end(&mut line).await?;
         serde_json::from_slice(&line).map_err(io::Error::other)
     };
-    tokio::time::timeout(TIMEOUT, ask).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    tokio::time::timeout(TIMEOUT, asking).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}
+
+/// Asks the agent of a state folder how it fares.
+pub async fn status(state_dir: &Path) -> io::Result<Status> {
+    match ask(state_dir, &Ask::Status).await? {
+        Answer::Status(status) => Ok(*status),
+        other => Err(io::Error::other(format!("asked for its status, the agent said {other:?}"))),
+    }
+}
+
+async fn write_line(stream: &mut UnixStream, value: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(value).map_err(io::Error::other)?;
+    line.push(b'\n');
+    stream.write_all(&line).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_not_understood_is_refused_and_silence_keeps_nobody_waiting() {
+        let folder = tempfile::tempdir().unwrap();
+        let listener = listen(&socket(folder.path())).unwrap();
+        let ending = CancellationToken::new();
+        let desk = Desk { status: Arc::new(|| unreachable!("nobody asks for it")) };
+        let serving = tokio::spawn(serve(listener, Arc::new(desk), ending.clone()));
+        let silent = UnixStream::connect(socket(folder.path())).await.unwrap();
+        let mut stream = UnixStream::connect(socket(folder.path())).await.unwrap();
+        stream.write_all(b"{\"ask\":\"the time\"}\n").await.unwrap();
+        let mut said = String::new();
+        stream.read_to_string(&mut said).await.unwrap();
+        assert!(said.starts_with("{\"refused\":\"not understood: ") && said.ends_with('\n'), "{said}");
+        drop(silent);
+        ending.cancel();
+        serving.await.unwrap();
+    }
 }

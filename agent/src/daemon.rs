@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use weir_core::ids::Boot;
 use weir_core::mask::{MaskKey, Masker};
 
-use crate::admin::{self, CaStatus, CallStatus, ConnectStatus, ListenStatus, SpoolStatus, Status};
+use crate::admin::{self, CaStatus, CallStatus, ConnectStatus, Desk, ListenStatus, SpoolStatus, Status};
 use crate::approval::Approvals;
 use crate::config::Config;
 use crate::gate::{Gate, HeldCalls, Place};
@@ -122,7 +122,7 @@ impl Agent {
         }
         let mut background = vec![
             tokio::spawn(interceptor.accept(listeners)),
-            tokio::spawn(admin::serve(admin, status.clone(), ending.clone())),
+            tokio::spawn(admin::serve(admin, Arc::new(Desk { status: status.clone() }), ending.clone())),
             tokio::spawn(until(ending.clone(), async move { approvals.run().await })),
             tokio::spawn(until(ending.clone(), sweep(hooks.clone()))),
         ];

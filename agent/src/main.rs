@@ -234,7 +234,7 @@ fn raise_open_files(flows: usize) {
 fn status(place: &Place, json: bool) -> Result<()> {
     let state_dir = place.config()?.state_dir;
     let socket = admin::socket(&state_dir);
-    let status = runtime()?.block_on(admin::ask(&state_dir)).with_context(|| {
+    let status = runtime()?.block_on(admin::status(&state_dir)).with_context(|| {
         format!("no agent answers at {}; is `weir agent` running, and are you root?", socket.display())
     })?;
     if json {
