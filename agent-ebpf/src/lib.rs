@@ -282,7 +282,17 @@ mod user {
     }
 
     plain!(
-        FlowKey, FlowOrigin, ConnectKey, Listeners, Settings, Selected, Tag, JobCounts, DestinationKey,
-        FileKey, task::TaskEvent, task::Offsets
+        FlowKey,
+        FlowOrigin,
+        ConnectKey,
+        Listeners,
+        Settings,
+        Selected,
+        Tag,
+        JobCounts,
+        DestinationKey,
+        FileKey,
+        task::TaskEvent,
+        task::Offsets
     );
 }

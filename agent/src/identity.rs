@@ -51,6 +51,10 @@ fn describe(origin: &Origin, masker: &Masker, process: Option<Process>) -> Calle
         cgroup: text(&process.cgroup),
         job: job(&process.environment, text),
         seen_alive,
+        parents: Vec::new(),
+        container_id: String::new(),
+        netns: 0,
+        job_key: String::new(),
     }
 }
 

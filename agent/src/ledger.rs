@@ -34,7 +34,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, oneshot, watch};
 use weir_core::ids::{Boot, CallId, FlowId, Origin};
 use weir_core::mask::{Masked, Masker};
-use weir_core::record::{AgentEvent, Body, DecisionRecord, Flow, Message, Written};
+use weir_core::record::{AgentEvent, Body, Completeness, DecisionRecord, Flow, Gap, Message, Written};
 
 use crate::clock;
 use crate::spool::{self, Limits, SegmentFile, SetAside, Shelf, SpoolError, Storage, Usage};
@@ -152,7 +152,14 @@ macro_rules! entry {
     )*};
 }
 
-entry!(Decision(DecisionRecord<Text>), Message(Message<Text>), Flow(Flow<Text>), Agent(AgentEvent<Text>));
+entry!(
+    Decision(DecisionRecord<Text>),
+    Message(Message<Text>),
+    Flow(Flow<Text>),
+    Agent(AgentEvent<Text>),
+    Completeness(Completeness<Text>),
+    Gap(Gap<Text>)
+);
 
 /// How the writer fares.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

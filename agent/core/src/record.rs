@@ -5,6 +5,7 @@
 //! `T` is text that a job may have chosen. The agent writes `Event<Masked<String>>`; since a `Masked` cannot
 //! be made from outside, nothing unmasked can be written. Readers get `Event<String>`.
 
+mod account;
 mod labels;
 
 use std::collections::BTreeMap;
@@ -12,7 +13,11 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-pub use labels::{CallResult, Direction, FlowEnd, HoldEnd, MessageLabel, Treatment};
+pub use account::{Completeness, Connect, ConnectSums, Gap};
+pub use labels::{
+    CallResult, ConnectReason, ConnectVerdict, Direction, FlowEnd, GapReason, HoldEnd, MessageLabel,
+    Treatment,
+};
 
 use crate::ids::{ApprovalId, Boot, CallId, FlowId, Origin};
 use crate::mask::{Masked, Span};
@@ -57,6 +62,10 @@ pub enum Body<T> {
     Flow(Flow<T>),
     /// The agent's own life.
     Agent(AgentEvent<T>),
+    /// What the kernel counted of a job's connects: now and then, and when the job ends.
+    Completeness(Completeness<T>),
+    /// Connects that were counted and will have no flow record.
+    Gap(Gap<T>),
 }
 
 impl<T> Body<T> {
@@ -69,6 +78,8 @@ impl<T> Body<T> {
             Body::Outcome(_) => "outcome",
             Body::Flow(_) => "flow",
             Body::Agent(_) => "agent",
+            Body::Completeness(_) => "completeness",
+            Body::Gap(_) => "gap",
         }
     }
 }
@@ -112,6 +123,33 @@ pub struct Caller<T> {
     pub job: Job<T>,
     /// False when the process was gone before it could be read: then only what the kernel said is there.
     pub seen_alive: bool,
+    /// From which processes it comes, the nearest first, as far as they are known.
+    #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
+    pub parents: Vec<Ancestor<T>>,
+    /// Of the container that it runs in; empty without one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub container_id: String,
+    /// The number of its network namespace, as `/proc/PID/ns/net` shows it; 0 is not known.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub netns: u32,
+    /// The job under which its connects are counted (see [`Connect::job_key`]); empty when not known.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub job_key: String,
+}
+
+/// Events are canonical: what is not known is left out, so that those of before these fields read back.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's own signature")]
+fn is_zero(n: &u32) -> bool {
+    *n == 0
+}
+
+/// A process that [`Caller`] comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ancestor<T> {
+    pub pid: u32,
+    /// Clock ticks since the host's boot; with `pid` it names a process.
+    pub start_time: Option<u64>,
+    pub executable: T,
 }
 
 /// The CI job, as the process's environment names it. Later work proves it; this only reads it.
@@ -240,6 +278,9 @@ pub struct Flow<T> {
     pub bytes_up: u64,
     pub bytes_down: u64,
     pub duration_us: u64,
+    /// What the kernel decided, of a connection that it counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connect: Option<Connect>,
 }
 
 /// See [`Body::Agent`].
@@ -324,6 +365,68 @@ mod tests {
         );
         let read = Stored::read(&bytes).unwrap();
         assert_eq!((read.seq, read.body.kind()), (9, "outcome"));
+    }
+
+    #[test]
+    fn events_of_before_connects_were_accounted_for_read_back() {
+        let caller = r#""caller":{"cgroup":"/job","comm":"node","command_line":"node","executable":"/bin/node","gid":1,"job":{"actor":"","commit":"","job":"","provider":"","reference":"","repository":"","run_id":"","runner":"","workflow":""},"pid":7,"seen_alive":true,"start_time":9,"uid":1}"#;
+        let server = r#""server":{"address":"::1","name":"::1","port":1,"proof":"unproven"}"#;
+        let id = "0".repeat(32);
+        let flow = format!(
+            r#"{{"bytes_down":2,"bytes_up":1,{caller},"duration_us":3,"end":"closed","flow_id":"{id}","kind":"flow",{server},"sni":"","treatment":"opaque"}}"#
+        );
+        let intent = format!(
+            r#"{{"call_id":"{id}",{caller},"durability":"strict","flow_id":"{id}","kind":"intent","mcp":{{"method":"m"}},"payload":{{"bytes":2,"text":"{{}}","truncated":false}},{server},"verdict":{{"action":"allow","policy_digest":"d","rule":"r"}}}}"#
+        );
+        for body in [flow, intent] {
+            let bytes = format!(
+                r#"{{"body":{body},"boot":"{id}","host":"h","origin":"{id}","seq":9,"tenant":"t","time_us":5,"v":1}}"#
+            );
+            let caller = match Stored::read(bytes.as_bytes()).unwrap().body {
+                Body::Intent(intent) => intent.caller,
+                Body::Flow(flow) => {
+                    assert_eq!(flow.connect, None);
+                    flow.caller
+                }
+                other => panic!("{other:?}"),
+            };
+            assert_eq!((caller.pid, caller.parents.len(), caller.netns), (7, 0, 0));
+            assert_eq!((caller.container_id.as_str(), caller.job_key.as_str()), ("", ""));
+        }
+    }
+
+    #[test]
+    fn an_account_reads_back_with_each_sum_under_its_verdict() {
+        let masker = Masker::new(MaskKey::new([1; 32]));
+        let mut kernel = ConnectSums::default();
+        for (n, verdict) in (1..).zip(ConnectVerdict::ALL) {
+            *kernel.of_mut(*verdict) = n;
+        }
+        assert_eq!(kernel.total(), 28);
+        let sums = Completeness {
+            job_key: "e-j".into(),
+            name: masker.text("/job"),
+            closed: true,
+            kernel,
+            lost: ConnectSums::default(),
+            in_flight: 2,
+            tables: BTreeMap::from([("tasks_full".into(), 3)]),
+        };
+        let gap = Gap {
+            job_key: "e-j".into(),
+            verdict: ConnectVerdict::Passed,
+            reason: GapReason::RingFull,
+            count: 4,
+            detail: BTreeMap::new(),
+        };
+        let written = |body| Written { body, ..event() }.canonical().unwrap();
+        let (sums, gap) = (written(Body::Completeness(sums)), written(Body::Gap(gap)));
+        let text = String::from_utf8(sums.clone()).unwrap();
+        let kernel = r#""kernel":{"datagram":6,"failed":5,"passed":2,"redirected":1,"refused":3,"socket":7,"unanswered":4}"#;
+        assert!(text.contains(kernel) && text.contains(r#""kind":"completeness""#), "{text}");
+        assert_eq!(Stored::read(&sums).unwrap().body.kind(), "completeness");
+        let Body::Gap(gap) = Stored::read(&gap).unwrap().body else { panic!() };
+        assert_eq!((gap.verdict.as_str(), gap.reason.as_str(), gap.count), ("passed", "ring_full", 4));
     }
 
     #[test]

@@ -283,6 +283,7 @@ impl Interceptor {
             bytes_up: opening.watched.up(),
             bytes_down: opening.watched.down(),
             duration_us: u64::try_from(opening.started.elapsed().as_micros()).unwrap_or(u64::MAX),
+            connect: None,
         };
         if let Err(error) = self.gate.ledger.note(record).await {
             tracing::error!(%error, "a flow was not recorded");

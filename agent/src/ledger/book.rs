@@ -35,7 +35,12 @@ impl Book {
         match body {
             Body::Intent(intent) => drop(self.open.insert(intent.call_id.clone())),
             Body::Outcome(outcome) => drop(self.open.remove(&outcome.call_id)),
-            Body::Decision(_) | Body::Message(_) | Body::Flow(_) | Body::Agent(_) => {}
+            Body::Decision(_)
+            | Body::Message(_)
+            | Body::Flow(_)
+            | Body::Agent(_)
+            | Body::Completeness(_)
+            | Body::Gap(_) => {}
         }
     }
 

@@ -77,11 +77,13 @@ pub(super) fn ended(call_id: CallId, result: CallResult) -> Body<Text> {
     })
 }
 
-/// Refusals, decisions, outcomes and what the agent says of itself are written on a full disk too.
+/// Refusals, decisions, outcomes, sums and what the agent says of itself are written on a full disk too.
 pub(super) fn priority(body: &Body<Text>) -> Priority {
     match body {
         Body::Intent(intent) if intent.verdict.action == Action::Deny => Priority::Reserved,
-        Body::Decision(_) | Body::Outcome(_) | Body::Agent(_) => Priority::Reserved,
+        Body::Decision(_) | Body::Outcome(_) | Body::Agent(_) | Body::Completeness(_) | Body::Gap(_) => {
+            Priority::Reserved
+        }
         Body::Intent(_) | Body::Message(_) | Body::Flow(_) => Priority::Ordinary,
     }
 }
@@ -110,6 +112,6 @@ fn payload(body: &mut Body<Text>) -> Option<&mut Payload<Text>> {
             Some(payload)
         }
         Body::Message(Message { payload, .. }) | Body::Outcome(Outcome { payload, .. }) => Some(payload),
-        Body::Decision(_) | Body::Flow(_) | Body::Agent(_) => None,
+        Body::Decision(_) | Body::Flow(_) | Body::Agent(_) | Body::Completeness(_) | Body::Gap(_) => None,
     }
 }

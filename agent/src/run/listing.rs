@@ -85,7 +85,7 @@ impl Listing {
             Body::Flow(flow) => match flow.treatment {
                 weir_core::record::Treatment::Opaque => calls.opaque += 1,
                 weir_core::record::Treatment::Refused => calls.refused += 1,
-                weir_core::record::Treatment::Terminated => {}
+                weir_core::record::Treatment::Terminated | weir_core::record::Treatment::Passed => {}
             },
             _ => {}
         }
@@ -193,6 +193,10 @@ mod tests {
             cgroup: text(""),
             job: Job::default(),
             seen_alive: true,
+            parents: Vec::new(),
+            container_id: String::new(),
+            netns: 0,
+            job_key: String::new(),
         };
         let body = Intent {
             call_id: CallId::from_random(n.to_be_bytes()),

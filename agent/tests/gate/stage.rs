@@ -230,6 +230,10 @@ fn caller() -> Caller<Masked<String>> {
         cgroup: none(),
         job: Job::default(),
         seen_alive: true,
+        parents: Vec::new(),
+        container_id: String::new(),
+        netns: 0,
+        job_key: String::new(),
     }
 }
 

@@ -62,6 +62,10 @@ pub fn intent(n: u64, action: Action) -> Intent<Text> {
         cgroup: none(),
         job: Job::default(),
         seen_alive: true,
+        parents: Vec::new(),
+        container_id: String::new(),
+        netns: 0,
+        job_key: String::new(),
     };
     Intent {
         call_id: call(n),

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use clickhouse::Row;
 use serde::Serialize;
 use weir_core::record::{
-    Body, Caller, DecisionRecord, Durability, Flow, Intent, Mcp, Message, Outcome, Payload, Proof, Server,
-    Stored,
+    Body, Caller, Completeness, Connect, ConnectSums, ConnectVerdict, DecisionRecord, Durability, Flow, Gap,
+    Intent, Mcp, Message, Outcome, Payload, Proof, Server, Stored,
 };
 
 use super::{Batch, time};
@@ -34,6 +34,12 @@ pub struct EventRow {
     pub process_command_line: String,
     pub process_linux_cgroup: String,
     pub process_seen_alive: bool,
+    pub process_ancestor_pids: Vec<u32>,
+    pub process_ancestor_start_ticks: Vec<Option<u64>>,
+    pub process_ancestor_executable_paths: Vec<String>,
+    pub process_linux_network_namespace: u32,
+    pub container_id: String,
+    pub job_key: String,
     pub cicd_provider: String,
     pub vcs_repository_name: String,
     pub cicd_pipeline_name: String,
@@ -75,6 +81,20 @@ pub struct EventRow {
     pub flow_end: &'static str,
     pub bytes_up: u64,
     pub bytes_down: u64,
+    pub connect_verdict: &'static str,
+    pub connect_reason: &'static str,
+    pub connect_protocol: u8,
+    pub connect_boot_ns: u64,
+    pub client_address: String,
+    pub client_port: u16,
+    pub job_name: String,
+    pub job_closed: bool,
+    pub kernel_connects: BTreeMap<&'static str, u64>,
+    pub lost_connects: BTreeMap<&'static str, u64>,
+    pub connects_in_flight: u64,
+    pub table_counts: BTreeMap<String, u64>,
+    pub gap_reason: &'static str,
+    pub gap_count: u64,
     pub event_name: String,
     pub event_detail: BTreeMap<String, String>,
     pub payload: String,
@@ -117,6 +137,8 @@ impl EventRow {
                 row.event_name = event.name;
                 row.event_detail = event.detail;
             }
+            Body::Completeness(sums) => row.completeness(sums),
+            Body::Gap(gap) => row.gap(gap),
         }
         row
     }
@@ -179,6 +201,38 @@ impl EventRow {
         self.bytes_up = flow.bytes_up;
         self.bytes_down = flow.bytes_down;
         self.duration_us = Some(flow.duration_us);
+        if let Some(connect) = flow.connect {
+            self.connect(connect);
+        }
+    }
+
+    /// The job is the one that the kernel counted under, whatever the process's own is by now.
+    fn connect(&mut self, connect: Connect) {
+        self.job_key = connect.job_key;
+        self.connect_verdict = connect.verdict.as_str();
+        self.connect_reason = connect.reason.as_str();
+        self.connect_protocol = connect.protocol;
+        self.connect_boot_ns = connect.at_ns;
+        self.client_address = connect.source;
+        self.client_port = connect.source_port;
+    }
+
+    fn completeness(&mut self, sums: Completeness<String>) {
+        self.job_key = sums.job_key;
+        self.job_name = sums.name;
+        self.job_closed = sums.closed;
+        self.kernel_connects = by_verdict(&sums.kernel);
+        self.lost_connects = by_verdict(&sums.lost);
+        self.connects_in_flight = sums.in_flight;
+        self.table_counts = sums.tables;
+    }
+
+    fn gap(&mut self, gap: Gap<String>) {
+        self.job_key = gap.job_key;
+        self.connect_verdict = gap.verdict.as_str();
+        self.gap_reason = gap.reason.as_str();
+        self.gap_count = gap.count;
+        self.event_detail = gap.detail;
     }
 
     fn caller(&mut self, caller: Arc<Caller<String>>) {
@@ -192,6 +246,14 @@ impl EventRow {
         self.process_command_line = caller.command_line;
         self.process_linux_cgroup = caller.cgroup;
         self.process_seen_alive = caller.seen_alive;
+        for ancestor in caller.parents {
+            self.process_ancestor_pids.push(ancestor.pid);
+            self.process_ancestor_start_ticks.push(ancestor.start_time);
+            self.process_ancestor_executable_paths.push(ancestor.executable);
+        }
+        self.process_linux_network_namespace = caller.netns;
+        self.container_id = caller.container_id;
+        self.job_key = caller.job_key;
         self.cicd_provider = caller.job.provider;
         self.vcs_repository_name = caller.job.repository;
         self.cicd_pipeline_name = caller.job.workflow;
@@ -228,4 +290,8 @@ impl EventRow {
         (self.payload_masked_detectors, self.payload_masked_pointers) =
             payload.masked.into_iter().map(|span| (span.detector, span.pointer)).unzip();
     }
+}
+
+fn by_verdict(sums: &ConnectSums) -> BTreeMap<&'static str, u64> {
+    ConnectVerdict::ALL.iter().map(|verdict| (verdict.as_str(), sums.of(*verdict))).collect()
 }

@@ -18,10 +18,11 @@ pub struct Migration {
 }
 
 /// Every step that this program knows, in order.
-pub const MIGRATIONS: [Migration; 3] = [
+pub const MIGRATIONS: [Migration; 4] = [
     Migration { version: 1, name: "events", sql: include_str!("migrations/0001_events.sql") },
     Migration { version: 2, name: "approvals", sql: include_str!("migrations/0002_approvals.sql") },
     Migration { version: 3, name: "views", sql: include_str!("migrations/0003_views.sql") },
+    Migration { version: 4, name: "accounts", sql: include_str!("migrations/0004_accounts.sql") },
 ];
 
 const TABLE: &str = "CREATE TABLE IF NOT EXISTS migrations (
@@ -143,8 +144,18 @@ mod tests {
         for (at, migration) in MIGRATIONS.iter().enumerate() {
             assert_eq!(migration.version as usize, at + 1);
             for statement in migration.statements() {
-                let repeatable = ["CREATE TABLE IF NOT EXISTS", "CREATE VIEW IF NOT EXISTS"];
+                let repeatable = [
+                    "CREATE TABLE IF NOT EXISTS",
+                    "CREATE VIEW IF NOT EXISTS",
+                    "CREATE OR REPLACE VIEW",
+                    "ALTER TABLE",
+                ];
                 assert!(repeatable.iter().any(|start| statement.starts_with(start)), "{statement}");
+                let added = |what: &str| statement.matches(what).count();
+                assert_eq!(
+                    added("ADD "),
+                    added("ADD COLUMN IF NOT EXISTS ") + added("ADD INDEX IF NOT EXISTS ")
+                );
                 assert!(!statement.contains(';'), "{statement}");
             }
         }

@@ -65,6 +65,10 @@ pub fn caller() -> Caller<Text> {
             runner: text("r1"),
         },
         seen_alive: true,
+        parents: Vec::new(),
+        container_id: String::new(),
+        netns: 0,
+        job_key: String::new(),
     }
 }
 
@@ -129,6 +133,7 @@ pub fn flow(treatment: Treatment) -> Body<Text> {
         bytes_up: 10,
         bytes_down: 20,
         duration_us: 30,
+        connect: None,
     })
 }
 

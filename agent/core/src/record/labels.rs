@@ -12,6 +12,9 @@ macro_rules! labels {
         }
 
         impl $name {
+            /// Each of them, in the order of this list.
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+
             /// The label, as it is recorded.
             pub fn as_str(self) -> &'static str {
                 match self {
@@ -86,6 +89,8 @@ labels! {
         Opaque = "opaque",
         /// Closed by Weir.
         Refused = "refused",
+        /// Left alone by policy: it went its way, and Weir saw no byte of it.
+        Passed = "passed",
     }
 
     /// How a connection ended: a closed set.
@@ -106,5 +111,72 @@ labels! {
         Limit = "limit",
         /// The connection broke, or the agent ended.
         Broken = "broken",
+        /// It went on by itself, and was not seen further.
+        Direct = "direct",
+        /// The kernel refused it.
+        NeverMade = "never_made",
+        /// It was led to the agent, and the client never began it.
+        NeverBegun = "never_begun",
+        /// It was led to the agent, and over before the agent accepted it.
+        Withdrawn = "withdrawn",
+        /// The agent that had accepted it ended, and could not say how it went on.
+        AgentEnded = "agent_ended",
+    }
+
+    /// What the kernel's hooks decided about a connect, in the order of their numbers: each connect of a selected
+    /// process is counted in exactly one.
+    ConnectVerdict {
+        /// Led to the agent.
+        Redirected = "redirected",
+        /// Left alone, by policy or since no agent runs and the failure mode is open.
+        Passed = "passed",
+        /// Refused; the reason says why.
+        Refused = "refused",
+        /// Refused as the kernel would have: nobody listens at that loopback address.
+        Unanswered = "unanswered",
+        /// Refused since its origin could not be kept.
+        Failed = "failed",
+        /// A datagram to an intercepted port, refused.
+        Datagram = "datagram",
+        /// A socket of a protocol that the hooks cannot see into, refused.
+        Socket = "socket",
+    }
+
+    /// Why, in the order of the hooks' numbers.
+    ConnectReason {
+        /// Nothing else is to be said.
+        None = "",
+        /// It asked for one of Weir's own ports.
+        OwnPort = "own_port",
+        /// Policy denies the destination.
+        Denied = "denied",
+        /// The job may reach named destinations alone.
+        NotNamed = "not_named",
+        /// The agent had no listener in its network namespace yet.
+        NoListener = "no_listener",
+        /// No agent was running.
+        NoAgent = "no_agent",
+        /// Led to the agent, and never begun by the client.
+        NeverBegun = "never_begun",
+        /// Led to the agent, and over before the agent accepted it.
+        Withdrawn = "withdrawn",
+        /// Policy passes the destination.
+        Pass = "pass",
+    }
+
+    /// Why what the kernel counted and what is recorded differ.
+    GapReason {
+        /// The agent ended between taking the connection and recording it.
+        AgentEnded = "agent_ended",
+        /// The ring in which the kernel tells of connects had no room.
+        RingFull = "ring_full",
+        /// A table of the kernel's had no room.
+        TableFull = "table_full",
+        /// Events are missing from the log: rows were deleted, or never arrived.
+        RowsDeleted = "rows_deleted",
+        /// Nothing explains it.
+        Unexplained = "unexplained",
+        /// More is recorded than was counted.
+        Surplus = "surplus",
     }
 }
