@@ -5,7 +5,9 @@
 //! another room see aya, or make an origin up: a peer without one is refused by its caller.
 
 mod host;
+pub mod link;
 mod pending;
+pub mod pins;
 mod syscall;
 
 use std::{
@@ -48,6 +50,8 @@ pub enum KernelError {
     NoBtf(PathBuf),
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    #[error(transparent)]
+    Pins(#[from] pins::PinError),
     #[error("cgroups {} and {} lie one inside the other: select only one of them", .0.display(), .1.display())]
     Overlap(PathBuf, PathBuf),
     #[error("{0} ports to protect, and there is room for {OWN_PORTS_ROOM}: name fewer of them")]
