@@ -1,6 +1,7 @@
 //! The agent's configuration: a TOML text comes in, a checked [`Config`] goes out. A mistake is named with
 //! its file, line and column; nothing is guessed, and an unknown key is a mistake.
 
+mod lifecycle;
 mod limits;
 
 use std::net::{IpAddr, SocketAddrV4, SocketAddrV6};
@@ -14,6 +15,7 @@ use toml::Spanned;
 use weir_core::approval::AllowedSigners;
 use weir_core::policy::{Action, Policy, PolicyError, Rule, glob};
 
+pub use lifecycle::{Failure, Kernel, Mode, Refusal};
 pub use limits::{Limits, Spool};
 
 /// Everything the operator decides.
@@ -25,6 +27,8 @@ pub struct Config {
     pub policy: Policy,
     pub select: Select,
     pub listen: Listen,
+    pub kernel: Kernel,
+    pub failure: Failure,
     /// The collector's socket; without one, records wait in the spool.
     pub collector: Option<PathBuf>,
     /// Ports of Weir's own that selected cgroups may not reach.
@@ -142,6 +146,10 @@ struct Document {
     select: Select,
     #[serde(default)]
     listen: Listen,
+    #[serde(default)]
+    kernel: Kernel,
+    #[serde(default)]
+    failure: Failure,
     collector: Option<CollectorSection>,
     #[serde(default)]
     protect: ProtectSection,
@@ -271,6 +279,8 @@ impl Config {
             policy,
             select: document.select,
             listen: document.listen,
+            kernel: document.kernel,
+            failure: document.failure,
             collector: document.collector.map(|section| section.socket),
             protected_ports: document.protect.ports,
             intercept,
@@ -339,6 +349,16 @@ mod tests {
     }
 
     #[test]
+    fn without_an_agent_what_weir_reads_is_refused_unless_the_operator_says_otherwise() {
+        let closed = parse(HEAD).unwrap().failure;
+        assert_eq!((closed.intercepted, closed.relayed), (Mode::Closed, Mode::Open));
+        assert_eq!(closed.errno.number(), 111);
+        let text = format!("{HEAD}[failure]\nintercepted = \"open\"\nerrno = \"EHOSTUNREACH\"\n");
+        let open = parse(&text).unwrap().failure;
+        assert_eq!((open.intercepted, open.errno.number()), (Mode::Open, 113));
+    }
+
+    #[test]
     fn each_mistake_is_named_with_its_place() {
         for (text, expected) in [
             ("tenant = ", "weir.toml:1:10"),
@@ -352,6 +372,7 @@ mod tests {
                 &format!("{HEAD}[spool]\nseal_after = \"200h\"\n"),
                 "weir.toml:4:14: \"200h\" is not a duration",
             ),
+            (&format!("{HEAD}[failure]\nerrno = \"EFAULT\"\n"), "weir.toml:4:9: unknown variant `EFAULT`"),
             (&format!("{HEAD}[limits]\nflows = 0\n"), "weir.toml:3:1: a limit of 0"),
             (&format!("{HEAD}[limits]\nflows = 65537\n"), "weir.toml:3:1: flows and holds"),
             (

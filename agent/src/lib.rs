@@ -29,3 +29,4 @@ pub mod spool;
 pub mod tasks;
 pub mod tls;
 pub mod trust;
+pub mod uninstall;

@@ -13,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use weir::config::{Config, ConfigError};
 use weir::daemon::Agent;
 use weir::run::{self, Run};
-use weir::{admin, trust};
+use weir::{admin, trust, uninstall};
 
 /// Where state lives unless a configuration or an option says otherwise.
 const STATE_DIR: &str = "/var/lib/weir";
@@ -33,6 +33,7 @@ Examples:
   weir run -- npx some-agent --task build     one command, its MCP calls listed at the end
   weir agent --config /etc/weir/weir.toml     the host's agent, in the foreground
   weir status --json                          what the running agent does
+  weir agent --detach                         no hook is left in force
 Logs go to standard error; RUST_LOG=weir=debug shows more.
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration; `weir run` gives back its command's.";
 
@@ -43,10 +44,30 @@ const WRONG_USAGE: u8 = 2;
 #[derive(Subcommand)]
 enum Command {
     /// Runs the host's agent until it gets SIGTERM or SIGINT.
+    ///
+    /// Its hooks stay in force when it has ended, in the failure mode that [failure] names, until another agent takes them
+    /// over or --detach takes them away.
     Agent {
         /// The configuration file.
         #[arg(long, default_value = CONFIG)]
         config: PathBuf,
+        /// Takes away the hooks and tables that an agent left in force, and runs none.
+        #[arg(long)]
+        detach: bool,
+    },
+    /// Takes Weir off this host: hooks, tables and CA, and with --purge all else; says what it removes.
+    ///
+    /// The runner's environment must no more name Weir's CA (`weir ca env`), or its jobs trust nobody. Programs, service
+    /// and configuration file stay for the package manager.
+    Uninstall {
+        #[command(flatten)]
+        place: Place,
+        /// Removes records, keys and the state folder too. Records that were not shipped are lost.
+        #[arg(long)]
+        purge: bool,
+        /// Ends a running agent first, instead of refusing.
+        #[arg(long)]
+        force: bool,
     },
     /// Runs a command in a cgroup of its own under interception, and lists its MCP calls when it ends.
     ///
@@ -158,7 +179,14 @@ fn main() -> ExitCode {
 
 fn execute(command: Command) -> Result<ExitCode> {
     match command {
-        Command::Agent { config } => runtime()?.block_on(agent(&config))?,
+        Command::Agent { config, detach: false } => runtime()?.block_on(agent(&config))?,
+        Command::Agent { config, detach: true } => {
+            tell(&runtime()?.block_on(uninstall::detach(&Config::read(&config)?))?);
+        }
+        Command::Uninstall { place, purge, force } => {
+            let plan = uninstall::Plan { purge, force };
+            tell(&runtime()?.block_on(uninstall::uninstall(&place.config()?, plan))?);
+        }
         Command::Run { config, state_dir, report, command } => {
             let run = Run { config, state_dir, command, report };
             let code = runtime()?.block_on(run.execute())?;
@@ -181,6 +209,10 @@ fn execute(command: Command) -> Result<ExitCode> {
         Command::KeepCgroup { name } => run::keep(&name)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn tell(lines: &[String]) {
+    lines.iter().for_each(|line| println!("{line}"));
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime> {
