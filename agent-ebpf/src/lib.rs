@@ -32,6 +32,9 @@ pub const DESTINATIONS_ROOM: u32 = 16_384;
 pub const NETNS_ROOM: u32 = 4096;
 /// Bytes of the ring in which connects are told that the agent does not see otherwise.
 pub const CONNECTS_BYTES: u32 = 1 << 20;
+/// What the agent's own sockets are marked with: one that may connect anywhere, and a listener.
+pub const MARK_EXEMPT: u32 = 1;
+pub const MARK_LISTENER: u32 = 2;
 
 /// The job of a socket whose own job is not accounted for any more.
 pub const STRAY_JOB: u64 = 0;
@@ -62,6 +65,10 @@ pub struct FlowOrigin {
     pub cgroup_id: u64,
     /// Nanoseconds since boot, suspension included: the clock of field 22 of `/proc/PID/stat`.
     pub connected_at: u64,
+    /// Under which the connect is counted, see [`JobCounts`].
+    pub job: u64,
+    /// When the process began, on the same clock; 0 where lineage does not know it.
+    pub process_start: u64,
     /// Process and thread, in the initial pid namespace.
     pub tgid: u32,
     pub tid: u32,
@@ -69,8 +76,18 @@ pub struct FlowOrigin {
     pub uid: u32,
     pub gid: u32,
     pub destination: [u8; 16],
+    /// What the socket is bound to; zeros for what the kernel would have chosen.
+    pub source: [u8; 16],
     pub destination_port: u16,
-    pub reserved: [u8; 6],
+    pub source_port: u16,
+    /// See [`verdict`].
+    pub verdict: u8,
+    /// See [`reason`].
+    pub reason: u8,
+    /// The IPPROTO; MPTCP is 6 (TCP). Of a refused socket its low byte.
+    pub protocol: u8,
+    /// Whether the connection was begun: its SYN was about to be sent.
+    pub begun: u8,
     /// The thread's name, padded with zeros. Chosen by the thread itself: for display alone.
     pub comm: [u8; 16],
 }
@@ -104,19 +121,37 @@ pub struct Listeners {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Bit `n`: cgroups `n` levels below the hierarchy's root are selected. Ancestors at other levels are not looked up.
-    pub cgroup_levels: u32,
+    /// At which depths below the hierarchy's root cgroups are selected: up to sixteen numbers of four bits, the deepest
+    /// in the lowest bits, ended by a 0. Ancestors at other depths are not looked up.
+    pub cgroup_levels: u64,
+    /// This agent's network namespace, in which Weir's own ports are protected.
+    pub host_netns: u64,
     /// Whether there are selected users, and selected executables.
-    pub by_uid: u32,
+    pub by_user: u32,
     pub by_executable: u32,
     /// The [`action`] for destinations that are not in the table.
     pub unknown: u32,
     /// Bit `n`: without an agent, connects with [`action`] `n` go on to their destination instead of being refused.
     pub open_actions: u32,
-    /// The error of a connect that is refused for want of an agent.
+    /// The error of a connect that is refused for want of an agent or a listener.
     pub errno: u32,
-    /// This agent's network namespace, in which [`OWN_PORTS_ROOM`] ports are protected.
-    pub host_netns: u64,
+    pub reserved: u32,
+}
+
+impl Settings {
+    /// How many depths can be named.
+    pub const LEVELS: usize = 16;
+
+    /// The form of [`Settings::cgroup_levels`] for these depths below the root. None: one of them is 0 or more than 15.
+    pub fn pack_levels(depths: impl IntoIterator<Item = usize>) -> Option<u64> {
+        let mut there = [false; Self::LEVELS];
+        for depth in depths {
+            *there.get_mut(depth).filter(|_| depth > 0)? = true;
+        }
+        // The shallowest first, so that the deepest comes to lie lowest.
+        let present = there.iter().enumerate().filter(|(_, is_there)| **is_there);
+        Some(present.fold(0, |packed, (depth, _)| packed << 4 | depth as u64))
+    }
 }
 
 /// What is selected by a cgroup, an executable or a user.
@@ -155,7 +190,7 @@ pub struct JobCounts {
 
 /// Looked up twice: with the port, then with port 0, which is any.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DestinationKey {
     /// Network order.
     pub port: [u8; 2],
@@ -244,25 +279,25 @@ pub mod flag {
 
 /// Slots of the per-CPU counters, of the whole host.
 pub mod counter {
-    /// Led to the agent's listener.
-    pub const REDIRECTED: u32 = 0;
-    /// Left alone: the socket is the agent's own.
-    pub const PASSED: u32 = 1;
-    /// Refused: it asked for one of Weir's own ports.
-    pub const REFUSED: u32 = 2;
-    /// Refused as the kernel would have: nobody listens at that loopback address.
-    pub const UNANSWERED: u32 = 3;
-    /// Refused since its origin could not be kept.
-    pub const FAILED: u32 = 4;
-    pub const SLOTS: u32 = 5;
+    /// Connects of the agent's own sockets, left alone.
+    pub const EXEMPT: u32 = 0;
+    /// Connects counted under [`super::STRAY_JOB`] since their job is not in the table.
+    pub const STRAY: u32 = 1;
+    /// Processes that could not be tagged: the table is full.
+    pub const TASKS_FULL: u32 = 2;
+    /// Jobs that could not be accounted for on their own: the table is full.
+    pub const JOBS_FULL: u32 = 3;
+    /// Task events for which the ring had no room.
+    pub const TASK_EVENTS_LOST: u32 = 4;
+    pub const SLOTS: u32 = 8;
 }
 
 const _: () = {
     assert!(size_of::<FlowKey>() == 32 && align_of::<FlowKey>() == 8);
-    assert!(size_of::<FlowOrigin>() == 80 && align_of::<FlowOrigin>() == 8);
+    assert!(size_of::<FlowOrigin>() == 112 && align_of::<FlowOrigin>() == 8);
     assert!(size_of::<ConnectKey>() == 16 && align_of::<ConnectKey>() == 8);
     assert!(size_of::<Listeners>() == 24 && align_of::<Listeners>() == 2);
-    assert!(size_of::<Settings>() == 32 && align_of::<Settings>() == 8);
+    assert!(size_of::<Settings>() == 40 && align_of::<Settings>() == 8);
     assert!(size_of::<Selected>() == 16 && align_of::<Selected>() == 8);
     assert!(size_of::<Tag>() == 24 && align_of::<Tag>() == 8);
     assert!(size_of::<JobCounts>() == 128 && align_of::<JobCounts>() == 8);
@@ -295,4 +330,17 @@ mod user {
         task::TaskEvent,
         task::Offsets
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_deepest_level_is_looked_up_first() {
+        assert_eq!(Settings::pack_levels([2, 5, 2]), Some(0x25));
+        assert_eq!(Settings::pack_levels(1..=15), Some(0x1234_5678_9abc_def));
+        assert_eq!(Settings::pack_levels([]), Some(0));
+        assert_eq!((Settings::pack_levels([0]), Settings::pack_levels([16])), (None, None));
+    }
 }

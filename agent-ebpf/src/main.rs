@@ -1,30 +1,63 @@
 //! The kernel programs: the list of programs and maps.
 //!
-//! Enters: each `connect(2)` on a TCP socket of a selected cgroup, and that socket's changes of state. Leaves: the
-//! connect, led to the agent's listener, and the origin of it in `PENDING`. Must never: let a connect through whose
-//! origin could not be kept, keep state in an LRU map (one job could push out another's record), or match on a
-//! thread's name.
+//! Enters: sockets, connects and datagrams of the processes below the attach cgroup. Leaves: the connects of selected ones,
+//! led to the agent's listener, with their origins in `PENDING`; refusals; what was counted and told of each. Must never: let
+//! a connect through whose origin could not be kept, keep state in an LRU map (one job could push out another's record), or
+//! match on a thread's name.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod account;
 mod connect;
+mod datagram;
+mod destination;
+mod origin;
+mod peername;
+mod select;
+mod socket;
 mod sockops;
 
-use core::arch::asm;
-
 use aya_ebpf::{
-    Global,
-    btf_maps::{HashMap, PerCpuArray, SkStorage},
-    macros::{btf_map, cgroup_sock_addr, sock_ops},
-    programs::{SockAddrContext, SockOpsContext},
+    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage},
+    macros::{btf_map, cgroup_sock, cgroup_sock_addr, sock_ops},
+    programs::{SockAddrContext, SockContext, SockOpsContext},
 };
-use weir_ebpf::{FlowKey, FlowOrigin, Listeners, OWN_PORTS_ROOM, PENDING_ROOM, counter};
+use weir_ebpf::{
+    CGROUPS_ROOM, CONNECTS_BYTES, ConnectKey, DESTINATIONS_ROOM, DestinationKey, FlowKey, FlowOrigin,
+    JOBS_ROOM, JobCounts, Listeners, NETNS_ROOM, OWN_PORTS_ROOM, PENDING_ROOM, SELECTORS_ROOM, Selected,
+    Settings, TAKEN_ROOM, Tag, counter, task::TASKS_ROOM,
+};
 
-/// Set by the agent before the load.
-#[unsafe(no_mangle)]
-static LISTENERS: Global<Listeners> =
-    Global::new(Listeners { v6: [0; 16], v4: [0; 4], v6_port: 0, v4_port: 0 });
+const SOL_SOCKET: i32 = 1;
+const SO_BINDTOIFINDEX: i32 = 62;
+
+#[btf_map]
+static SETTINGS: Array<Settings, 1> = Array::new();
+
+/// Tagged processes, by their number in the initial pid namespace. Kept by lineage.
+#[btf_map]
+static TASKS: HashMap<u32, Tag, { TASKS_ROOM as usize }> = HashMap::new();
+
+/// Selected cgroups, by id: with all those below.
+#[btf_map]
+static CGROUPS: HashMap<u64, Selected, { CGROUPS_ROOM as usize }> = HashMap::new();
+
+/// Selected users, in the initial user namespace.
+#[btf_map]
+static USERS: HashMap<u32, Selected, { SELECTORS_ROOM as usize }> = HashMap::new();
+
+/// What is counted of each job.
+#[btf_map]
+static JOBS: HashMap<u64, JobCounts, { JOBS_ROOM as usize }> = HashMap::new();
+
+/// An [`weir_ebpf::action`] for ports and prefixes.
+#[btf_map]
+static DESTINATIONS: LpmTrie<DestinationKey, u32, { DESTINATIONS_ROOM as usize }> = LpmTrie::new();
+
+/// The agent's listeners, by the network namespace's cookie.
+#[btf_map]
+static NETNS: HashMap<u64, Listeners, { NETNS_ROOM as usize }> = HashMap::new();
 
 /// Weir's own ports, in the host's byte order.
 #[btf_map]
@@ -34,7 +67,11 @@ static OWN_PORTS: HashMap<u16, u8, { OWN_PORTS_ROOM as usize }> = HashMap::new()
 #[btf_map]
 static EXEMPT: SkStorage<u32> = SkStorage::new();
 
-/// The origin of the socket's latest connect.
+/// Whose each socket is, by the process that made it.
+#[btf_map]
+static SOCKETS: SkStorage<Tag> = SkStorage::new();
+
+/// The origin of the socket's latest connect, if that was redirected.
 #[btf_map]
 static ORIGINS: SkStorage<FlowOrigin> = SkStorage::new();
 
@@ -42,7 +79,16 @@ static ORIGINS: SkStorage<FlowOrigin> = SkStorage::new();
 #[btf_map]
 static PENDING: HashMap<FlowKey, FlowOrigin, { PENDING_ROOM as usize }> = HashMap::new();
 
-/// One slot per kind of answer, see [`counter`].
+/// The origins of connections that the agent has taken and not yet recorded. The agent's alone; it outlives the agent, so that
+/// the next one knows what this one owes.
+#[btf_map]
+static TAKEN: HashMap<ConnectKey, FlowOrigin, { TAKEN_ROOM as usize }> = HashMap::new();
+
+/// What was counted and does not come to the agent as a connection.
+#[btf_map]
+static CONNECTS: RingBuf<FlowOrigin, { CONNECTS_BYTES as usize }> = RingBuf::new();
+
+/// Counts of the host, one slot for each kind, see [`counter`].
 #[btf_map]
 static COUNTS: PerCpuArray<u64, { counter::SLOTS as usize }> = PerCpuArray::new();
 
@@ -56,20 +102,41 @@ pub fn weir_connect6(ctx: SockAddrContext) -> i32 {
     connect::connect6(ctx.sock_addr)
 }
 
+#[cgroup_sock_addr(sendmsg4)]
+pub fn weir_sendmsg4(ctx: SockAddrContext) -> i32 {
+    datagram::connect4(ctx.sock_addr)
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+pub fn weir_sendmsg6(ctx: SockAddrContext) -> i32 {
+    datagram::connect6(ctx.sock_addr)
+}
+
+#[cgroup_sock_addr(getpeername4)]
+pub fn weir_getpeername4(ctx: SockAddrContext) -> i32 {
+    peername::getpeername4(ctx.sock_addr)
+}
+
+#[cgroup_sock_addr(getpeername6)]
+pub fn weir_getpeername6(ctx: SockAddrContext) -> i32 {
+    peername::getpeername6(ctx.sock_addr)
+}
+
+#[cgroup_sock(sock_create)]
+pub fn weir_sock_create(ctx: SockContext) -> i32 {
+    socket::create(ctx.sock)
+}
+
+#[cgroup_sock(sock_release)]
+pub fn weir_sock_release(ctx: SockContext) -> i32 {
+    socket::release(ctx.sock)
+}
+
 #[sock_ops]
 pub fn weir_sockops(ctx: SockOpsContext) -> u32 {
     sockops::on_event(ctx.ops);
     // Read by callbacks other than ours alone; 0 asks for no reply.
     0
-}
-
-/// Adds to a counter, wrapping. In one instruction, since one of these programs can preempt another on its CPU; as
-/// assembly, since `core` has no `fetch_add` for a target without compare-and-swap.
-fn count(slot: u32, by: u64) {
-    if let Some(cell) = COUNTS.get_ptr_mut(slot) {
-        // SAFETY: the kernel gave the pointer: 8 bytes, aligned, valid until the program returns.
-        unsafe { asm!("lock *(u64 *)({cell} + 0) += {by}", cell = in(reg) cell, by = in(reg) by) };
-    }
 }
 
 /// Some helpers of the kernel are for GPL-compatible programs alone.

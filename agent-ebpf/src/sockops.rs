@@ -1,29 +1,31 @@
-//! sock_ops: hands the origin of a redirected connect over to the agent, under the name by which the agent will see
-//! the connection.
+//! `sock_ops`: hands the origin of a redirected connection over to the agent.
 //!
-//! Enters: the socket's events. Leaves: an entry in `PENDING`, or none where the connection died before the agent
-//! could want it. Must never: let a connection live whose origin is not in `PENDING`.
+//! Enters: the socket's life, from the moment before its SYN. Leaves: an entry in `PENDING` under the client's end of the
+//! connection, for the agent's accept to find. Must never: let a connection go on whose entry could not be made, or an
+//! entry disappear without being told.
 
-use core::ptr::{addr_of, from_ref, null_mut, read_volatile};
+use core::ptr::{addr_of, read_volatile};
 
 use aya_ebpf::{
     bindings::{
         BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE,
         BPF_TCP_ESTABLISHED, BPF_TCP_SYN_SENT, bpf_sock_ops,
     },
-    helpers::{bpf_get_netns_cookie, bpf_setsockopt, bpf_sk_storage_get, bpf_sock_ops_cb_flags_set},
+    helpers::{bpf_get_netns_cookie, bpf_setsockopt, bpf_sock_ops_cb_flags_set},
 };
 use weir_ebpf::{
     FlowKey, FlowOrigin,
     address::{bytes, mapped},
-    counter,
+    reason, verdict,
 };
 
-use crate::{ORIGINS, PENDING, count};
+use crate::{
+    PENDING, SO_BINDTOIFINDEX, SOL_SOCKET,
+    account::{recount, tell},
+    origin,
+};
 
 const AF_INET: u32 = 2;
-const SOL_SOCKET: i32 = 1;
-const SO_BINDTOIFINDEX: i32 = 62;
 
 pub fn on_event(ctx: *mut bpf_sock_ops) {
     // SAFETY: `ctx` is the kernel's context for this call, valid while the program runs.
@@ -37,14 +39,25 @@ pub fn on_event(ctx: *mut bpf_sock_ops) {
 
 /// The local port is known and the SYN not yet sent: the entry is there before the agent can accept.
 fn hand_over(ctx: *mut bpf_sock_ops) {
-    let Some(origin) = origin(ctx) else { return };
+    // SAFETY: as in `on_event`.
+    let sk = unsafe { (*ctx).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return;
+    }
+    let Some(origin) = origin::of(sk) else { return };
     // SAFETY: `origin` lies in the socket's storage, which lives as long as the socket does.
-    let origin = unsafe { &*origin };
+    let origin = unsafe { &mut *origin };
+    origin.begun = 1;
+    let key = key(ctx, origin.netns_cookie);
     // An entry under the same key is of a connection that is dead by now: the kernel gave its port away.
-    let kept = PENDING.insert(key(ctx, origin.netns_cookie), origin, 0).is_ok() && watch_state(ctx);
-    if !kept {
-        count(counter::REDIRECTED, 1_u64.wrapping_neg());
-        count(counter::FAILED, 1);
+    tell_withdrawn(&key);
+    let kept = PENDING.insert(key, *origin, 0).is_ok();
+    if !(kept && watch_state(ctx)) {
+        if kept {
+            let _ = PENDING.remove(key);
+        }
+        recount(origin, verdict::FAILED);
+        tell(origin, false);
         sever(ctx);
     }
 }
@@ -62,22 +75,21 @@ fn withdraw(ctx: *mut bpf_sock_ops) {
     if to == BPF_TCP_CLOSE && (from == BPF_TCP_SYN_SENT || from == BPF_TCP_ESTABLISHED) {
         // SAFETY: reads the context.
         let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.cast()) };
-        // Absent when the agent has taken it already.
-        let _ = PENDING.remove(key(ctx, netns_cookie));
+        tell_withdrawn(&key(ctx, netns_cookie));
     }
 }
 
-/// What `connect4` or `connect6` wrote down. None: not one of theirs, or the agent's own socket.
-fn origin(ctx: *mut bpf_sock_ops) -> Option<*const FlowOrigin> {
-    // SAFETY: as in `on_event`.
-    let sk = unsafe { (*ctx).__bindgen_anon_2.sk };
-    if sk.is_null() {
-        return None;
+/// Takes an entry out that the agent has not taken, and tells of it. Only one of them and us can remove it.
+#[inline(always)]
+fn tell_withdrawn(key: &FlowKey) {
+    // SAFETY: a plain value, copied out. Should the agent remove it at this moment, so that another took its place in
+    // memory, our removal fails and the copy is not used.
+    let Some(origin) = (unsafe { PENDING.get(key) }) else { return };
+    let mut origin: FlowOrigin = *origin;
+    if PENDING.remove(key).is_ok() {
+        origin.reason = reason::WITHDRAWN;
+        tell(&origin, false);
     }
-    // SAFETY: the map is a socket storage of `FlowOrigin`, the socket the context's own, not null; without the create
-    // flag no value is read.
-    let kept = unsafe { bpf_sk_storage_get(from_ref(&ORIGINS).cast_mut().cast(), sk.cast(), null_mut(), 0) };
-    if kept.is_null() { None } else { Some(kept.cast_const().cast()) }
 }
 
 /// The connection as the agent's listener will see its peer.

@@ -14,9 +14,12 @@ use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 use weir_core::approval::AllowedSigners;
 use weir_core::policy::{Action, Policy, PolicyError, Rule, glob};
+use weir_ebpf::action;
 
 pub use lifecycle::{Failure, Kernel, Mode, Refusal};
 pub use limits::{Limits, Spool};
+
+use crate::kernel::Destination;
 
 /// Everything the operator decides.
 #[derive(Debug, Clone)]
@@ -113,6 +116,20 @@ impl InterceptList {
             let named = |name: &String| entry.names.iter().any(|n| glob(&n.to_ascii_lowercase(), name));
             name.as_ref().is_some_and(named) || entry.cidrs.iter().any(|cidr| cidr.contains(&address))
         })
+    }
+
+    /// What the hooks are to be told of it. An entry by name covers its ports everywhere: which name is meant shows later.
+    pub fn destinations(&self) -> Vec<Destination> {
+        let everywhere = [IpNet::from(ipnet::Ipv4Net::default()), IpNet::from(ipnet::Ipv6Net::default())];
+        let mut destinations = Vec::new();
+        for entry in &self.0 {
+            let networks = if entry.names.is_empty() { &entry.cidrs[..] } else { &everywhere };
+            for &port in &entry.ports {
+                let action = action::INTERCEPT;
+                destinations.extend(networks.iter().map(|&network| Destination { network, port, action }));
+            }
+        }
+        destinations
     }
 
     /// Whether some name could make a connection to this port terminated: then its first bytes must be read.

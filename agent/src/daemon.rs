@@ -1,8 +1,8 @@
 //! A running agent: every room set up, in order, and taken down again in order. `weir agent` runs one until
 //! it is told to stop; `weir run` runs one for as long as its command lives.
 
-use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,13 +11,15 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use weir_core::ids::Boot;
 use weir_core::mask::{MaskKey, Masker};
+use weir_ebpf::{Selected, Settings};
 
 use crate::admin::{self, CaStatus, CallStatus, ConnectStatus, Desk, ListenStatus, SpoolStatus, Status};
 use crate::approval::Approvals;
+use crate::cgroup;
 use crate::config::Config;
 use crate::gate::{Gate, HeldCalls, Place};
 use crate::intercept::{Interceptor, Listeners};
-use crate::kernel::{Hooks, check_host};
+use crate::kernel::{Hooks, Plan, check_host};
 use crate::ledger::{Ledger, LedgerConfig, Tap};
 use crate::random;
 use crate::share::Shares;
@@ -69,7 +71,10 @@ impl Agent {
         let upstream = UpstreamTls::new(&config.upstream_roots)?;
         let listeners = Listeners::open(&config.listen)?;
         let (v4, v6) = listeners.addresses().context("cannot tell the listeners' addresses")?;
-        let hooks = Arc::new(Hooks::load(&config.protected_ports, v4, v6)?);
+        let plan = Plan { own_ports: &config.protected_ports, ..Plan::default() };
+        let hooks = Arc::new(Hooks::load(plan)?);
+        listeners.announce(&hooks)?;
+        hooks.set_destinations(&config.intercept.destinations())?;
 
         let boot = Boot::from_random(random::bytes());
         let folder = Folder::open(state_dir.join("spool")).context("cannot open the spool")?;
@@ -117,9 +122,7 @@ impl Agent {
         let admin = admin::socket(&state_dir);
         let admin = admin::listen(&admin).with_context(|| format!("cannot listen on {}", admin.display()))?;
 
-        for cgroup in &config.select.cgroups {
-            hooks.attach(cgroup)?;
-        }
+        select(&hooks, &config.select.cgroups)?;
         let mut background = vec![
             tokio::spawn(interceptor.accept(listeners)),
             tokio::spawn(admin::serve(admin, Arc::new(Desk { status: status.clone() }), ending.clone())),
@@ -222,6 +225,23 @@ fn status(
     })
 }
 
+/// Selects cgroups, each with all those below.
+fn select(hooks: &Hooks, cgroups: &[PathBuf]) -> Result<()> {
+    let mount = cgroup::mount_point()?;
+    let paths = cgroups.iter().map(|path| cgroup::resolve(path)).collect::<Result<Vec<_>, _>>()?;
+    let depths =
+        paths.iter().map(|path| path.strip_prefix(&mount).map_or(0, |below| below.components().count()));
+    let levels =
+        Settings::pack_levels(depths).context("a selected cgroup is the root, or deeper than 15 levels")?;
+    hooks.change_settings(|settings| settings.cgroup_levels = levels)?;
+    for path in &paths {
+        let job = std::fs::metadata(path)?.ino();
+        hooks.select_cgroup(job, Selected { job, flags: 0, reserved: 0 })?;
+        hooks.attach(path)?;
+    }
+    Ok(())
+}
+
 async fn until(ending: CancellationToken, work: impl Future<Output = ()>) {
     tokio::select! {
         () = work => {}
@@ -233,8 +253,8 @@ async fn sweep(hooks: Arc<Hooks>) {
     loop {
         tokio::time::sleep(SWEEP).await;
         match hooks.sweep_pending(PENDING_KEPT) {
-            Ok(0) => {}
-            Ok(swept) => tracing::warn!(swept, "connects that were never accepted"),
+            Ok(swept) if swept.is_empty() => {}
+            Ok(swept) => tracing::warn!(swept = swept.len(), "connects that were never accepted"),
             Err(error) => tracing::error!(%error, "cannot look for connects that were never accepted"),
         }
     }

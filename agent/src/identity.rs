@@ -179,6 +179,7 @@ mod tests {
     fn origin(tgid: u32, connected_at: Duration) -> Origin {
         Origin {
             destination: "127.0.0.1:1".parse().unwrap(),
+            source: "127.0.0.1:2".parse().unwrap(),
             tgid,
             tid: tgid,
             uid: 1,
@@ -186,6 +187,11 @@ mod tests {
             cgroup_id: 3,
             netns_cookie: 4,
             connected_at,
+            process_start: None,
+            job: 3,
+            verdict: 0,
+            reason: 0,
+            protocol: 6,
             comm: "curl".into(),
         }
     }

@@ -9,6 +9,7 @@ mod relay;
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -51,6 +52,14 @@ impl Listeners {
         let v4 = bind(SocketAddr::V4(listen.v4))?;
         let v6 = bind(SocketAddr::V6(listen.v6))?;
         Ok(Self { v4, v6 })
+    }
+
+    /// Tells the hooks where they are: only to sockets that carry the agent's mark do they lead connects.
+    pub fn announce(&self, hooks: &Hooks) -> anyhow::Result<()> {
+        hooks.mark_listener(self.v4.as_fd())?;
+        hooks.mark_listener(self.v6.as_fd())?;
+        let (v4, v6) = self.addresses()?;
+        Ok(hooks.listen(hooks.netns_cookie(), v4, v6)?)
     }
 
     /// Where they are, with the ports that the kernel chose.
@@ -159,7 +168,7 @@ impl Interceptor {
     }
 
     fn origin(&self, peer: SocketAddr) -> Option<Origin> {
-        match self.hooks.take_origin(peer) {
+        match self.hooks.take_origin(self.hooks.netns_cookie(), peer) {
             Ok(origin) => origin,
             Err(error) => {
                 tracing::error!(%error, "cannot look up a connection's origin");

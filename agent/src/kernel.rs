@@ -1,22 +1,25 @@
 //! The kernel room: load the programs, attach them to cgroups, and take the origins of redirected connections.
 //!
 //! Enters: the agent's listeners, Weir's own ports, cgroups to select, the peers of accepted connections. Leaves: an
-//! [`Origin`] for each connection that the hooks led here. Must never: pin anything (hooks die with the process), let
-//! another room see aya, or make an origin up: a peer without one is refused by its caller.
+//! [`Origin`] for each connection that the hooks led here. Must never: let another room see aya, or make
+//! an origin up: a peer without one is refused by its caller.
 
+mod connects;
 mod host;
 pub mod link;
+mod origin;
 mod pending;
 pub mod pins;
 mod syscall;
+mod tables;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fmt,
     fs::File,
     io,
-    net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
-    os::fd::BorrowedFd,
+    net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6},
+    os::fd::{AsFd, BorrowedFd},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -24,23 +27,63 @@ use std::{
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    maps::{HashMap, Map, MapData, MapError, PerCpuArray, SkStorage},
-    programs::{
-        CgroupAttachMode, CgroupSockAddr, ProgramError, SockOps, cgroup_sock_addr::CgroupSockAddrLink,
-        sock_ops::SockOpsLink,
-    },
+    maps::{Map, MapData, MapError, SkStorage},
+    programs::{Program, ProgramError, ProgramFd},
 };
-use weir_ebpf::{FlowKey, FlowOrigin, Listeners, OWN_PORTS_ROOM, PENDING_ROOM, address, counter};
+use weir_ebpf::{
+    FlowKey, JobCounts, Listeners, MARK_EXEMPT, MARK_LISTENER, OWN_PORTS_ROOM, PENDING_ROOM, Selected,
+    Settings, Tag, action, address, counter,
+};
 
-use self::pending::Pending;
-use crate::cgroup::{self, CgroupError};
+pub use self::{connects::Connects, origin::Origin, tables::Destination};
+use self::{
+    link::{AttachType, Link, Tampering},
+    pending::{Pending, Taken},
+    pins::Pins,
+    tables::{Tables, gone},
+};
+use crate::{
+    cgroup::{self, CgroupError},
+    random,
+};
 
 /// Built by `cargo xtask ebpf` out of `agent-ebpf/`, and committed.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../agent-ebpf/weir-ebpf.o");
 
-const CONNECT4: &str = "weir_connect4";
-const CONNECT6: &str = "weir_connect6";
-const SOCKOPS: &str = "weir_sockops";
+/// In the order in which they are attached: what hands over and what tags goes before what redirects.
+const PROGRAMS: [(&str, AttachType); 9] = [
+    ("weir_sockops", AttachType::SockOps),
+    ("weir_sock_create", AttachType::InetSockCreate),
+    ("weir_sock_release", AttachType::SockRelease),
+    ("weir_getpeername4", AttachType::Getpeername4),
+    ("weir_getpeername6", AttachType::Getpeername6),
+    ("weir_sendmsg4", AttachType::Sendmsg4),
+    ("weir_sendmsg6", AttachType::Sendmsg6),
+    ("weir_connect4", AttachType::Connect4),
+    ("weir_connect6", AttachType::Connect6),
+];
+
+/// What is pinned besides the links.
+const TABLES: [&str; 15] = [
+    "SETTINGS",
+    "TASKS",
+    "CGROUPS",
+    "USERS",
+    "JOBS",
+    "DESTINATIONS",
+    "NETNS",
+    "OWN_PORTS",
+    "EXEMPT",
+    "SOCKETS",
+    "ORIGINS",
+    "PENDING",
+    "TAKEN",
+    "CONNECTS",
+    "COUNTS",
+];
+
+/// The error of a connect for which there is no agent, unless the operator chose another.
+const ECONNREFUSED: u32 = 111;
 
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
@@ -58,64 +101,67 @@ pub enum KernelError {
     TooManyPorts(usize),
     #[error("the kernel refused {what}: {source}; Weir needs Linux 6.1 or newer{log}")]
     Load { what: String, source: io::Error, log: String },
-    #[error("cannot attach {what} to cgroup {}: {source}; is a program attached there that allows no other?", cgroup.display())]
-    Attach { what: &'static str, cgroup: PathBuf, source: io::Error },
     #[error("cannot {doing}: {source}")]
     Table { doing: &'static str, source: io::Error },
 }
 
-/// Where a redirected connection was meant to go, and who made it, as the kernel saw it at `connect(2)`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Origin {
-    /// A v4-mapped address is given as IPv4, and the unspecified address as the loopback that it stands for.
-    pub destination: SocketAddr,
-    /// In the initial pid namespace.
-    pub tgid: u32,
-    pub tid: u32,
-    /// In the initial user namespace.
-    pub uid: u32,
-    pub gid: u32,
-    pub cgroup_id: u64,
-    pub netns_cookie: u64,
-    /// Since boot (CLOCK_BOOTTIME), to be compared with the start time in `/proc/PID/stat`.
-    pub connected_at: Duration,
-    /// The name that the thread gave itself: for display alone.
-    pub comm: String,
-}
-
-/// What became of the TCP connects of selected cgroups. Each is counted once.
+/// What became of the connects of selected processes, of all jobs that are accounted for. Each is counted once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Led to the agent.
     pub redirected: u64,
-    /// Left alone: the agent's own sockets.
+    /// Left alone: by policy, or for want of an agent where that is allowed.
     pub passed: u64,
-    /// Refused (EPERM): Weir's own ports.
+    /// Refused by policy: Weir's own ports, denied destinations, no listener or no agent.
     pub refused: u64,
     /// Refused (ECONNREFUSED) as they would have been without Weir: a loopback port at which nobody listens.
     pub unanswered: u64,
     /// Refused since their origin could not be kept: no memory, or too many connections not yet accepted.
     pub failed: u64,
+    /// Datagrams to intercepted ports, refused.
+    pub datagrams: u64,
+    /// Sockets that no hook could see into, refused.
+    pub sockets: u64,
+    /// Of all these, what could not be told to the agent: the ring had no room.
+    pub lost: u64,
+    /// Connects of the agent's own sockets.
+    pub exempt: u64,
 }
 
-/// The loaded programs. Dropping them, or the death of the process, detaches all of them.
+/// What the hooks need from the start.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    /// Where tables and links are pinned, so that they outlive the agent. None: they die with it.
+    pub pins: Option<Pins>,
+    /// What selected processes may not reach on this host.
+    pub own_ports: &'a [u16],
+    /// How many connections may wait to be accepted.
+    pub pending_room: u32,
+}
+
+impl Default for Plan<'_> {
+    fn default() -> Self {
+        Self { pins: None, own_ports: &[], pending_room: PENDING_ROOM }
+    }
+}
+
+/// The loaded programs, and their tables. Without pins, dropping them, or the death of the process, detaches all of them.
 pub struct Hooks {
     // Dropped in this order: first the links, so that nothing is redirected without a hand-over.
     attached: Mutex<BTreeMap<PathBuf, Links>>,
     programs: Mutex<Ebpf>,
     exempt: Mutex<SkStorage<MapData, u32>>,
+    tables: Mutex<Tables>,
     pending: Pending,
-    counts: PerCpuArray<MapData, u64>,
+    taken: Mutex<Taken>,
+    connects: Mutex<Option<Connects>>,
+    pins: Option<Pins>,
     netns_cookie: u64,
+    epoch: u64,
 }
 
-/// Dropped in this order, see [`Hooks`].
-#[derive(Debug)]
-struct Links {
-    _connect4: CgroupSockAddrLink,
-    _connect6: CgroupSockAddrLink,
-    _sock_ops: SockOpsLink,
-}
+/// The links of one cgroup, in the order in which they were made.
+type Links = Vec<Link>;
 
 /// Looks whether this host and this process could load the programs and attach them, before anything is made or opened.
 pub fn check_host() -> Result<(), KernelError> {
@@ -125,50 +171,48 @@ pub fn check_host() -> Result<(), KernelError> {
 }
 
 impl Hooks {
-    /// Loads the programs. Nothing is redirected before [`Hooks::attach`].
-    ///
-    /// `own_ports` are what selected cgroups may not reach on this host, besides the two listeners' own.
-    pub fn load(own_ports: &[u16], v4: SocketAddrV4, v6: SocketAddrV6) -> Result<Self, KernelError> {
-        Self::load_with_room(own_ports, v4, v6, PENDING_ROOM)
-    }
-
-    /// The same with room for another number of connections that the agent has not yet accepted.
-    pub fn load_with_room(
-        own_ports: &[u16],
-        v4: SocketAddrV4,
-        v6: SocketAddrV6,
-        pending_room: u32,
-    ) -> Result<Self, KernelError> {
+    /// Loads the programs, with new tables or those that are pinned. Nothing is selected or redirected yet, unless pinned
+    /// tables say so.
+    pub fn load(plan: Plan<'_>) -> Result<Self, KernelError> {
         host::check()?;
-        let listeners =
-            Listeners { v6: v6.ip().octets(), v4: v4.ip().octets(), v6_port: v6.port(), v4_port: v4.port() };
-        let mut ebpf = EbpfLoader::new()
-            .override_global("LISTENERS", &listeners, true)
-            .map_max_entries("PENDING", pending_room)
-            .load(OBJECT)
-            .map_err(|e| refused("the tables", e))?;
-        for name in [CONNECT4, CONNECT6] {
-            sock_addr(&mut ebpf, name).and_then(CgroupSockAddr::load).map_err(|e| refused(name, e.into()))?;
+        let mut loader = EbpfLoader::new();
+        loader.map_max_entries("PENDING", plan.pending_room);
+        for table in plan.pins.iter().flat_map(|pins| TABLES.map(|table| (table, pins.map_path(table)))) {
+            loader.map_pin_path(table.0, table.1);
         }
-        sock_ops(&mut ebpf).and_then(SockOps::load).map_err(|e| refused(SOCKOPS, e.into()))?;
+        let mut ebpf = loader.load(OBJECT).map_err(|e| refused("the tables", e))?;
+        for (name, _) in PROGRAMS {
+            load(&mut ebpf, name)?;
+        }
         // Only now: a table that is taken out before the programs hold it is closed.
-        protect(&mut ebpf, own_ports.iter().copied().chain([v4.port(), v6.port()]))?;
+        let mut tables = Tables::open(&mut ebpf)?;
+        tables.protect(plan.own_ports)?;
+        let netns_cookie = syscall::netns_cookie().map_err(cookie_unknown)?;
+        let mut settings = tables.settings()?;
+        settings.host_netns = netns_cookie;
+        if settings.errno == 0 {
+            settings.unknown = action::RELAY;
+            settings.errno = ECONNREFUSED;
+        }
+        tables.set_settings(settings)?;
         Ok(Self {
             exempt: Mutex::new(SkStorage::try_from(take(&mut ebpf, "EXEMPT")?).map_err(unreadable)?),
             pending: Pending::open(take(&mut ebpf, "PENDING")?)?,
-            counts: PerCpuArray::try_from(take(&mut ebpf, "COUNTS")?).map_err(unreadable)?,
-            netns_cookie: syscall::netns_cookie().map_err(|source| KernelError::Table {
-                doing: "read this network namespace's cookie",
-                source,
-            })?,
+            taken: Mutex::new(Taken::open(take(&mut ebpf, "TAKEN")?)?),
+            connects: Mutex::new(Some(Connects::open(&mut ebpf)?)),
+            tables: Mutex::new(tables),
+            netns_cookie,
+            epoch: plan.pins.as_ref().map_or_else(|| u64::from_ne_bytes(random::bytes()), Pins::epoch),
+            pins: plan.pins,
             attached: Mutex::new(BTreeMap::new()),
             programs: Mutex::new(ebpf),
         })
     }
 
-    /// Selects a cgroup, and with it all those below. From here on its TCP connects are led to the agent.
+    /// Attaches the hooks to a cgroup: from here on they see what the processes in it and below do. Whose connects are led
+    /// to the agent is decided by what is selected.
     ///
-    /// A cgroup above or below one that is selected already is refused: its connects would be led here twice.
+    /// A cgroup above or below one that has the hooks already is refused: its connects would be led here twice.
     pub fn attach(&self, cgroup: &Path) -> Result<(), KernelError> {
         let cgroup = cgroup::resolve(cgroup)?;
         let mut attached = lock(&self.attached);
@@ -183,22 +227,12 @@ impl Hooks {
             path: cgroup.clone(),
             source,
         })?;
-        let failed = |what| {
-            let cgroup = cgroup.clone();
-            move |e| KernelError::Attach { what, cgroup, source: io_error(e) }
-        };
         let mut ebpf = lock(&self.programs);
-        // With bpf links `Single` lets other programs be attached beside these; `AllowMultiple` is EINVAL.
-        let mode = CgroupAttachMode::Single;
-        let _sock_ops = sock_ops(&mut ebpf)
-            .and_then(|program| program.attach(&folder, mode).and_then(|id| program.take_link(id)))
-            .map_err(failed(SOCKOPS))?;
-        let mut connect = |name| {
-            sock_addr(&mut ebpf, name)
-                .and_then(|program| program.attach(&folder, mode).and_then(|id| program.take_link(id)))
-                .map_err(failed(name))
-        };
-        let links = Links { _connect4: connect(CONNECT4)?, _connect6: connect(CONNECT6)?, _sock_ops };
+        let mut links = Links::new();
+        for (name, attach_type) in PROGRAMS {
+            let program = program(&mut ebpf, name)?;
+            links.push(Link::attach(self.pins.as_ref(), name, program.as_fd(), attach_type, &folder)?);
+        }
         attached.insert(cgroup, links);
         Ok(())
     }
@@ -207,67 +241,197 @@ impl Hooks {
     pub fn detach(&self, cgroup: &Path) {
         // A cgroup that was removed cannot be looked up any more.
         let cgroup = cgroup::resolve(cgroup).unwrap_or_else(|_| cgroup.to_owned());
-        lock(&self.attached).remove(&cgroup);
+        for link in lock(&self.attached).remove(&cgroup).into_iter().flatten() {
+            if let Err(error) = link.detach() {
+                tracing::debug!(%error, "a hook was gone already");
+            }
+        }
     }
 
-    /// Takes the origin of the connection that came in from `peer`. None: the hooks did not lead it here, or it was
-    /// taken already; whoever it is, it must be refused.
-    pub fn take_origin(&self, peer: SocketAddr) -> Result<Option<Origin>, KernelError> {
+    /// Looks whether somebody laid hands on a hook, and puts right what it finds.
+    pub fn watch(&self) -> Result<Vec<Tampering>, KernelError> {
+        let mut found = Vec::new();
+        for link in lock(&self.attached).values_mut().flatten() {
+            found.extend(link.watch()?);
+        }
+        Ok(found)
+    }
+
+    /// Selects a cgroup with all those below; its connects are counted under `job`.
+    pub fn select_cgroup(&self, id: u64, selected: Selected) -> Result<(), KernelError> {
+        let mut tables = lock(&self.tables);
+        tables.begin_job(selected.job)?;
+        tables.cgroups.insert(id, selected, 0).map_err(unreadable)
+    }
+
+    pub fn unselect_cgroup(&self, id: u64) -> Result<(), KernelError> {
+        gone(lock(&self.tables).cgroups.remove(&id))
+    }
+
+    pub fn select_user(&self, uid: u32, selected: Selected) -> Result<(), KernelError> {
+        let mut tables = lock(&self.tables);
+        tables.begin_job(selected.job)?;
+        tables.users.insert(uid, selected, 0).map_err(unreadable)?;
+        let settings = tables.settings()?;
+        tables.set_settings(Settings { by_user: 1, ..settings })
+    }
+
+    /// Tags a process, as lineage would have.
+    pub fn tag(&self, tgid: u32, tag: Tag) -> Result<(), KernelError> {
+        lock(&self.tables).tasks.insert(tgid, tag, 0).map_err(unreadable)
+    }
+
+    pub fn untag(&self, tgid: u32) -> Result<(), KernelError> {
+        gone(lock(&self.tables).tasks.remove(&tgid))
+    }
+
+    pub fn tags(&self) -> Result<BTreeMap<u32, Tag>, KernelError> {
+        lock(&self.tables).tags()
+    }
+
+    /// Changes what the hooks consult besides the tables. The host's namespace stays.
+    pub fn change_settings(&self, change: impl FnOnce(&mut Settings)) -> Result<(), KernelError> {
+        let mut tables = lock(&self.tables);
+        let before = tables.settings()?;
+        let mut settings = before;
+        change(&mut settings);
+        tables.set_settings(Settings { host_netns: before.host_netns, ..settings })
+    }
+
+    /// Makes these the destinations with an action of their own.
+    pub fn set_destinations(&self, destinations: &[Destination]) -> Result<(), KernelError> {
+        lock(&self.tables).set_destinations(destinations)
+    }
+
+    /// Adds one that was learned.
+    pub fn add_destination(&self, destination: Destination) -> Result<(), KernelError> {
+        lock(&self.tables).add_destination(destination)
+    }
+
+    /// Leads the connects of one network namespace to these listeners. Their sockets must carry
+    /// [`Hooks::mark_listener`] before, or the hooks take them for somebody else's.
+    pub fn listen(&self, netns_cookie: u64, v4: SocketAddrV4, v6: SocketAddrV6) -> Result<(), KernelError> {
+        let listeners =
+            Listeners { v6: v6.ip().octets(), v4: v4.ip().octets(), v6_port: v6.port(), v4_port: v4.port() };
+        lock(&self.tables).netns.insert(netns_cookie, listeners, 0).map_err(unreadable)
+    }
+
+    /// From here on the connects of that namespace are refused.
+    pub fn unlisten(&self, netns_cookie: u64) -> Result<(), KernelError> {
+        gone(lock(&self.tables).netns.remove(&netns_cookie))
+    }
+
+    /// This process's own network namespace, as the hooks know it.
+    pub fn netns_cookie(&self) -> u64 {
+        self.netns_cookie
+    }
+
+    /// The network namespace of a socket.
+    pub fn netns_cookie_of(socket: BorrowedFd<'_>) -> Result<u64, KernelError> {
+        syscall::netns_cookie_of(socket).map_err(cookie_unknown)
+    }
+
+    /// Random, made with the tables: with it a job's number names the job for ever.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Takes the origin of the connection that came in from `peer` at a listener of that network namespace. None: the hooks
+    /// did not lead it here, or it was taken already; whoever it is, it must be refused.
+    ///
+    /// It is owed a record until [`Hooks::recorded`].
+    pub fn take_origin(&self, netns_cookie: u64, peer: SocketAddr) -> Result<Option<Origin>, KernelError> {
         let source = match peer.ip() {
             IpAddr::V4(v4) => address::mapped(v4.octets()),
             IpAddr::V6(v6) => v6.octets(),
         };
-        Ok(self.pending.take(&FlowKey::new(self.netns_cookie, source, peer.port()))?.map(Origin::from))
+        let Some(flow) = self.pending.take(&FlowKey::new(netns_cookie, source, peer.port()))? else {
+            return Ok(None);
+        };
+        lock(&self.taken).put(&flow)?;
+        let mut origin = Origin::from(flow);
+        if origin.source.port() == 0 {
+            origin.source.set_port(peer.port());
+        }
+        Ok(Some(origin))
+    }
+
+    /// The record of this origin is written.
+    pub fn recorded(&self, origin: &Origin) -> Result<(), KernelError> {
+        lock(&self.taken).recorded(origin.key())
+    }
+
+    /// What was taken and is owed a record, by this agent or one before it.
+    pub fn taken(&self) -> Result<Vec<Origin>, KernelError> {
+        Ok(lock(&self.taken).all()?.into_iter().map(Origin::from).collect())
     }
 
     /// Marks one of the agent's own sockets: wherever it connects to, it is left alone. To be called before `connect`.
     pub fn exempt(&self, socket: BorrowedFd<'_>) -> Result<(), KernelError> {
-        lock(&self.exempt).insert(&socket, 1, 0).map_err(|e| KernelError::Table {
+        self.mark(socket, MARK_EXEMPT)
+    }
+
+    /// Marks one of the agent's listening sockets: the hooks lead connects to no other.
+    pub fn mark_listener(&self, socket: BorrowedFd<'_>) -> Result<(), KernelError> {
+        self.mark(socket, MARK_LISTENER)
+    }
+
+    fn mark(&self, socket: BorrowedFd<'_>, mark: u32) -> Result<(), KernelError> {
+        lock(&self.exempt).insert(&socket, mark, 0).map_err(|e| KernelError::Table {
             doing: "mark the agent's own socket",
             source: io_error(e.into()),
         })
     }
 
+    /// What was counted of each job.
+    pub fn jobs(&self) -> Result<BTreeMap<u64, JobCounts>, KernelError> {
+        lock(&self.tables).jobs()
+    }
+
+    /// A job is accounted for no more: its sums are recorded.
+    pub fn end_job(&self, job: u64) -> Result<(), KernelError> {
+        lock(&self.tables).end_job(job)
+    }
+
     pub fn counts(&self) -> Result<Counts, KernelError> {
-        let sum = |slot: u32| -> Result<u64, KernelError> {
-            let per_cpu = self.counts.get(&slot, 0).map_err(unreadable)?;
-            Ok(per_cpu.iter().fold(0_u64, |sum, n| sum.wrapping_add(*n)))
-        };
-        Ok(Counts {
-            redirected: sum(counter::REDIRECTED)?,
-            passed: sum(counter::PASSED)?,
-            refused: sum(counter::REFUSED)?,
-            unanswered: sum(counter::UNANSWERED)?,
-            failed: sum(counter::FAILED)?,
-        })
-    }
-
-    /// How many redirected connections the agent has not yet taken.
-    pub fn pending(&self) -> Result<usize, KernelError> {
-        self.pending.len()
-    }
-
-    /// Removes the origins of connects made longer ago than this, whose connections never came; says how many.
-    pub fn sweep_pending(&self, older_than: Duration) -> Result<usize, KernelError> {
-        self.pending.sweep(older_than)
-    }
-}
-
-impl From<FlowOrigin> for Origin {
-    fn from(flow: FlowOrigin) -> Self {
-        let ip = Ipv6Addr::from(flow.destination).to_canonical();
-        let name = flow.comm.split(|byte| *byte == 0).next().unwrap_or_default();
-        Self {
-            destination: SocketAddr::new(ip, flow.destination_port),
-            tgid: flow.tgid,
-            tid: flow.tid,
-            uid: flow.uid,
-            gid: flow.gid,
-            cgroup_id: flow.cgroup_id,
-            netns_cookie: flow.netns_cookie,
-            connected_at: Duration::from_nanos(flow.connected_at),
-            comm: String::from_utf8_lossy(name).into_owned(),
+        let mut counts = Counts { exempt: self.count(counter::EXEMPT)?, ..Counts::default() };
+        for job in self.jobs()?.into_values() {
+            let [redirected, passed, refused, unanswered, failed, datagrams, sockets, _] = job.verdicts;
+            counts.redirected += redirected;
+            counts.passed += passed;
+            counts.refused += refused;
+            counts.unanswered += unanswered;
+            counts.failed += failed;
+            counts.datagrams += datagrams;
+            counts.sockets += sockets;
+            counts.lost += job.lost.iter().sum::<u64>();
         }
+        Ok(counts)
+    }
+
+    /// One of the host's own counts, see [`weir_ebpf::counter`].
+    pub fn count(&self, slot: u32) -> Result<u64, KernelError> {
+        lock(&self.tables).count(slot)
+    }
+
+    /// The reader of what does not come here as a connection. There is one; None: it is taken already.
+    pub fn connects(&self) -> Option<Connects> {
+        lock(&self.connects).take()
+    }
+
+    /// Redirected connections that the agent has not yet taken.
+    pub fn pending(&self) -> Result<Vec<Origin>, KernelError> {
+        Ok(self.pending.all()?.into_iter().map(Origin::from).collect())
+    }
+
+    /// Takes the origins of connects made longer ago than this, whose connections never came. Each is owed a record.
+    pub fn sweep_pending(&self, older_than: Duration) -> Result<Vec<Origin>, KernelError> {
+        let swept = self.pending.sweep(older_than)?;
+        let mut taken = lock(&self.taken);
+        for flow in &swept {
+            taken.put(flow)?;
+        }
+        Ok(swept.into_iter().map(Origin::from).collect())
     }
 }
 
@@ -277,25 +441,25 @@ impl fmt::Debug for Hooks {
     }
 }
 
-/// Fills the table of ports that selected cgroups may not reach.
-fn protect(ebpf: &mut Ebpf, ports: impl Iterator<Item = u16>) -> Result<(), KernelError> {
-    let ports: BTreeSet<u16> = ports.collect();
-    if ports.len() > OWN_PORTS_ROOM as usize {
-        return Err(KernelError::TooManyPorts(ports.len()));
-    }
-    let mut table: HashMap<_, u16, u8> = take(ebpf, "OWN_PORTS")?.try_into().map_err(unreadable)?;
-    for port in ports {
-        table.insert(port, 1, 0).map_err(unreadable)?;
-    }
-    Ok(())
+/// A loaded program.
+fn program<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a ProgramFd, KernelError> {
+    let loaded = match ebpf.program(name) {
+        Some(Program::CgroupSockAddr(program)) => program.fd(),
+        Some(Program::CgroupSock(program)) => program.fd(),
+        Some(Program::SockOps(program)) => program.fd(),
+        _ => Err(ProgramError::NotLoaded),
+    };
+    loaded.map_err(|e| refused(name, e.into()))
 }
 
-fn sock_addr<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut CgroupSockAddr, ProgramError> {
-    ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?.try_into()
-}
-
-fn sock_ops(ebpf: &mut Ebpf) -> Result<&mut SockOps, ProgramError> {
-    ebpf.program_mut(SOCKOPS).ok_or(ProgramError::NotLoaded)?.try_into()
+fn load(ebpf: &mut Ebpf, name: &str) -> Result<(), KernelError> {
+    let loaded = match ebpf.program_mut(name) {
+        Some(Program::CgroupSockAddr(program)) => program.load(),
+        Some(Program::CgroupSock(program)) => program.load(),
+        Some(Program::SockOps(program)) => program.load(),
+        _ => Err(ProgramError::NotLoaded),
+    };
+    loaded.map_err(|e| refused(name, e.into()))
 }
 
 fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map, KernelError> {
@@ -327,6 +491,19 @@ fn refused(what: &str, error: EbpfError) -> KernelError {
 
 fn unreadable(error: MapError) -> KernelError {
     KernelError::Table { doing: "use a kernel table", source: io_error(error.into()) }
+}
+
+/// Whether an entry is not there, however aya says it.
+fn lookup_missing(error: &MapError) -> bool {
+    match error {
+        MapError::KeyNotFound => true,
+        MapError::SyscallError(e) => e.io_error.kind() == io::ErrorKind::NotFound,
+        _ => false,
+    }
+}
+
+fn cookie_unknown(source: io::Error) -> KernelError {
+    KernelError::Table { doing: "read a network namespace's cookie", source }
 }
 
 /// The system's own error, where there is one in aya's.

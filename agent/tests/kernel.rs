@@ -18,11 +18,14 @@ use std::{
 };
 
 use weir::{
-    cgroup::CgroupError,
-    kernel::{Counts, Hooks, KernelError},
+    cgroup::{Cgroup, CgroupError},
+    kernel::{Counts, Hooks, KernelError, Plan},
 };
+use weir_ebpf::{action, reason, verdict};
 
-use self::stage::{Job, Process, Stage, accept, is_idle, listen, port, silent, until, v4, v6};
+use self::stage::{
+    Job, Process, Stage, accept, is_idle, lead_to, listen, port, select, silent, until, v4, v6,
+};
 
 #[test]
 fn v4_connect_is_led_to_the_agent_with_its_origin() {
@@ -140,7 +143,7 @@ fn exempt_socket_in_a_selected_cgroup_is_left_alone() {
     client.go_on();
     accept(&stage.server_v4);
     assert!(is_idle(&stage.agent_v4));
-    assert_eq!(stage.counts(), Counts { passed: 1, ..Counts::default() });
+    assert_eq!(stage.counts(), Counts { exempt: 1, ..Counts::default() });
     client.finish();
 }
 
@@ -194,7 +197,7 @@ fn two_thousand_connects_each_get_their_own_origin() {
         assert_eq!(origin.destination.port(), u16::from_be_bytes([e, f]));
     }
     clients.into_iter().for_each(|client| drop(client.finish()));
-    assert_eq!(stage.hooks.pending().unwrap(), 0);
+    assert_eq!(stage.hooks.pending().unwrap(), []);
     assert_eq!(stage.counts(), Counts { redirected: u64::from(CLIENTS * EACH), ..Counts::default() });
 }
 
@@ -204,9 +207,9 @@ fn origin_is_given_once_and_to_nobody_else() {
     let client = stage.job.start(&format!("connect('127.0.0.1', {})", port(&stage.server_v4)));
     let (_stream, peer) = accept(&stage.agent_v4);
     let other = SocketAddr::new(peer.ip(), peer.port().wrapping_add(1));
-    assert_eq!(stage.hooks.take_origin(other).unwrap(), None);
-    assert!(stage.hooks.take_origin(peer).unwrap().is_some());
-    assert_eq!(stage.hooks.take_origin(peer).unwrap(), None);
+    assert_eq!(stage.take(other), None);
+    assert!(stage.take(peer).is_some());
+    assert_eq!(stage.take(peer), None);
     client.finish();
 }
 
@@ -235,7 +238,9 @@ fn connect_that_never_establishes_leaves_no_origin() {
     let job = Job::new();
     // Nobody accepts, and the queue holds one: the second connection stays in SYN_SENT.
     let agent = narrow_listener();
-    let hooks = Hooks::load(&[], v4(&agent), v6(&listen("[::1]:0"))).unwrap();
+    let hooks = Hooks::load(Plan::default()).unwrap();
+    lead_to(&hooks, &agent, &listen("[::1]:0"));
+    select(&hooks, &job.cgroup);
     hooks.attach(job.cgroup.path()).unwrap();
     let server = listen("127.0.0.1:0");
     let mut client = job.start(&format!(
@@ -245,30 +250,46 @@ fn connect_that_never_establishes_leaves_no_origin() {
         port(&server)
     ));
     assert_eq!(client.line(), "sent");
-    assert_eq!(hooks.pending().unwrap(), 2);
+    assert_eq!(hooks.pending().unwrap().len(), 2);
     client.go_on();
     assert_eq!(client.line(), "closed");
-    until("the second origin is gone", || hooks.pending().unwrap() == 1);
+    until("the second origin is gone", || hooks.pending().unwrap().len() == 1);
     let (_stream, peer) = accept(&agent);
-    assert!(hooks.take_origin(peer).unwrap().is_some());
+    assert!(hooks.take_origin(hooks.netns_cookie(), peer).unwrap().is_some());
     client.go_on();
     client.finish();
 }
 
+/// Whoever binds the port of an agent that is gone gets nothing.
 #[test]
-fn connect_refused_by_a_dead_listener_leaves_no_origin() {
-    let job = Job::new();
-    let (SocketAddr::V4(dead_v4), SocketAddr::V6(dead_v6)) = (silent("127.0.0.1:0"), silent("[::1]:0"))
-    else {
-        unreachable!()
+fn without_an_agent_connects_are_refused_or_pass_as_was_chosen() {
+    let stage = Stage::new();
+    let (server_v4, server_v6) = (port(&stage.server_v4), port(&stage.server_v6));
+    let Stage { hooks, job, agent_v4, agent_v6, server_v4: server, .. } = &stage;
+    let (at_v4, at_v6) = (agent_v4.local_addr().unwrap(), agent_v6.local_addr().unwrap());
+    let squatters = {
+        let impostor = |address: SocketAddr| {
+            listen(&format!("{}:0", if address.is_ipv4() { "127.0.0.1" } else { "[::1]" }))
+        };
+        [impostor(at_v4), impostor(at_v6)]
     };
-    let hooks = Hooks::load(&[], dead_v4, dead_v6).unwrap();
-    hooks.attach(job.cgroup.path()).unwrap();
-    let (server_v4, server_v6) = (listen("127.0.0.1:0"), listen("[::1]:0"));
-    assert_eq!(job.attempt("127.0.0.1", port(&server_v4)), "ECONNREFUSED");
-    assert_eq!(job.attempt("::1", port(&server_v6)), "ECONNREFUSED");
-    assert_eq!(hooks.pending().unwrap(), 0);
-    assert_eq!(hooks.counts().unwrap().redirected, 2);
+    hooks.listen(hooks.netns_cookie(), v4(&squatters[0]), v6(&squatters[1])).unwrap();
+    let mut ring = hooks.connects().unwrap();
+    for errno in ["ECONNREFUSED", "EHOSTUNREACH"] {
+        let number = if errno == "ECONNREFUSED" { 111 } else { 113 };
+        hooks.change_settings(|settings| settings.errno = number).unwrap();
+        assert_eq!(job.attempt("127.0.0.1", server_v4), errno);
+        assert_eq!(job.attempt("::1", server_v6), errno);
+    }
+    assert_eq!(stage.counts(), Counts { refused: 4, ..Counts::default() });
+    hooks.change_settings(|settings| settings.open_actions = 1 << action::RELAY).unwrap();
+    assert_eq!(job.attempt("127.0.0.1", server_v4), "ok");
+    accept(server);
+    assert_eq!(stage.counts(), Counts { refused: 4, passed: 1, ..Counts::default() });
+    let told: Vec<_> = std::iter::from_fn(|| ring.next()).map(|told| (told.verdict, told.reason)).collect();
+    let refused = (verdict::REFUSED, reason::NO_AGENT);
+    assert_eq!(told, [refused, refused, refused, refused, (verdict::PASSED, reason::NO_AGENT)]);
+    assert!(squatters.iter().all(is_idle) && hooks.pending().unwrap().is_empty());
 }
 
 #[test]
@@ -279,7 +300,7 @@ fn connection_reset_before_it_is_accepted_takes_its_origin_with_it() {
          made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0)); made.close()",
         port(&stage.server_v4)
     ));
-    until("the origin is gone", || stage.hooks.pending().unwrap() == 0);
+    until("the origin is gone", || stage.hooks.pending().unwrap().is_empty());
     assert_eq!(stage.counts().redirected, 1);
 }
 
@@ -294,9 +315,9 @@ fn connection_closed_in_order_keeps_its_origin_until_it_is_accepted() {
 fn sweep_removes_only_what_is_old() {
     let stage = Stage::new();
     assert_eq!(stage.job.attempt("127.0.0.1", port(&stage.server_v4)), "ok");
-    assert_eq!(stage.hooks.sweep_pending(Duration::from_secs(3600)).unwrap(), 0);
-    assert_eq!(stage.hooks.sweep_pending(Duration::ZERO).unwrap(), 1);
-    assert_eq!(stage.hooks.pending().unwrap(), 0);
+    assert_eq!(stage.hooks.sweep_pending(Duration::from_secs(3600)).unwrap(), []);
+    assert_eq!(stage.hooks.sweep_pending(Duration::ZERO).unwrap().len(), 1);
+    assert_eq!(stage.hooks.pending().unwrap(), []);
 }
 
 #[test]
@@ -317,8 +338,10 @@ const HOLD: &str = "WEIR_TEST_HOLD";
 fn killed_process_leaves_no_link() {
     if let Some(cgroup) = std::env::var_os(HOLD) {
         // The process to be killed: this very test, run again.
-        let hooks = Hooks::load(&[], v4(&listen("127.0.0.1:0")), v6(&listen("[::1]:0"))).unwrap();
-        hooks.attach(Path::new(&cgroup)).unwrap();
+        let hooks = Hooks::load(Plan::default()).unwrap();
+        let cgroup = Cgroup::adopt(Path::new(&cgroup)).unwrap();
+        select(&hooks, &cgroup);
+        hooks.attach(cgroup.path()).unwrap();
         println!("attached");
         loop {
             std::thread::park();
@@ -333,7 +356,7 @@ fn killed_process_leaves_no_link() {
         .unwrap();
     let said = BufReader::new(holder.stdout.take().unwrap());
     assert!(said.lines().any(|line| line.unwrap().ends_with("attached")));
-    // Its listeners are gone already, so a redirected connect is refused.
+    // There are no listeners, so a redirected connect is refused.
     assert_eq!(job.attempt("127.0.0.1", port(&server)), "ECONNREFUSED");
     holder.kill().unwrap();
     holder.wait().unwrap();
@@ -394,7 +417,7 @@ fn what_is_not_a_cgroup_cannot_be_selected() {
 #[test]
 fn too_many_own_ports_are_named_as_such() {
     let ports: Vec<u16> = (1..=300).collect();
-    let loaded = Hooks::load(&ports, v4(&listen("127.0.0.1:0")), v6(&listen("[::1]:0")));
+    let loaded = Hooks::load(Plan { own_ports: &ports, ..Plan::default() });
     assert!(matches!(loaded, Err(KernelError::TooManyPorts(_))), "{loaded:?}");
 }
 

@@ -1,7 +1,8 @@
-//! The table of redirected connections that the agent has not yet taken.
+//! Redirected connections on their way to a record: those that the agent has not yet taken, and those that it has taken and
+//! not yet recorded.
 //!
-//! Enters: the client's end of an accepted connection. Leaves: its origin, once. Must never: give the same origin
-//! twice, so it is looked up and deleted in one step.
+//! Enters: the client's end of an accepted connection. Leaves: its origin, once. Must never: give the same origin twice (so
+//! it is looked up and deleted in one step), or let go of one that is neither pending nor taken nor recorded.
 
 use std::{
     io,
@@ -10,14 +11,20 @@ use std::{
 };
 
 use aya::maps::{HashMap, Map, MapData, MapError};
-use weir_ebpf::{FlowKey, FlowOrigin};
+use weir_ebpf::{ConnectKey, FlowKey, FlowOrigin};
 
-use super::{KernelError, syscall, unreadable};
+use super::{KernelError, syscall, tables::gone, unreadable};
 
 #[derive(Debug)]
 pub(super) struct Pending {
     entries: HashMap<MapData, FlowKey, FlowOrigin>,
     descriptor: OwnedFd,
+}
+
+/// What the agent has taken and not yet recorded. It outlives the agent where tables are pinned.
+#[derive(Debug)]
+pub(super) struct Taken {
+    entries: HashMap<MapData, ConnectKey, FlowOrigin>,
 }
 
 impl Pending {
@@ -35,26 +42,63 @@ impl Pending {
         syscall::take(self.descriptor.as_fd(), key).map_err(failed)
     }
 
-    pub(super) fn len(&self) -> Result<usize, KernelError> {
-        self.entries.keys().try_fold(0, |n, key| key.map(|_| n + 1)).map_err(unreadable)
+    pub(super) fn all(&self) -> Result<Vec<FlowOrigin>, KernelError> {
+        let mut origins = Vec::new();
+        // The keys first: entries come and go meanwhile.
+        let keys = self.entries.keys().collect::<Result<Vec<_>, _>>().map_err(unreadable)?;
+        for key in keys {
+            match self.entries.get(&key, 0) {
+                Ok(origin) => origins.push(origin),
+                Err(MapError::KeyNotFound) => {}
+                Err(e) => return Err(unreadable(e)),
+            }
+        }
+        Ok(origins)
     }
 
-    pub(super) fn sweep(&self, older_than: Duration) -> Result<usize, KernelError> {
+    /// Takes those whose connects were made longer ago than this: their connections never came.
+    pub(super) fn sweep(&self, older_than: Duration) -> Result<Vec<FlowOrigin>, KernelError> {
         let now = syscall::since_boot().map_err(failed)?;
-        let mut removed = 0;
-        // The keys first: removing while walking would send the walk back to its start.
+        let mut swept = Vec::new();
         let keys = self.entries.keys().collect::<Result<Vec<_>, _>>().map_err(unreadable)?;
         for key in keys {
             match self.entries.get(&key, 0) {
                 Ok(origin) if now.saturating_sub(Duration::from_nanos(origin.connected_at)) > older_than => {
-                    removed += usize::from(self.take(&key)?.is_some());
+                    swept.extend(self.take(&key)?);
                 }
                 // Young, or taken by now.
                 Ok(_) | Err(MapError::KeyNotFound) => {}
                 Err(e) => return Err(unreadable(e)),
             }
         }
-        Ok(removed)
+        Ok(swept)
+    }
+}
+
+impl Taken {
+    pub(super) fn open(map: Map) -> Result<Self, KernelError> {
+        Ok(Self { entries: map.try_into().map_err(unreadable)? })
+    }
+
+    pub(super) fn put(&mut self, origin: &FlowOrigin) -> Result<(), KernelError> {
+        self.entries.insert(ConnectKey::of(origin), origin, 0).map_err(unreadable)
+    }
+
+    /// Its record is written. One that is not there is no error.
+    pub(super) fn recorded(&mut self, key: ConnectKey) -> Result<(), KernelError> {
+        gone(self.entries.remove(&key))
+    }
+
+    pub(super) fn all(&self) -> Result<Vec<FlowOrigin>, KernelError> {
+        let mut origins = Vec::new();
+        for entry in self.entries.keys().collect::<Result<Vec<_>, _>>().map_err(unreadable)? {
+            match self.entries.get(&entry, 0) {
+                Ok(origin) => origins.push(origin),
+                Err(MapError::KeyNotFound) => {}
+                Err(e) => return Err(unreadable(e)),
+            }
+        }
+        Ok(origins)
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
     io,
     mem::MaybeUninit,
     os::{
-        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
         unix::{ffi::OsStrExt, net::UnixDatagram},
     },
     path::Path,
@@ -70,7 +70,11 @@ pub(super) fn take(map: BorrowedFd<'_>, key: &FlowKey) -> io::Result<Option<Flow
 /// The number by which the kernel programs know this process's network namespace (Linux 5.14).
 pub(super) fn netns_cookie() -> io::Result<u64> {
     // Any socket tells, of whatever family.
-    let socket = UnixDatagram::unbound()?;
+    netns_cookie_of(UnixDatagram::unbound()?.as_fd())
+}
+
+/// The same of a socket's network namespace.
+pub(super) fn netns_cookie_of(socket: BorrowedFd<'_>) -> io::Result<u64> {
     let mut cookie = 0_u64;
     let mut size = size_of::<u64>() as libc::socklen_t;
     // SAFETY: the option fills a u64; the pointers live until the call returns.
@@ -254,4 +258,10 @@ pub(super) fn load_answering(answer: i32, attach_type: u32) -> io::Result<OwnedF
     let loaded = unsafe { bpf(BPF_PROG_LOAD, &mut command) }?;
     // SAFETY: as in `link_create`.
     Ok(unsafe { OwnedFd::from_raw_fd(loaded) })
+}
+
+/// A plain value out of the bytes that a program wrote. None: they are too few.
+pub(super) fn plain<T: aya::Pod>(bytes: &[u8]) -> Option<T> {
+    // SAFETY: there are enough bytes, any of them are a valid `T`, and it is read without regard to alignment.
+    (bytes.len() >= size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }

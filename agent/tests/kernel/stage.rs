@@ -18,8 +18,9 @@ use nix::{
 };
 use weir::{
     cgroup::Cgroup,
-    kernel::{Counts, Hooks, Origin},
+    kernel::{Counts, Hooks, Origin, Plan},
 };
+use weir_ebpf::{Selected, Settings};
 
 /// Far more than any step of these tests takes.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -66,7 +67,9 @@ impl Stage {
     pub fn with(own_ports: &[u16], pending_room: u32) -> Self {
         let job = Job::new();
         let (agent_v4, agent_v6) = (listen("127.0.0.1:0"), listen("[::1]:0"));
-        let hooks = Hooks::load_with_room(own_ports, v4(&agent_v4), v6(&agent_v6), pending_room).unwrap();
+        let hooks = Hooks::load(Plan { own_ports, pending_room, ..Plan::default() }).unwrap();
+        lead_to(&hooks, &agent_v4, &agent_v6);
+        select(&hooks, &job.cgroup);
         hooks.attach(job.cgroup.path()).unwrap();
         Self {
             hooks,
@@ -81,12 +84,32 @@ impl Stage {
     /// Accepts one connection as the agent would. The stream must be kept for as long as the client wants it.
     pub fn accept(&self, listener: &TcpListener) -> (TcpStream, Option<Origin>) {
         let (stream, peer) = accept(listener);
-        (stream, self.hooks.take_origin(peer).unwrap())
+        (stream, self.take(peer))
+    }
+
+    /// Takes the origin of the connection from `peer`.
+    pub fn take(&self, peer: SocketAddr) -> Option<Origin> {
+        self.hooks.take_origin(self.hooks.netns_cookie(), peer).unwrap()
     }
 
     pub fn counts(&self) -> Counts {
         self.hooks.counts().unwrap()
     }
+}
+
+/// Leads what is selected to these listeners.
+pub fn lead_to(hooks: &Hooks, agent_v4: &TcpListener, agent_v6: &TcpListener) {
+    for listener in [agent_v4, agent_v6] {
+        hooks.mark_listener(listener.as_fd()).unwrap();
+    }
+    hooks.listen(hooks.netns_cookie(), v4(agent_v4), v6(agent_v6)).unwrap();
+}
+
+/// Selects a cgroup right below the root, as these tests make them, and those below.
+pub fn select(hooks: &Hooks, cgroup: &Cgroup) {
+    let job = cgroup.id().unwrap();
+    hooks.select_cgroup(job, Selected { job, flags: 0, reserved: 0 }).unwrap();
+    hooks.change_settings(|settings| settings.cgroup_levels = Settings::pack_levels([1]).unwrap()).unwrap();
 }
 
 /// A cgroup, and processes in it.
