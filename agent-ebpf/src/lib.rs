@@ -328,6 +328,7 @@ mod user {
         DestinationKey,
         FileKey,
         task::TaskEvent,
+        task::NamedEvent,
         task::Offsets
     );
 }

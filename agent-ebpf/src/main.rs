@@ -12,6 +12,7 @@ mod account;
 mod connect;
 mod datagram;
 mod destination;
+mod lineage;
 mod origin;
 mod peername;
 mod select;
@@ -20,13 +21,14 @@ mod sockops;
 
 use aya_ebpf::{
     btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage},
-    macros::{btf_map, cgroup_sock, cgroup_sock_addr, sock_ops},
-    programs::{SockAddrContext, SockContext, SockOpsContext},
+    macros::{btf_map, btf_tracepoint, cgroup_sock, cgroup_sock_addr, fexit, sock_ops},
+    programs::{BtfTracePointContext, FExitContext, SockAddrContext, SockContext, SockOpsContext},
 };
 use weir_ebpf::{
-    CGROUPS_ROOM, CONNECTS_BYTES, ConnectKey, DESTINATIONS_ROOM, DestinationKey, FlowKey, FlowOrigin,
-    JOBS_ROOM, JobCounts, Listeners, NETNS_ROOM, OWN_PORTS_ROOM, PENDING_ROOM, SELECTORS_ROOM, Selected,
-    Settings, TAKEN_ROOM, Tag, counter, task::TASKS_ROOM,
+    CGROUPS_ROOM, CONNECTS_BYTES, ConnectKey, DESTINATIONS_ROOM, DestinationKey, FileKey, FlowKey,
+    FlowOrigin, JOBS_ROOM, JobCounts, Listeners, NETNS_ROOM, OWN_PORTS_ROOM, PENDING_ROOM, SELECTORS_ROOM,
+    Selected, Settings, TAKEN_ROOM, Tag, counter,
+    task::{EVENTS_BYTES, TASKS_ROOM, TaskEvent},
 };
 
 const SOL_SOCKET: i32 = 1;
@@ -42,6 +44,10 @@ static TASKS: HashMap<u32, Tag, { TASKS_ROOM as usize }> = HashMap::new();
 /// Selected cgroups, by id: with all those below.
 #[btf_map]
 static CGROUPS: HashMap<u64, Selected, { CGROUPS_ROOM as usize }> = HashMap::new();
+
+/// Selected executables. Lineage alone looks at them, when one is started.
+#[btf_map]
+static EXECUTABLES: HashMap<FileKey, Selected, { SELECTORS_ROOM as usize }> = HashMap::new();
 
 /// Selected users, in the initial user namespace.
 #[btf_map]
@@ -87,6 +93,11 @@ static TAKEN: HashMap<ConnectKey, FlowOrigin, { TAKEN_ROOM as usize }> = HashMap
 /// What was counted and does not come to the agent as a connection.
 #[btf_map]
 static CONNECTS: RingBuf<FlowOrigin, { CONNECTS_BYTES as usize }> = RingBuf::new();
+
+/// What becomes of tagged processes. The agent comes to read by itself every few milliseconds: waking it for each event would
+/// cost the process ten times as much as the event.
+#[btf_map]
+static TASK_EVENTS: RingBuf<TaskEvent, { EVENTS_BYTES as usize }> = RingBuf::new();
 
 /// Counts of the host, one slot for each kind, see [`counter`].
 #[btf_map]
@@ -136,6 +147,43 @@ pub fn weir_sock_release(ctx: SockContext) -> i32 {
 pub fn weir_sockops(ctx: SockOpsContext) -> u32 {
     sockops::on_event(ctx.ops);
     // Read by callbacks other than ours alone; 0 asks for no reply.
+    0
+}
+
+#[btf_tracepoint(function = "sched_process_fork")]
+pub fn weir_fork(ctx: BtfTracePointContext) -> i32 {
+    lineage::fork(&ctx);
+    0
+}
+
+#[btf_tracepoint(function = "sched_process_exec")]
+pub fn weir_exec(ctx: BtfTracePointContext) -> i32 {
+    lineage::exec(&ctx);
+    0
+}
+
+#[btf_tracepoint(function = "sched_process_exit")]
+pub fn weir_exit(ctx: BtfTracePointContext) -> i32 {
+    lineage::exit(&ctx);
+    0
+}
+
+#[btf_tracepoint(function = "cgroup_attach_task")]
+pub fn weir_attach(ctx: BtfTracePointContext) -> i32 {
+    lineage::attach(&ctx);
+    0
+}
+
+#[btf_tracepoint(function = "cgroup_mkdir")]
+pub fn weir_mkdir(ctx: BtfTracePointContext) -> i32 {
+    lineage::mkdir(&ctx);
+    0
+}
+
+/// Not loaded where the kernel does not let functions be traced.
+#[fexit(function = "__sock_create")]
+pub fn weir_socket(ctx: FExitContext) -> i32 {
+    lineage::socket(&ctx);
     0
 }
 

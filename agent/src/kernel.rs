@@ -4,6 +4,7 @@
 //! [`Origin`] for each connection that the hooks led here. Must never: let another room see aya, or make
 //! an origin up: a peer without one is refused by its caller.
 
+mod btf;
 mod connects;
 mod host;
 pub mod link;
@@ -12,6 +13,7 @@ mod pending;
 pub mod pins;
 mod syscall;
 mod tables;
+mod tasks;
 
 use std::{
     collections::BTreeMap,
@@ -35,7 +37,12 @@ use weir_ebpf::{
     Settings, Tag, action, address, counter,
 };
 
-pub use self::{connects::Connects, origin::Origin, tables::Destination};
+pub use self::{
+    connects::Connects,
+    origin::Origin,
+    tables::Destination,
+    tasks::{TaskEvents, Told},
+};
 use self::{
     link::{AttachType, Link, Tampering},
     pending::{Pending, Taken},
@@ -64,10 +71,11 @@ const PROGRAMS: [(&str, AttachType); 9] = [
 ];
 
 /// What is pinned besides the links.
-const TABLES: [&str; 15] = [
+const TABLES: [&str; 17] = [
     "SETTINGS",
     "TASKS",
     "CGROUPS",
+    "EXECUTABLES",
     "USERS",
     "JOBS",
     "DESTINATIONS",
@@ -79,6 +87,7 @@ const TABLES: [&str; 15] = [
     "PENDING",
     "TAKEN",
     "CONNECTS",
+    "TASK_EVENTS",
     "COUNTS",
 ];
 
@@ -91,6 +100,8 @@ pub enum KernelError {
     Privilege { missing: String },
     #[error("this kernel has no type information at {}: boot one built with CONFIG_DEBUG_INFO_BTF=y", .0.display())]
     NoBtf(PathBuf),
+    #[error("cannot read where this kernel keeps its fields, in {}: {reason}; Weir needs Linux 6.1 or newer", file.display())]
+    Layout { file: PathBuf, reason: String },
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
     #[error(transparent)]
@@ -149,12 +160,16 @@ impl Default for Plan<'_> {
 pub struct Hooks {
     // Dropped in this order: first the links, so that nothing is redirected without a hand-over.
     attached: Mutex<BTreeMap<PathBuf, Links>>,
+    /// Of the programs that follow processes, wherever they are.
+    tracing: Mutex<Links>,
     programs: Mutex<Ebpf>,
     exempt: Mutex<SkStorage<MapData, u32>>,
     tables: Mutex<Tables>,
     pending: Pending,
     taken: Mutex<Taken>,
     connects: Mutex<Option<Connects>>,
+    task_events: Mutex<Option<TaskEvents>>,
+    socket_fault: Option<String>,
     pins: Option<Pins>,
     netns_cookie: u64,
     epoch: u64,
@@ -176,7 +191,8 @@ impl Hooks {
     pub fn load(plan: Plan<'_>) -> Result<Self, KernelError> {
         host::check()?;
         let mut loader = EbpfLoader::new();
-        loader.map_max_entries("PENDING", plan.pending_room);
+        let offsets = btf::offsets()?;
+        loader.map_max_entries("PENDING", plan.pending_room).override_global("OFFSETS", &offsets, true);
         for table in plan.pins.iter().flat_map(|pins| TABLES.map(|table| (table, pins.map_path(table)))) {
             loader.map_pin_path(table.0, table.1);
         }
@@ -184,6 +200,7 @@ impl Hooks {
         for (name, _) in PROGRAMS {
             load(&mut ebpf, name)?;
         }
+        let socket_fault = tasks::load(&mut ebpf)?;
         // Only now: a table that is taken out before the programs hold it is closed.
         let mut tables = Tables::open(&mut ebpf)?;
         tables.protect(plan.own_ports)?;
@@ -196,6 +213,9 @@ impl Hooks {
         }
         tables.set_settings(settings)?;
         Ok(Self {
+            tracing: Mutex::new(tasks::attach(&ebpf, plan.pins.as_ref(), socket_fault.is_none())?),
+            task_events: Mutex::new(Some(TaskEvents::open(&mut ebpf)?)),
+            socket_fault,
             exempt: Mutex::new(SkStorage::try_from(take(&mut ebpf, "EXEMPT")?).map_err(unreadable)?),
             pending: Pending::open(take(&mut ebpf, "PENDING")?)?,
             taken: Mutex::new(Taken::open(take(&mut ebpf, "TAKEN")?)?),
@@ -251,7 +271,7 @@ impl Hooks {
     /// Looks whether somebody laid hands on a hook, and puts right what it finds.
     pub fn watch(&self) -> Result<Vec<Tampering>, KernelError> {
         let mut found = Vec::new();
-        for link in lock(&self.attached).values_mut().flatten() {
+        for link in lock(&self.attached).values_mut().flatten().chain(lock(&self.tracing).iter_mut()) {
             found.extend(link.watch()?);
         }
         Ok(found)
@@ -447,6 +467,8 @@ fn program<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a ProgramFd, KernelError>
         Some(Program::CgroupSockAddr(program)) => program.fd(),
         Some(Program::CgroupSock(program)) => program.fd(),
         Some(Program::SockOps(program)) => program.fd(),
+        Some(Program::BtfTracePoint(program)) => program.fd(),
+        Some(Program::FExit(program)) => program.fd(),
         _ => Err(ProgramError::NotLoaded),
     };
     loaded.map_err(|e| refused(name, e.into()))

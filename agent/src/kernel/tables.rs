@@ -11,7 +11,8 @@ use aya::{
 };
 use ipnet::IpNet;
 use weir_ebpf::{
-    DestinationKey, JobCounts, Listeners, OWN_PORTS_ROOM, STRAY_JOB, Selected, Settings, Tag, action, address,
+    DestinationKey, FileKey, JobCounts, Listeners, OWN_PORTS_ROOM, STRAY_JOB, Selected, Settings, Tag,
+    action, address,
 };
 
 use super::{KernelError, lookup_missing, take, unreadable};
@@ -31,6 +32,7 @@ pub(super) struct Tables {
     pub settings: Array<MapData, Settings>,
     pub tasks: HashMap<MapData, u32, Tag>,
     pub cgroups: HashMap<MapData, u64, Selected>,
+    pub executables: HashMap<MapData, FileKey, Selected>,
     pub users: HashMap<MapData, u32, Selected>,
     pub jobs: HashMap<MapData, u64, JobCounts>,
     pub destinations: LpmTrie<MapData, DestinationKey, u32>,
@@ -45,6 +47,7 @@ impl Tables {
             settings: take(ebpf, "SETTINGS")?.try_into().map_err(unreadable)?,
             tasks: take(ebpf, "TASKS")?.try_into().map_err(unreadable)?,
             cgroups: take(ebpf, "CGROUPS")?.try_into().map_err(unreadable)?,
+            executables: take(ebpf, "EXECUTABLES")?.try_into().map_err(unreadable)?,
             users: take(ebpf, "USERS")?.try_into().map_err(unreadable)?,
             jobs: take(ebpf, "JOBS")?.try_into().map_err(unreadable)?,
             destinations: take(ebpf, "DESTINATIONS")?.try_into().map_err(unreadable)?,
@@ -145,7 +148,7 @@ impl Tables {
 /// Inserts only what is not there (linux/bpf.h).
 const BPF_NOEXIST: u64 = 1;
 
-fn is_there_already(error: &MapError) -> bool {
+pub(super) fn is_there_already(error: &MapError) -> bool {
     matches!(error, MapError::SyscallError(e) if e.io_error.kind() == io::ErrorKind::AlreadyExists)
 }
 

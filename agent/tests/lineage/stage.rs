@@ -1,0 +1,158 @@
+//! What a test of lineage stands on: hooks, cgroups of its own, and processes that do as they are told.
+//!
+//! Enters: Python scripts. Leaves: what they said, and what the kernel programs told of them. Must never: touch a
+//! cgroup that is not its own.
+
+use std::{
+    cell::RefCell,
+    fs,
+    io::{BufRead, BufReader, Write},
+    os::unix::fs::MetadataExt,
+    path::Path,
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
+
+use weir::{
+    cgroup::Cgroup,
+    kernel::{Hooks, Plan, TaskEvents, Told},
+};
+use weir_ebpf::{FileKey, Selected, Settings, Tag};
+
+/// Far more than any step of these tests takes.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+const PRELUDE: &str = r#"
+import ctypes, errno, os, signal, socket, subprocess, sys, time
+signal.alarm(60)
+def say(*words):
+    print(*words, flush=True)
+def wait():
+    sys.stdin.readline()
+def join(folder):
+    open(folder + '/cgroup.procs', 'w').write(str(os.getpid()))
+def start():
+    return open('/proc/self/stat').read().rsplit(')', 1)[1].split()[19]
+"#;
+
+/// Loaded programs, and what they have told so far.
+pub struct Stage {
+    pub hooks: Hooks,
+    events: RefCell<TaskEvents>,
+    told: RefCell<Vec<Told>>,
+}
+
+impl Stage {
+    pub fn new() -> Self {
+        let hooks = Hooks::load(Plan::default()).expect("these tests need root and type information");
+        let events = hooks.task_events().unwrap();
+        Self { hooks, events: RefCell::new(events), told: RefCell::default() }
+    }
+
+    pub fn select(&self, cgroup: &Cgroup) -> u64 {
+        let id = cgroup.id().unwrap();
+        let below = cgroup.path().strip_prefix(weir::cgroup::mount_point().unwrap()).unwrap();
+        let levels = Settings::pack_levels([below.components().count()]).unwrap();
+        self.hooks.change_settings(|settings| settings.cgroup_levels = levels).unwrap();
+        self.hooks.select_cgroup(id, Selected { job: id, flags: 0, reserved: 0 }).unwrap();
+        id
+    }
+
+    pub fn tag(&self, pid: u32) -> Option<Tag> {
+        self.hooks.tag_of(pid).unwrap()
+    }
+
+    /// The first event for which it holds, waiting for it.
+    pub fn told(&self, what: &str, holds: impl Fn(&Told) -> bool) -> Told {
+        let mut found = None;
+        until(what, || {
+            found = self.all().into_iter().find(|told| holds(told));
+            found.is_some()
+        });
+        found.unwrap()
+    }
+
+    /// Everything that was told by now.
+    pub fn all(&self) -> Vec<Told> {
+        let mut told = self.told.borrow_mut();
+        told.extend(std::iter::from_fn(|| self.events.borrow_mut().take()));
+        told.clone()
+    }
+}
+
+pub fn cgroup() -> Cgroup {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let name = format!("weir-lineage-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    Cgroup::create(name).expect("these tests need root and a cgroup2 hierarchy")
+}
+
+/// A running script.
+pub struct Process {
+    child: Child,
+    to: ChildStdin,
+    from: BufReader<ChildStdout>,
+}
+
+impl Process {
+    pub fn start(script: &str) -> Self {
+        let mut child = Command::new("python3")
+            .args(["-c", &format!("{PRELUDE}{script}")])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("these tests need python3");
+        let to = child.stdin.take().unwrap();
+        let from = BufReader::new(child.stdout.take().unwrap());
+        Self { child, to, from }
+    }
+
+    /// A script that joins a cgroup before anything else.
+    pub fn within(cgroup: &Cgroup, script: &str) -> Self {
+        Self::start(&format!("join({:?})\n{script}", cgroup.path()))
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.from.read_line(&mut line).unwrap();
+        assert!(!line.is_empty(), "the script ended before it said what was awaited");
+        line.trim_end().to_owned()
+    }
+
+    pub fn number(&mut self) -> u32 {
+        self.line().parse().unwrap()
+    }
+
+    /// Lets it go on from `wait()`.
+    pub fn go_on(&mut self) {
+        self.to.write_all(b"\n").unwrap();
+    }
+
+    pub fn finish(mut self) -> Vec<String> {
+        drop(self.to);
+        let lines: Vec<_> = self.from.lines().map(Result::unwrap).collect();
+        let status = self.child.wait().unwrap();
+        assert!(status.success(), "the script ended with {status}; it said {lines:?}");
+        lines
+    }
+}
+
+/// The kernel's names for a file.
+pub fn file_key(path: &Path) -> FileKey {
+    let file = fs::metadata(path).unwrap();
+    let (major, minor) = (nix::sys::stat::major(file.dev()), nix::sys::stat::minor(file.dev()));
+    FileKey { inode: file.ino(), device: u32::try_from(major << 20 | minor).unwrap(), reserved: 0 }
+}
+
+/// Waits until `condition` holds.
+pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < end, "waited in vain until {what}");
+        std::thread::yield_now();
+    }
+}
