@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand};
 use jiff::{SpanRelativeTo, Timestamp};
+use weir_collector::completeness::Asked;
 use weir_collector::query::named::{DEFAULT_LIMIT, NAMED, named};
 
 /// Weir's collector: takes records from agents, keeps them in ClickHouse, answers questions, signs approvals
@@ -15,6 +16,7 @@ The way to begin:
   weir-collector serve                        take records from agents, until SIGTERM
   weir-collector query --named calls          what was called, by whom, and what came of it
   weir-collector query 'SELECT count() FROM calls WHERE result = $$ok$$'
+  weir-collector completeness                 whether each connect that the kernel counted is accounted for
   weir-collector approvals list               calls that wait for a human
   weir-collector approvals show ID
   weir-collector approvals approve ID --justification 'release 1.4 as planned, see CHG-7'
@@ -59,9 +61,15 @@ pub enum Command {
     },
     /// Ask ClickHouse: free SQL, or a question by its name (reads only)
     ///
-    /// The views are calls, flows and gaps, over the tables events, holds and decisions; docs/schema.md tells their
-    /// columns. Control characters in a table or in JSON are shown as escapes.
+    /// The views are calls, flows, jobs, unrecorded and gaps, over the tables events, holds, decisions and findings;
+    /// docs/schema.md tells their columns. Control characters in a table or in JSON are shown as escapes.
     Query(Asking),
+    /// Check that each connect that the kernel counted is accounted for
+    ///
+    /// Counts everything anew: the kernel's sums as agents stated them, and the rows that are in ClickHouse now, also of
+    /// jobs that were closed long ago. Exits with 0 when the sums close (each connect has its row, or an agent's own gap
+    /// tells why not), with 1 when they do not.
+    Completeness(Counting),
     /// Held calls: list, show, approve, refuse
     Approvals {
         #[command(subcommand)]
@@ -85,6 +93,38 @@ pub struct Serving {
     pub json: bool,
 }
 
+/// `completeness`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+A closed job's sums must be equal; of a running one, what is on its way is left out of account. A job is `new` until its
+first statement is followed by more of its log, and `unstated` while there are rows of it alone.
+Reasons: rows_deleted (its log lacks numbers), ring_full (the kernel could not tell), surplus (rows that are too many),
+unexplained.
+
+Examples:
+  weir-collector completeness --since 7d
+  weir-collector completeness --job 00c0ffee00c0ffee-0000000000001a2b
+  weir-collector completeness --json | jq 'select(.findings != [])'")]
+pub struct Counting {
+    /// Only this job, by its key (see `query --named jobs`)
+    #[arg(long, value_name = "KEY")]
+    pub job: Option<String>,
+    /// Only jobs and logs with events from this time on: 2h, 7d, or 2026-11-22T10:00:00Z
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// Print one JSON object for each job and verdict
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl Counting {
+    /// What is asked.
+    pub fn asked(self) -> Result<Asked, String> {
+        let since = self.since.as_deref().map_or(Ok(Timestamp::UNIX_EPOCH), since)?;
+        Ok(Asked { job: self.job, since_us: since.as_microsecond() })
+    }
+}
+
 /// `query`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -98,7 +138,7 @@ pub struct Asking {
     /// One SELECT, SHOW, DESCRIBE or EXPLAIN
     #[arg(value_name = "SQL")]
     pub sql: Option<String>,
-    /// A question by its name: calls, denied, approvals, opaque, agents or gaps
+    /// A question by its name: calls, denied, approvals, opaque, agents, jobs, unrecorded, findings or gaps
     #[arg(long, value_name = "NAME")]
     pub named: Option<String>,
     /// List the named questions

@@ -1,6 +1,6 @@
 //! Ingest: agents' requests come in over a unix socket, acknowledgements and refusals go out
 //! ([`weir_core::wire`]). Who a peer is, the kernel says. What is acknowledged is in ClickHouse, once, and was
-//! read back.
+//! read back. Then, and in nobody's way, the jobs whose sums it states are checked ([`crate::completeness`]).
 
 mod holds;
 mod http;
@@ -21,6 +21,7 @@ use weir_core::wire::{Reason, Refusal};
 pub use socket::{Socket, SocketError};
 
 use self::logs::Logs;
+use crate::completeness::Watch;
 use crate::store::{Store, StoreError};
 
 /// Connections at a time; more wait in the kernel's backlog.
@@ -38,6 +39,7 @@ struct Ingest {
     store: Store,
     agent_uids: Vec<u32>,
     logs: Logs,
+    watch: Arc<Watch>,
     segments: Semaphore,
     /// Owns what must run to its end even if the peer goes away.
     work: TaskTracker,
@@ -61,10 +63,13 @@ fn unavailable(error: StoreError) -> Refusal {
 
 /// Serves agents until `stop`; then ends what has begun. Says whether all of it ended in time.
 pub async fn serve(socket: Socket, store: Store, agent_uids: Vec<u32>, stop: CancellationToken) -> bool {
+    let watch = Arc::new(Watch::new(store.clone()));
+    let watching = tokio::spawn(watch.clone().run(stop.clone()));
     let ingest = Arc::new(Ingest {
         store,
         agent_uids,
         logs: Logs::default(),
+        watch,
         segments: Semaphore::new(MAX_SEGMENTS_AT_ONCE),
         work: TaskTracker::new(),
         stop: stop.clone(),
@@ -99,6 +104,9 @@ pub async fn serve(socket: Socket, store: Store, agent_uids: Vec<u32>, stop: Can
         connections.wait().await;
         ingest.work.close();
         ingest.work.wait().await;
+        if let Err(error) = watching.await {
+            tracing::error!(%error, "the check of completeness broke");
+        }
     });
     ended.await.is_ok()
 }

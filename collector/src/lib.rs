@@ -2,7 +2,7 @@
 //! answers.
 //!
 //! ```text
-//! agent --unix socket--> ingest -> rows -> store (ClickHouse) <- query
+//! agent --unix socket--> ingest -> rows -> store (ClickHouse) <- query and completeness
 //!        (weir_core::wire)   \------- decisions -------/  \- approvals
 //! ```
 //!
@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod approvals;
+pub mod completeness;
 pub mod config;
 pub mod ingest;
 pub mod query;

@@ -12,6 +12,7 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use weir_collector::approvals::{self, Request};
+use weir_collector::completeness;
 use weir_collector::config::{Config, ConfigError};
 use weir_collector::ingest::{self, Socket};
 use weir_collector::query::{self, Shape};
@@ -19,7 +20,7 @@ use weir_collector::store::Store;
 use weir_collector::store::migrate::{MIGRATIONS, check, migrate};
 use weir_core::approval::Answer;
 
-use crate::cli::{Answering, Approvals, Asking, Cli, Command, Serving, usage};
+use crate::cli::{Answering, Approvals, Asking, Cli, Command, Counting, Serving, usage};
 
 /// The widest cell of a table on a terminal, characters.
 const CELL_WIDTH: usize = 48;
@@ -62,6 +63,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Serve(serving) => serve(config, store, serving).await,
         Command::Migrate { json } => migrated(&store, json).await,
         Command::Query(asking) => ask(&store, asking).await,
+        Command::Completeness(counting) => completeness(&store, counting).await,
         Command::Approvals { command } => approvals(&store, command).await,
         Command::Completions { .. } => Ok(ExitCode::SUCCESS),
     }
@@ -138,6 +140,18 @@ async fn ask(store: &Store, asking: Asking) -> Result<ExitCode> {
     };
     query::ask(store, &question.sql, &question.params, &shape, &mut std::io::stdout().lock()).await?;
     Ok(ExitCode::SUCCESS)
+}
+
+async fn completeness(store: &Store, counting: Counting) -> Result<ExitCode> {
+    let as_json = counting.json;
+    let asked = counting.asked().unwrap_or_else(|message| usage(&message));
+    let report = completeness::report(store, &asked).await?;
+    if as_json {
+        report.json().try_for_each(|one| say_json(&one))?;
+    } else {
+        say(report.table(cell_width()).trim_end())?;
+    }
+    Ok(if report.is_whole() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 async fn approvals(store: &Store, command: Approvals) -> Result<ExitCode> {

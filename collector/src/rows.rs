@@ -3,12 +3,14 @@
 //! derives from its canonical bytes alone, so anybody can derive them again and compare.
 
 mod event;
+mod finding;
 
 use clickhouse::Row;
 use serde::{Deserialize, Serialize};
 use weir_core::approval::{Answer, Hold, SignedStatement, Statement};
 
 pub use event::EventRow;
+pub use finding::FindingRow;
 
 /// What the collector knows of the batch that an event came in.
 #[derive(Debug, Clone)]

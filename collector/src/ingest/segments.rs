@@ -14,6 +14,7 @@ use weir_core::segment::{FrameKind, MAX_EVENTS, Reader, batch_digest};
 use weir_core::wire::{Reason, Refusal, SegmentAck};
 
 use super::{Ingest, now_us, refusal, unavailable};
+use crate::completeness::Told;
 use crate::rows::{Batch, EventRow};
 use crate::store::{MAX_PARTITIONS, TOKENS, again};
 
@@ -59,7 +60,10 @@ impl Ingest {
             Err(refusal(Reason::Malformed, "the collector cannot read this segment; its log says more"))
         })?;
         let origin = segment.origin.clone();
-        self.logs.alone(&origin, self.store_once(segment)).await
+        let told = Told::of(&segment.rows);
+        let ack = self.logs.alone(&origin, self.store_once(segment)).await?;
+        told.into_iter().for_each(|told| self.watch.tell(told));
+        Ok(ack)
     }
 
     async fn store_once(&self, segment: Segment) -> Result<SegmentAck, Refusal> {

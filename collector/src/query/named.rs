@@ -31,7 +31,7 @@ pub fn named(name: &str) -> Option<&'static Named> {
 }
 
 /// A job is named as its CI names it, or by its run's id.
-pub const NAMED: [Named; 6] = [
+pub const NAMED: [Named; 9] = [
     Named {
         name: "calls",
         about: "each MCP call: who made it, to what, what was decided, how it ended (newest first)",
@@ -87,6 +87,36 @@ ORDER BY connections DESC LIMIT {limit:UInt32}",
 FROM events
 GROUP BY host, tenant, origin
 ORDER BY last_heard DESC LIMIT {limit:UInt32}",
+    },
+    Named {
+        name: "jobs",
+        about: "what the kernel last counted of each job's connects (`weir-collector completeness` checks it)",
+        sql: "SELECT time, job_key, job_name AS name, host_name AS host, job_closed AS closed,
+       arraySum(mapValues(kernel_connects)) AS connects, kernel_connects AS by_verdict,
+       connects_in_flight AS in_flight
+FROM jobs
+WHERE time >= {since:DateTime64(6, 'UTC')}
+  AND ({job:String} = '' OR job_key = {job:String} OR job_name = {job:String})
+ORDER BY time DESC LIMIT {limit:UInt32}",
+    },
+    Named {
+        name: "unrecorded",
+        about: "connects that were counted and have no record, as the agents themselves say, and why",
+        sql: "SELECT time, host_name AS host, job_key, connect_verdict AS verdict, gap_reason AS reason,
+       gap_count AS connects, event_detail AS detail
+FROM unrecorded
+WHERE time >= {since:DateTime64(6, 'UTC')} AND ({job:String} = '' OR job_key = {job:String})
+ORDER BY time DESC LIMIT {limit:UInt32}",
+    },
+    Named {
+        name: "findings",
+        about: "where what the kernel counted and what was recorded differed when the collector checked",
+        sql: "SELECT found_at, host_name AS host, origin, seq, job_key, job_name AS name,
+       connect_verdict AS verdict, reason, missing, kernel, recorded, explained
+FROM findings FINAL
+WHERE found_at >= {since:DateTime64(6, 'UTC')}
+  AND ({job:String} = '' OR job_key = {job:String} OR job_name = {job:String})
+ORDER BY found_at DESC, seq DESC LIMIT {limit:UInt32}",
     },
     Named {
         name: "gaps",

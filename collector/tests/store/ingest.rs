@@ -165,14 +165,14 @@ async fn a_segment_of_two_months_that_lost_one_is_mended_by_sending_it_again() {
     let bytes = sealed(0, vec![at(0, october), at(1, october), at(2, november)]);
     let ack = Ok(ack_of(&bytes, &origin));
     assert_eq!(agent.post::<SegmentAck>(SEGMENTS, bytes.clone()).await, ack);
-    weir_collector_executes(&world, "ALTER TABLE events DROP PARTITION 202610").await;
+    world.execute("ALTER TABLE events DROP PARTITION 202610").await;
     assert_eq!(world.number("SELECT count() FROM events"), 1);
     assert_eq!(world.sql("SELECT first_missing_seq AS f, last_missing_seq AS l FROM gaps")[0]["l"], 1);
     assert_eq!(agent.post::<SegmentAck>(SEGMENTS, bytes.clone()).await, ack);
     assert_eq!(world.number("SELECT count() * 10 + uniqExact(seq) FROM events"), 33);
     // Also when the token of the lost one is burnt: the month that is there must not come twice.
     let lose = "ALTER TABLE events DELETE WHERE toYYYYMM(time) = 202610 SETTINGS mutations_sync = 2";
-    weir_collector_executes(&world, lose).await;
+    world.execute(lose).await;
     assert_eq!(world.number("SELECT count() FROM events"), 1);
     assert_eq!(agent.post::<SegmentAck>(SEGMENTS, bytes).await, ack);
     assert_eq!(world.number("SELECT count() * 10 + uniqExact(seq) FROM events"), 33);
@@ -187,19 +187,12 @@ async fn a_token_without_its_rows_does_not_keep_a_segment_out() {
     let bytes = many(&origin, 0, 5);
     let ack = Ok(ack_of(&bytes, &origin));
     assert_eq!(agent.post::<SegmentAck>(SEGMENTS, bytes.clone()).await, ack);
-    weir_collector_executes(&world, "ALTER TABLE events DELETE WHERE 1 SETTINGS mutations_sync = 2").await;
+    world.execute("ALTER TABLE events DELETE WHERE 1 SETTINGS mutations_sync = 2").await;
     assert_eq!(world.number("SELECT count() FROM events"), 0);
     assert_eq!(agent.post::<SegmentAck>(SEGMENTS, bytes).await, ack);
     assert_eq!(world.number("SELECT count() FROM events"), 5);
     let log = world.collector.daemon().log();
     assert!(log.contains("a burnt token"), "the first token was not burnt, so nothing was shown: {log}");
-}
-
-/// A statement of the store's operator: the collector's own command line only reads.
-async fn weir_collector_executes(world: &World, sql: &str) {
-    let config = weir_collector::config::Config::read(world.collector.config()).expect("a configuration");
-    let store = weir_collector::store::Store::new(&config.store);
-    store.execute(store.query_raw(sql)).await.expect(sql);
 }
 
 #[tokio::test(flavor = "multi_thread")]

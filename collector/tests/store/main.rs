@@ -4,6 +4,7 @@
 
 mod agent;
 mod approvals;
+mod completeness;
 mod faults;
 mod ingest;
 mod malformed;

@@ -25,7 +25,7 @@ fn the_documented_columns_are_those_of_the_database() {
         let rows = world.sql(&format!("DESCRIBE {table}"));
         rows.iter().map(|row| (text(row, "name"), text(row, "type"))).collect()
     };
-    for table in ["events", "holds", "decisions", "migrations", "gaps"] {
+    for table in ["events", "holds", "decisions", "findings", "migrations", "jobs", "gaps"] {
         assert_eq!(documented(table), described(table), "{table}");
     }
     let events = described("events");
@@ -37,7 +37,9 @@ fn the_documented_columns_are_those_of_the_database() {
     for column in &own {
         assert!(described("calls").contains(column), "calls: {column:?}");
     }
-    assert!(described("flows").iter().all(|column| events.contains(column)), "flows");
+    for view in ["flows", "unrecorded"] {
+        assert!(described(view).iter().all(|column| events.contains(column)), "{view}");
+    }
 }
 
 fn connected(config: &std::path::Path) -> Store {
@@ -48,7 +50,7 @@ fn connected(config: &std::path::Path) -> Store {
 async fn migrating_twice_changes_nothing_and_a_changed_step_is_refused() {
     let world = World::start();
     let (code, out, _) = world.run(&["migrate", "--json"]);
-    assert_eq!((code, out.trim()), (0, r#"{"database":"weir","version":4,"applied":[]}"#));
+    assert_eq!((code, out.trim()), (0, r#"{"database":"weir","version":5,"applied":[]}"#));
     assert_eq!(world.number("SELECT count() FROM migrations"), MIGRATIONS.len() as u64);
 
     let store = connected(world.collector.config());
@@ -97,5 +99,5 @@ fn a_database_without_tables_is_not_served_unless_told_to_migrate() {
     assert!(!folder.path().join("c.sock").exists());
     let (code, out, told) = run_with(&folder, &config, &["migrate"]);
     assert_eq!(code, 0, "{told}");
-    assert!(out.ends_with("the database weir is at version 4\n"), "{out}");
+    assert!(out.ends_with("the database weir is at version 5\n"), "{out}");
 }

@@ -72,7 +72,7 @@ async fn the_named_questions_answer_in_tables_and_json() {
         "{table}"
     );
     let (code, listed, _) = world.run(&["query", "--list"]);
-    assert_eq!((code, listed.lines().count()), (0, 6));
+    assert_eq!((code, listed.lines().count()), (0, 9));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,8 +7,9 @@ use weir_core::ids::{ApprovalId, Boot, CallId, FlowId, Origin};
 use weir_core::mask::{MaskKey, Masked, Masker};
 use weir_core::policy::{Action, Verdict};
 use weir_core::record::{
-    Body, CallResult, Caller, DecisionRecord, Durability, Event, Flow, FlowEnd, HoldEnd, Intent, Job, Mcp,
-    Outcome, Payload, Proof, Server, Treatment, VERSION, Written,
+    Body, CallResult, Caller, Completeness, Connect, ConnectReason, ConnectSums, ConnectVerdict,
+    DecisionRecord, Durability, Event, Flow, FlowEnd, Gap, GapReason, HoldEnd, Intent, Job, Mcp, Outcome,
+    Payload, Proof, Server, Treatment, VERSION, Written,
 };
 use weir_core::segment::{FrameKind, header, push_frame};
 
@@ -134,6 +135,44 @@ pub fn flow(treatment: Treatment) -> Body<Text> {
         bytes_down: 20,
         duration_us: 30,
         connect: None,
+    })
+}
+
+/// A flow that the kernel counted under a job.
+pub fn counted(job: &str, verdict: ConnectVerdict) -> Body<Text> {
+    let Body::Flow(mut flow) = flow(Treatment::Opaque) else { unreachable!("a flow is a flow") };
+    flow.connect = Some(Connect {
+        job_key: job.into(),
+        verdict,
+        reason: ConnectReason::None,
+        protocol: 6,
+        at_ns: 1_000,
+        source: "127.0.0.1".into(),
+        source_port: 40_000,
+    });
+    Body::Flow(flow)
+}
+
+/// What the kernel counted of a job: redirected and passed connects, and how many of the first are on their way.
+pub fn sums(job: &str, closed: bool, redirected: u64, passed: u64, in_flight: u64) -> Body<Text> {
+    Body::Completeness(Completeness {
+        job_key: job.into(),
+        name: text("/weir-demo/job"),
+        closed,
+        kernel: ConnectSums { redirected, passed, ..ConnectSums::default() },
+        lost: ConnectSums::default(),
+        in_flight,
+        tables: [("tasks_full".to_owned(), 0)].into(),
+    })
+}
+
+pub fn gap(job: &str, verdict: ConnectVerdict, reason: GapReason, count: u64) -> Body<Text> {
+    Body::Gap(Gap {
+        job_key: job.into(),
+        verdict,
+        reason,
+        count,
+        detail: [("boot".to_owned(), text("before"))].into(),
     })
 }
 

@@ -41,6 +41,18 @@ impl World {
         number.unwrap_or_else(|| panic!("{question}: {rows:?}"))
     }
 
+    /// The store, as its operator reaches it.
+    pub fn operator(&self) -> weir_collector::store::Store {
+        let config = weir_collector::config::Config::read(self.collector.config()).expect("a configuration");
+        weir_collector::store::Store::new(&config.store)
+    }
+
+    /// A statement of the store's operator: the collector's own command line only reads.
+    pub async fn execute(&self, sql: &str) {
+        let store = self.operator();
+        store.execute(store.query_raw(sql)).await.expect(sql);
+    }
+
     /// `weir-collector` with arguments: its exit code, stdout and stderr.
     pub fn run(&self, arguments: &[&str]) -> (i32, String, String) {
         told(self.collector.attempt(arguments).expect("weir-collector"))

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 macro_rules! labels {
     ($($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $label:literal,)+ })+) => {$(
         $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         pub enum $name {
             $($(#[$variant_doc])* #[serde(rename = $label)] $variant,)+
         }
@@ -14,6 +14,11 @@ macro_rules! labels {
         impl $name {
             /// Each of them, in the order of this list.
             pub const ALL: &[Self] = &[$(Self::$variant),+];
+
+            /// The one with this label.
+            pub fn labelled(label: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|one| one.as_str() == label)
+            }
 
             /// The label, as it is recorded.
             pub fn as_str(self) -> &'static str {

@@ -1,0 +1,215 @@
+//! Accounts as they stand in ClickHouse: job keys and origins come in, counts over their rows go out. Statements
+//! are what agents recorded of the kernel; everything else is counted here, row by row.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
+
+use clickhouse::Row;
+use serde::Deserialize;
+use weir_core::record::{ConnectSums, ConnectVerdict, GapReason};
+
+use super::{Account, JobKey, Log, Logs, Statement};
+use crate::store::{Store, StoreError};
+
+/// The most jobs of one round of questions.
+pub(super) const AT_ONCE: usize = 200;
+
+#[derive(Debug, Row, Deserialize)]
+struct StatementRow {
+    job_key: String,
+    origin: String,
+    seq: u64,
+    time_us: i64,
+    host: String,
+    name: String,
+    closed: bool,
+    kernel: Vec<(String, u64)>,
+    lost: Vec<(String, u64)>,
+    in_flight: u64,
+}
+
+#[derive(Debug, Row, Deserialize)]
+struct FlowsRow {
+    job_key: String,
+    origin: String,
+    verdict: String,
+    rows: u64,
+    events: u64,
+}
+
+#[derive(Debug, Row, Deserialize)]
+struct GapRow {
+    job_key: String,
+    origin: String,
+    verdict: String,
+    reason: String,
+    count: u64,
+}
+
+#[derive(Debug, Row, Deserialize)]
+struct LogRow {
+    origin: String,
+    tenant: String,
+    host: String,
+    rows: u64,
+    events: u64,
+    last_seq: u64,
+    last_us: i64,
+}
+
+/// A run of numbers that a log lacks.
+#[derive(Debug, Clone, PartialEq, Eq, Row, Deserialize)]
+pub(super) struct Run {
+    pub first_missing_seq: u64,
+    pub missing: u64,
+}
+
+/// The accounts of these jobs of one tenant, at most [`AT_ONCE`] of them.
+pub(super) async fn read(
+    store: &Store,
+    tenant: &str,
+    jobs: &[&str],
+) -> Result<BTreeMap<JobKey, Account>, StoreError> {
+    let ask = |sql: &str| store.query(sql).bind(tenant).bind(jobs);
+    let statements: Vec<StatementRow> = store
+        .rows(ask(
+            "SELECT job_key, origin, seq, toUnixTimestamp64Micro(any(time)) AS time_us, \
+                    any(host_name) AS host, any(job_name) AS name, any(job_closed) AS closed, any(kernel_connects) AS kernel, \
+                    any(lost_connects) AS lost, any(connects_in_flight) AS in_flight \
+             FROM events WHERE kind = 'completeness' AND tenant = ? AND job_key IN ? \
+             GROUP BY job_key, origin, seq ORDER BY seq DESC LIMIT 2 BY job_key, origin",
+        ))
+        .await?;
+    let flows: Vec<FlowsRow> = store
+        .rows(ask(
+            "SELECT job_key, origin, connect_verdict AS verdict, count() AS rows, groupBitmap(seq) AS events \
+             FROM events WHERE kind = 'flow' AND connect_verdict != '' AND tenant = ? AND job_key IN ? \
+             GROUP BY job_key, origin, verdict",
+        ))
+        .await?;
+    let gaps: Vec<GapRow> = store
+        .rows(ask(
+            "SELECT job_key, origin, verdict, reason, sum(one) AS count FROM ( \
+                 SELECT job_key, origin, seq, connect_verdict AS verdict, gap_reason AS reason, any(gap_count) AS one \
+                 FROM events WHERE kind = 'gap' AND tenant = ? AND job_key IN ? \
+                 GROUP BY job_key, origin, seq, verdict, reason \
+             ) GROUP BY job_key, origin, verdict, reason",
+        ))
+        .await?;
+
+    let mut accounts = Accounts { tenant, accounts: BTreeMap::new() };
+    for job in jobs {
+        accounts.of(job);
+    }
+    for row in statements {
+        let account = accounts.of(&row.job_key);
+        account.origins.insert(row.origin.clone());
+        account.statements.push(row.into());
+    }
+    for row in flows {
+        let account = accounts.of(&row.job_key);
+        account.origins.insert(row.origin);
+        // A verdict that this program does not know is nobody's row, and so the row is missing where it belongs.
+        if let Some(verdict) = ConnectVerdict::labelled(&row.verdict) {
+            let recorded = account.recorded.entry(verdict).or_default();
+            recorded.rows += row.rows;
+            recorded.events += row.events;
+        }
+    }
+    for row in gaps {
+        let account = accounts.of(&row.job_key);
+        account.origins.insert(row.origin);
+        if let (Some(verdict), Some(reason)) =
+            (ConnectVerdict::labelled(&row.verdict), GapReason::labelled(&row.reason))
+        {
+            let told = account.gaps.entry(verdict).or_default().entry(reason).or_default();
+            *told = told.saturating_add(row.count);
+        }
+    }
+    Ok(accounts.accounts)
+}
+
+/// The logs of these origins, whole.
+pub(super) async fn logs(store: &Store, origins: &BTreeSet<String>) -> Result<Logs, StoreError> {
+    let question = store
+        .query(
+            "SELECT origin, any(tenant) AS tenant, any(host_name) AS host, count() AS rows, \
+                    groupBitmap(seq) AS events, max(seq) AS last_seq, \
+                    toUnixTimestamp64Micro(argMax(time, seq)) AS last_us \
+             FROM events WHERE origin IN ? GROUP BY origin",
+        )
+        .bind(origins);
+    let rows: Vec<LogRow> = store.rows(question).await?;
+    let log = |row: LogRow| {
+        let log = Log {
+            tenant: row.tenant,
+            host: row.host,
+            missing: row.last_seq.saturating_add(1).saturating_sub(row.events),
+            doubled: row.rows.saturating_sub(row.events),
+            last_us: row.last_us,
+        };
+        (row.origin, log)
+    };
+    Ok(rows.into_iter().map(log).collect())
+}
+
+/// The runs of numbers that a log lacks between rows that stand in `range`, the first `at_most` of them.
+pub(super) async fn runs(
+    store: &Store,
+    origin: &str,
+    range: RangeInclusive<u64>,
+    at_most: u64,
+) -> Result<Vec<Run>, StoreError> {
+    let question = store
+        .query(
+            "SELECT toUInt64(previous + 1) AS first_missing_seq, toUInt64(next - previous - 1) AS missing FROM ( \
+                 SELECT toInt64(seq) AS next, lagInFrame(toInt64(seq), 1, if(? = 0, -1, toInt64(seq) - 1)) OVER ( \
+                     ORDER BY seq ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING) AS previous \
+                 FROM events WHERE origin = ? AND seq BETWEEN ? AND ? \
+             ) WHERE next - previous > 1 ORDER BY first_missing_seq LIMIT ?",
+        )
+        .bind(range.start())
+        .bind(origin)
+        .bind(range.start())
+        .bind(range.end())
+        .bind(at_most);
+    store.rows(question).await
+}
+
+struct Accounts<'t> {
+    tenant: &'t str,
+    accounts: BTreeMap<JobKey, Account>,
+}
+
+impl Accounts<'_> {
+    fn of(&mut self, job: &str) -> &mut Account {
+        let key = JobKey { tenant: self.tenant.to_owned(), job: job.to_owned() };
+        self.accounts.entry(key).or_default()
+    }
+}
+
+impl From<StatementRow> for Statement {
+    fn from(row: StatementRow) -> Self {
+        Self {
+            origin: row.origin,
+            seq: row.seq,
+            time_us: row.time_us,
+            host: row.host,
+            name: row.name,
+            closed: row.closed,
+            kernel: sums(&row.kernel),
+            lost: sums(&row.lost),
+            in_flight: row.in_flight,
+        }
+    }
+}
+
+fn sums(by_label: &[(String, u64)]) -> ConnectSums {
+    let mut sums = ConnectSums::default();
+    for (label, n) in by_label {
+        if let Some(verdict) = ConnectVerdict::labelled(label) {
+            *sums.of_mut(verdict) = *n;
+        }
+    }
+    sums
+}

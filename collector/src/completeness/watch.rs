@@ -1,0 +1,373 @@
+//! The check of a collector that serves: which jobs' statements were stored comes in; rows of `findings` and log
+//! lines go out. It runs behind the acknowledgements and holds none of them up.
+//!
+//! A closed job is checked at once, a running one at most every [`AGAIN_AFTER`]. A finding is written when it is new
+//! or its number has changed. What a collector that ends has not checked, the next one does: it begins with the
+//! statements that were stored in the last [`LOOK_BACK_US`].
+//!
+//! # Limits
+//! [`MAX_WAITING`] jobs wait; what is past them is told in the log, and `weir-collector completeness` checks it. Of
+//! a log the last [`WINDOW`] numbers before a statement are looked at, and [`MAX_RUNS`] runs that are missing there.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use clickhouse::Row;
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use weir_core::ids::hex;
+use weir_core::record::GapReason;
+
+use super::accounts::{self, AT_ONCE};
+use super::{Account, JobKey, Judged, Logs, Standing, judge};
+use crate::rows::{EventRow, FindingRow};
+use crate::store::{Store, StoreError, TOKENS, again};
+
+/// The most jobs that wait to be checked.
+const MAX_WAITING: usize = 50_000;
+/// How soon a running job is checked again.
+const AGAIN_AFTER: Duration = Duration::from_secs(60);
+/// How long a check that failed waits to be tried again.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// How far back a collector looks when it begins, microseconds.
+const LOOK_BACK_US: i64 = 3_600_000_000;
+/// Numbers of a log that are looked at.
+const WINDOW: u64 = 100_000;
+/// Runs of missing numbers in them.
+const MAX_RUNS: u64 = 100;
+
+/// Checks jobs as their statements come in.
+#[derive(Debug)]
+pub struct Watch {
+    store: Store,
+    waiting: Mutex<Waiting>,
+    told: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    /// And whether they are closed.
+    jobs: BTreeMap<JobKey, bool>,
+    logs: BTreeMap<String, LogEnd>,
+    left_out: u64,
+    /// Running jobs, and when they were checked.
+    checked: HashMap<JobKey, Instant>,
+}
+
+/// How far a log has come.
+#[derive(Debug, Clone)]
+struct LogEnd {
+    tenant: String,
+    host: String,
+    seq: u64,
+}
+
+/// A stored segment's statements.
+#[derive(Debug)]
+pub struct Told {
+    jobs: BTreeMap<JobKey, bool>,
+    origin: String,
+    end: LogEnd,
+}
+
+impl Told {
+    /// What the rows of one segment state, if they do.
+    pub fn of(rows: &[EventRow]) -> Option<Self> {
+        let statements = || rows.iter().filter(|row| row.kind == "completeness");
+        let last = statements().next_back()?;
+        let end = LogEnd { tenant: last.tenant.clone(), host: last.host_name.clone(), seq: last.seq };
+        let mut jobs = BTreeMap::new();
+        for row in statements() {
+            let key = JobKey { tenant: row.tenant.clone(), job: row.job_key.clone() };
+            *jobs.entry(key).or_default() |= row.job_closed;
+        }
+        Some(Self { jobs, origin: last.origin.clone(), end })
+    }
+}
+
+/// Some of what waits: jobs of one tenant, and logs.
+struct Batch {
+    tenant: String,
+    jobs: BTreeMap<JobKey, bool>,
+    logs: BTreeMap<String, LogEnd>,
+}
+
+#[derive(Debug, Row, Deserialize)]
+struct Recent {
+    tenant: String,
+    job_key: String,
+    closed: bool,
+}
+
+#[derive(Debug, Row, Deserialize)]
+struct Known {
+    job_key: String,
+    connect_verdict: String,
+    reason: String,
+    log: String,
+    at: u64,
+    missing: i64,
+}
+
+impl Watch {
+    pub fn new(store: Store) -> Self {
+        Self { store, waiting: Mutex::default(), told: Notify::new() }
+    }
+
+    /// Notes what is to be checked, and does not wait.
+    pub fn tell(&self, told: Told) {
+        let mut waiting = self.waiting();
+        for (key, closed) in told.jobs {
+            let recently = |at: &Instant| at.elapsed() < AGAIN_AFTER;
+            if !closed && waiting.checked.get(&key).is_some_and(recently) {
+                continue;
+            }
+            waiting.add(key, closed);
+        }
+        waiting.logs.insert(told.origin, told.end);
+        drop(waiting);
+        self.told.notify_one();
+    }
+
+    /// Checks until `stop`.
+    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let mut begun = false;
+        while !stop.is_cancelled() {
+            if !begun {
+                begun = self.done("the statements of the last hour", self.recent().await);
+            }
+            let mut failed = !begun;
+            while let Some(batch) = self.next().filter(|_| !stop.is_cancelled()) {
+                if !self.done("jobs' sums", self.check(&batch).await) {
+                    self.put_back(batch);
+                    failed = true;
+                    break;
+                }
+            }
+            let pause = tokio::time::sleep(if failed { RETRY_AFTER } else { AGAIN_AFTER });
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = pause => {}
+                () = self.told.notified(), if !failed => {}
+            }
+        }
+    }
+
+    fn done(&self, what: &str, result: Result<(), StoreError>) -> bool {
+        if let Err(error) = &result {
+            tracing::warn!(%error, "cannot check {what} now");
+        }
+        result.is_ok()
+    }
+
+    async fn recent(&self) -> Result<(), StoreError> {
+        let question = self
+            .store
+            .query(
+                "SELECT tenant, job_key, max(job_closed) AS closed FROM events \
+                 WHERE kind = 'completeness' AND ingested_at >= fromUnixTimestamp64Micro(?) \
+                 GROUP BY tenant, job_key LIMIT ?",
+            )
+            .bind(crate::ingest::now_us().saturating_sub(LOOK_BACK_US))
+            .bind(MAX_WAITING as u64);
+        let recent: Vec<Recent> = self.store.rows(question).await?;
+        let mut waiting = self.waiting();
+        for row in recent {
+            waiting.add(JobKey { tenant: row.tenant, job: row.job_key }, row.closed);
+        }
+        Ok(())
+    }
+
+    async fn check(&self, batch: &Batch) -> Result<(), StoreError> {
+        let jobs: Vec<&str> = batch.jobs.keys().map(|key| key.job.as_str()).collect();
+        let mut found = Vec::new();
+        if !jobs.is_empty() {
+            let accounts = accounts::read(&self.store, &batch.tenant, &jobs).await?;
+            let judged = self.judged(&accounts).await?;
+            for (key, judged) in &judged {
+                if judged.standing == Standing::Closed && judged.findings().next().is_none() {
+                    tracing::info!(job = key.job, "a job is closed, and its sums close");
+                }
+                found.extend(rows(key, judged));
+            }
+        }
+        for (origin, end) in &batch.logs {
+            let window = end.seq.saturating_sub(WINDOW)..=end.seq;
+            for run in accounts::runs(&self.store, origin, window, MAX_RUNS).await? {
+                found.push(FindingRow {
+                    tenant: end.tenant.clone(),
+                    host_name: end.host.clone(),
+                    origin: origin.clone(),
+                    seq: run.first_missing_seq,
+                    reason: GapReason::RowsDeleted.as_str().to_owned(),
+                    missing: i64::try_from(run.missing).unwrap_or(i64::MAX),
+                    ..FindingRow::default()
+                });
+            }
+        }
+        self.write(found).await
+    }
+
+    /// Logs are counted through only when something is to be explained.
+    async fn judged(
+        &self,
+        accounts: &BTreeMap<JobKey, Account>,
+    ) -> Result<Vec<(JobKey, Judged)>, StoreError> {
+        let all = |logs: &mut Logs| -> Vec<_> {
+            accounts.iter().map(|(key, account)| (key.clone(), judge(account, logs))).collect()
+        };
+        let judged = all(&mut Logs::new());
+        let short = judged.iter().filter(|(_, judged)| judged.findings().next().is_some());
+        let origins: BTreeSet<String> =
+            short.filter_map(|(key, _)| accounts.get(key)).flat_map(|one| one.origins.clone()).collect();
+        if origins.is_empty() {
+            return Ok(judged);
+        }
+        Ok(all(&mut accounts::logs(&self.store, &origins).await?))
+    }
+
+    /// Writes what is new, and reads it back.
+    async fn write(&self, mut found: Vec<FindingRow>) -> Result<(), StoreError> {
+        let mut by_tenant: BTreeMap<String, Vec<FindingRow>> = BTreeMap::new();
+        for row in found.drain(..) {
+            by_tenant.entry(row.tenant.clone()).or_default().push(row);
+        }
+        for (tenant, mut rows) in by_tenant {
+            self.drop_known(&tenant, &mut rows).await?;
+            for row in &rows {
+                tracing::warn!(
+                    job = row.job_key,
+                    name = row.job_name,
+                    verdict = row.connect_verdict,
+                    reason = row.reason,
+                    missing = row.missing,
+                    kernel = row.kernel,
+                    recorded = row.recorded,
+                    explained = row.explained,
+                    origin = row.origin,
+                    seq = row.seq,
+                    "what the kernel counted and what is recorded differ"
+                );
+            }
+            let digest = Sha256::digest(serde_json::to_vec(&rows).unwrap_or_default());
+            let found_at = crate::ingest::now_us();
+            rows.iter_mut().for_each(|row| row.found_at = found_at);
+            for attempt in 0..TOKENS {
+                if rows.is_empty() {
+                    break;
+                }
+                let token = again(format!("findings/{}", hex(&digest)), attempt);
+                self.store.insert("findings", &token, &rows).await?;
+                self.drop_known(&tenant, &mut rows).await?;
+            }
+            if !rows.is_empty() {
+                tracing::error!(rows = rows.len(), "the store took findings and does not show them");
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes away what `findings` says already: of a job its last number for that verdict and reason, of a log the
+    /// same run.
+    async fn drop_known(&self, tenant: &str, rows: &mut Vec<FindingRow>) -> Result<(), StoreError> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let jobs: BTreeSet<&str> = rows.iter().map(|row| row.job_key.as_str()).collect();
+        let origins: BTreeSet<&str> = rows.iter().map(|row| row.origin.as_str()).collect();
+        let question = self
+            .store
+            .query(
+                "SELECT job_key, connect_verdict, reason, if(job_key = '', origin, '') AS log, \
+                        if(job_key = '', seq, 0) AS at, argMax(missing, found_at) AS missing \
+                 FROM findings WHERE tenant = ? AND job_key IN ? AND (job_key != '' OR origin IN ?) \
+                 GROUP BY job_key, connect_verdict, reason, log, at",
+            )
+            .bind(tenant)
+            .bind(&jobs)
+            .bind(&origins);
+        let known: Vec<Known> = self.store.rows(question).await?;
+        rows.retain(|row| {
+            let place = if row.job_key.is_empty() { (row.origin.as_str(), row.seq) } else { ("", 0) };
+            !known.iter().any(|one| {
+                (one.job_key.as_str(), one.connect_verdict.as_str(), one.reason.as_str(), one.missing)
+                    == (row.job_key.as_str(), row.connect_verdict.as_str(), row.reason.as_str(), row.missing)
+                    && (one.log.as_str(), one.at) == place
+            })
+        });
+        Ok(())
+    }
+
+    fn next(&self) -> Option<Batch> {
+        let mut waiting = self.waiting();
+        if waiting.left_out > 0 {
+            let jobs = std::mem::take(&mut waiting.left_out);
+            tracing::error!(jobs, "too many jobs at once to check: run `weir-collector completeness`");
+        }
+        waiting.checked.retain(|_, at| at.elapsed() < AGAIN_AFTER);
+        let logs = std::mem::take(&mut waiting.logs);
+        let Some(first) = waiting.jobs.keys().next().cloned() else {
+            let tenant = String::new();
+            return (!logs.is_empty()).then(|| Batch { tenant, jobs: BTreeMap::new(), logs });
+        };
+        let of_tenant = waiting.jobs.iter().take_while(|(key, _)| key.tenant == first.tenant).take(AT_ONCE);
+        let jobs: BTreeMap<JobKey, bool> = of_tenant.map(|(key, closed)| (key.clone(), *closed)).collect();
+        for (key, closed) in &jobs {
+            waiting.jobs.remove(key);
+            if !closed && waiting.checked.len() < MAX_WAITING {
+                waiting.checked.insert(key.clone(), Instant::now());
+            }
+        }
+        Some(Batch { tenant: first.tenant, jobs, logs })
+    }
+
+    fn put_back(&self, batch: Batch) {
+        let mut waiting = self.waiting();
+        for (key, closed) in batch.jobs {
+            waiting.add(key, closed);
+        }
+        for (origin, end) in batch.logs {
+            waiting.logs.entry(origin).or_insert(end);
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waiting {
+    fn add(&mut self, key: JobKey, closed: bool) {
+        let room = self.jobs.len() < MAX_WAITING;
+        match self.jobs.get_mut(&key) {
+            Some(waits) => *waits |= closed,
+            None if room => drop(self.jobs.insert(key, closed)),
+            None => self.left_out += 1,
+        }
+    }
+}
+
+/// A job's findings as rows, at the statement that was judged.
+fn rows(key: &JobKey, judged: &Judged) -> Vec<FindingRow> {
+    let Some(statement) = &judged.statement else { return Vec::new() };
+    let row = |(line, finding): (&super::Line, &super::Finding)| FindingRow {
+        found_at: 0,
+        tenant: key.tenant.clone(),
+        host_name: statement.host.clone(),
+        origin: statement.origin.clone(),
+        seq: statement.seq,
+        job_key: key.job.clone(),
+        job_name: statement.name.clone(),
+        connect_verdict: line.verdict.as_str().to_owned(),
+        reason: finding.reason.as_str().to_owned(),
+        kernel: line.kernel,
+        in_flight: line.in_flight,
+        recorded: line.recorded,
+        explained: line.explained(),
+        missing: finding.missing,
+    };
+    judged.findings().map(row).collect()
+}
