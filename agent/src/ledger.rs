@@ -21,8 +21,13 @@
 //! (who has more waits), groups of [`GROUP_EVENTS`] events and about [`GROUP_BYTES`].
 
 mod book;
+mod guest;
 mod item;
+mod life;
+mod link;
 mod open_record;
+mod released;
+mod remote;
 mod writer;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -38,10 +43,14 @@ use weir_core::record::{AgentEvent, Body, Completeness, DecisionRecord, Flow, Ga
 
 use crate::clock;
 use crate::spool::{self, Limits, SegmentFile, SetAside, Shelf, SpoolError, Storage, Usage};
+use guest::Hosted;
 use item::{Answer, Command, Item};
+use life::Life;
 use writer::Writer;
 
+pub use guest::{Guest, MAX_GUESTS};
 pub use open_record::{DurableIntent, Intended, OpenRecord, Reserved};
+pub use released::{Handed, Released, TakenOver};
 
 /// The most calls that may have a record open at one time.
 pub const MAX_OPEN_RECORDS: usize = 4096;
@@ -60,10 +69,12 @@ pub const MAX_SEALED_BY_AGE: u64 = 64;
 pub type Text = Masked<String>;
 /// Gives the wall-clock time, microseconds since 1970.
 pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
-/// Sees each event once it is on disk, on the writer's thread; it must not wait.
+/// Sees each event of this process once it is on disk, on the writer's thread; it must not wait. It sees none any more
+/// once the log was given away.
 pub type Tap = Arc<dyn Fn(&Written) + Send + Sync>;
 
 /// What a ledger is made of.
+#[derive(Clone)]
 pub struct LedgerConfig {
     pub storage: Arc<dyn Storage>,
     pub limits: Limits,
@@ -130,6 +141,18 @@ pub enum LedgerError {
     /// The agent is ending.
     #[error("the ledger has stopped")]
     Stopped,
+    /// The log is another process's, and that one could not write. The call must be refused.
+    #[error("the agent that writes the log now says: {0}")]
+    Peer(String),
+    /// Nobody writes the log: the call must be refused.
+    #[error("the agent to which this one gave its log away is gone")]
+    PeerGone,
+    /// What was asked is for the process that has the log now.
+    #[error("this agent has given its log away")]
+    GivenAway,
+    /// A fault of the operator's, who replaces agents faster than they end.
+    #[error("{MAX_GUESTS} agents that were replaced still have calls, which is as many as may be")]
+    TooManyGuests,
 }
 
 impl From<SpoolError> for LedgerError {
@@ -214,36 +237,59 @@ pub struct Ledger {
 }
 
 struct Shared {
-    commands: Mutex<Option<Sender<Command>>>,
+    commands: Mutex<Option<Arc<Sender<Command>>>>,
     slots: Arc<Semaphore>,
     room: Arc<Semaphore>,
     max_open: usize,
     origin: Origin,
-    shelf: Shelf,
+    shelf: Arc<Mutex<Shelf>>,
     sealed_below: watch::Receiver<u64>,
     vitals: Arc<Vitals>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    guests: Mutex<Vec<Hosted>>,
 }
 
 impl Ledger {
     /// Opens the log, closes what an earlier run left open, and starts the writer. It waits for the disk: call it
     /// outside the runtime, or from a thread that may block.
     pub fn open(config: LedgerConfig) -> Result<(Self, Recovered), LedgerError> {
-        let max_open = config.max_open.min(MAX_OPEN_RECORDS);
         let found = spool::open(config.storage.clone(), config.limits)?;
-        let origin = found.origin.clone();
+        let (origin, max_open) = (found.origin.clone(), config.max_open);
         let vitals = Arc::new(Vitals::default());
-        let (mut writer, recovered) = Writer::open(config, found, vitals.clone())?;
-        let (commands, receiver) = mpsc::channel();
-        let (shelf, sealed_below) = (writer.shelf(), writer.sealed_below());
-        let thread = std::thread::Builder::new().name("ledger".into()).spawn(move || writer.run(&receiver));
+        let (writer, recovered) = Writer::open(config, found, vitals.clone())?;
+        Ok((Self::with(writer, origin, max_open, vitals)?, recovered))
+    }
+
+    /// Opens a log that another process has released, and that has guests. It waits for the disk, too.
+    pub fn take_over(config: LedgerConfig, handed: Handed) -> Result<TakenOver, LedgerError> {
+        let Handed { left, guests } = handed;
+        let found = spool::open_left(config.storage.clone(), config.limits, left)?;
+        let (origin, max_open) = (found.origin.clone(), config.max_open);
+        let kept = guests.iter().flat_map(|guest| guest.open.iter().cloned()).collect();
+        let vitals = Arc::new(Vitals::default());
+        let writer = Writer::go_on(config, found, &kept, watch::Sender::new(0), vitals.clone())?;
+        Ok(TakenOver { ledger: Self::with(writer, origin, max_open, vitals)?, guests })
+    }
+
+    fn with(
+        writer: Writer,
+        origin: Origin,
+        max_open: usize,
+        vitals: Arc<Vitals>,
+    ) -> Result<Self, LedgerError> {
+        let max_open = max_open.min(MAX_OPEN_RECORDS);
+        let (sender, commands) = mpsc::channel();
+        let sender = Arc::new(sender);
+        let (shelf, sealed_below) = (Arc::new(Mutex::new(writer.shelf())), writer.sealed_below());
+        let life = Life { commands, to_self: Arc::downgrade(&sender), shelf: shelf.clone() };
+        let thread = std::thread::Builder::new().name("ledger".into()).spawn(move || life.live(writer));
         let thread = thread.map_err(|source| SpoolError::Io {
             doing: "start a thread for",
             name: "the ledger".into(),
             source,
         })?;
         let shared = Shared {
-            commands: Mutex::new(Some(commands)),
+            commands: Mutex::new(Some(sender)),
             slots: Arc::new(Semaphore::new(max_open)),
             room: Arc::new(Semaphore::new(QUEUE)),
             max_open,
@@ -252,8 +298,38 @@ impl Ledger {
             sealed_below,
             vitals,
             thread: Mutex::new(Some(thread)),
+            guests: Mutex::default(),
         };
-        Ok((Self { shared: Arc::new(shared) }, recovered))
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Lets go of the log in good order: all that was recorded is on disk and sealed, and the folder is free. What comes
+    /// from now on waits until the outcome is known, see [`Released`]. After an error nothing has changed.
+    pub async fn release(&self) -> Result<Released, LedgerError> {
+        let shared = self.shared.clone();
+        let hosted = std::mem::take(&mut *shared.guests());
+        if hosted.iter().filter(|hosted| !hosted.is_gone()).count() >= MAX_GUESTS {
+            *shared.guests() = hosted;
+            return Err(LedgerError::TooManyGuests);
+        }
+        let hush = move || hosted.into_iter().map(Hosted::hush).collect::<Vec<_>>();
+        let silent = tokio::task::spawn_blocking(hush).await.map_err(|_| LedgerError::Stopped)?;
+        let (answer, released) = oneshot::channel();
+        let sent = shared.send(Command::Release { answer });
+        let released = match sent {
+            Ok(()) => released.await.unwrap_or(Err(LedgerError::Stopped)),
+            Err(error) => Err(error),
+        };
+        // All that they sent has been answered now.
+        let finish = move || silent.into_iter().filter_map(guest::Silent::finish).collect::<Vec<_>>();
+        let guests = tokio::task::spawn_blocking(finish).await.map_err(|_| LedgerError::Stopped)?;
+        match released {
+            Ok(release) => Ok(Released::new(shared, release, guests)),
+            Err(error) => {
+                shared.host(guests);
+                Err(error)
+            }
+        }
     }
 
     /// The log's name.
@@ -293,7 +369,7 @@ impl Ledger {
 
     /// The sealed segments, the oldest first.
     pub fn sealed(&self) -> Vec<SegmentFile> {
-        self.shared.shelf.sealed()
+        self.shared.shelf().sealed()
     }
 
     /// Changes when another segment was sealed: all events before this sequence number are.
@@ -303,7 +379,7 @@ impl Ledger {
 
     /// What the spool holds.
     pub fn usage(&self) -> Usage {
-        self.shared.shelf.usage()
+        self.shared.shelf().usage()
     }
 
     /// The bytes of a sealed segment.
@@ -349,7 +425,7 @@ impl Ledger {
         &self,
         work: impl FnOnce(Shelf) -> Result<T, SpoolError> + Send + 'static,
     ) -> Result<T, LedgerError> {
-        let shelf = self.shared.shelf.clone();
+        let shelf = self.shared.shelf();
         let done = tokio::task::spawn_blocking(move || work(shelf)).await;
         Ok(done.map_err(|_| LedgerError::Stopped)??)
     }
@@ -361,12 +437,40 @@ impl Shared {
         commands.as_ref().and_then(|sender| sender.send(command).ok()).ok_or(LedgerError::Stopped)
     }
 
+    fn shelf(&self) -> Shelf {
+        self.shelf.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn guests(&self) -> MutexGuard<'_, Vec<Hosted>> {
+        self.guests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Serves guests from now on.
+    fn host(&self, guests: Vec<Guest>) {
+        let commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
+        let commands = commands.as_ref().map(Arc::downgrade).unwrap_or_default();
+        let mut hosted = self.guests();
+        hosted.retain(|hosted| !hosted.is_gone());
+        for guest in guests {
+            let (boot, pid) = (guest.boot.clone(), guest.pid);
+            let calls = guest.open.iter().map(|call| (call.clone(), None)).collect();
+            match Hosted::start(guest, commands.clone(), self.slots.clone()) {
+                Ok(guest) => hosted.push(guest),
+                Err(error) => {
+                    tracing::error!(%error, pid, "an agent that was replaced cannot be served");
+                    let _ = commands.upgrade().map(|to| to.send(Command::GuestLost { boot, pid, calls }));
+                }
+            }
+        }
+    }
+
     async fn queue(&self, entry: Entry, answer: Answer) -> Result<(), LedgerError> {
         let room = self.room.clone().acquire_owned().await.map_err(|_| LedgerError::Stopped)?;
         self.send(Item::new(entry.0, answer, Some(room)).into())
     }
 
     fn join(&self) {
+        std::mem::take(&mut *self.guests()).into_iter().for_each(Hosted::turn_out);
         drop(self.commands.lock().unwrap_or_else(PoisonError::into_inner).take());
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if thread.is_some_and(|thread| thread.join().is_err()) {

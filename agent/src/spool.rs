@@ -32,7 +32,8 @@
 //! killed writer left may be in memory alone. Should whole frames lie behind the fault (a power cut may leave
 //! them, of a group nobody was told of; so may a bad disk), the part left out is kept as `.tail`. A sealed
 //! segment that is damaged is set aside as `.damaged`. Both are in the [`Report`], as are foreign files, and
-//! neither stops the rest. The last carry and the events behind it go to the caller, who gives the carry for a
+//! neither stops the rest. A writer that gives the folder up while it lives ([`Spool::release`]) tells the next one
+//! what it [`Left`], so that nothing has to be read. The last carry and the events behind it go to the caller, who gives the carry for a
 //! new active segment in return.
 
 pub mod faulty;
@@ -45,7 +46,7 @@ use std::io;
 
 use weir_core::segment::{FRAME_HEADER_LEN, HEADER_LEN, MAX_EVENTS, MAX_SEGMENT};
 
-pub use recovery::{DamagedSegment, Found, Report, open};
+pub use recovery::{DamagedSegment, Found, Left, Report, open, open_left};
 pub use shelf::{SegmentFile, SetAside, Shelf, Usage};
 pub use storage::{Append, Folder, Lock, LockError, Storage};
 pub use writer::Spool;
@@ -124,6 +125,9 @@ pub enum SpoolError {
     /// There is no such segment, or it is not sealed. The caller is at fault.
     #[error("no sealed segment begins at sequence number {0}")]
     NotSealed(u64),
+    /// The folder was given up: another process may write it.
+    #[error("this process has given the spool up")]
+    Released,
 }
 
 impl SpoolError {

@@ -5,6 +5,8 @@
 mod crashes;
 #[path = "ledger/full.rs"]
 mod full;
+#[path = "ledger/handover.rs"]
+mod handover;
 #[path = "ledger/scene.rs"]
 mod scene;
 

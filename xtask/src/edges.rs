@@ -93,6 +93,12 @@ const RULES: &[Rule] = &[
         says: "the spool stores bytes and does not know Record",
     },
     Rule {
+        room: &ROOTS,
+        except: &["agent/core/src/mask.rs", "agent/src/ledger"],
+        forbids: &["*::MaskedByPeer"],
+        says: "only the ledger trusts what another process masked",
+    },
+    Rule {
         room: &["collector/src"],
         except: &[],
         forbids: &["weir", "weir_ebpf"],
@@ -254,6 +260,7 @@ mod tests {
             ("agent/src/http.rs", "use weir_core::policy as p;"),
             ("agent/src/spool/writer.rs", "use weir_core::record::Record;"),
             ("collector/src/ingest.rs", "use weir::config::Config;"),
+            ("agent/src/gate.rs", "use weir_core::mask::MaskedByPeer;"),
             ("agent/src/ship.rs", "use ::clickhouse::Client;"),
         ] {
             assert!(!found(file, source).is_empty(), "{file}: {source}");

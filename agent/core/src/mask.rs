@@ -80,6 +80,41 @@ impl Masked<String> {
     }
 }
 
+/// Text that another process of this agent masked. While an agent is replaced, the old process hands the events of its
+/// last calls to the new one, which alone writes the log; there they arrive as this.
+///
+/// It can be read from outside, which a [`Masked`] cannot, and is trusted as one: it comes over a socket that no other
+/// process has an end of (the two made it between them, after each had seen the other's user), from the same program,
+/// where it was a `Masked` when it was sent. Only the ledger may name it; `cargo xtask check` looks.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct MaskedByPeer(String);
+
+/// Text that may be recorded: it is masked, here or by the process that it comes from.
+pub trait Recordable: Serialize + Default + sealed::Sealed {
+    /// Keeps at most `limit` bytes, cut between characters.
+    #[must_use]
+    fn cut(self, limit: usize) -> Self;
+}
+
+impl Recordable for Masked<String> {
+    fn cut(self, limit: usize) -> Self {
+        self.truncate(limit)
+    }
+}
+
+impl Recordable for MaskedByPeer {
+    fn cut(self, limit: usize) -> Self {
+        Self(Masked(self.0).truncate(limit).0)
+    }
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for super::Masked<String> {}
+    impl Sealed for super::MaskedByPeer {}
+}
+
 /// The tenant's masking key: 32 random bytes that never leave the host.
 #[derive(Clone)]
 pub struct MaskKey([u8; 32]);

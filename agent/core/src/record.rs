@@ -20,7 +20,7 @@ pub use labels::{
 };
 
 use crate::ids::{ApprovalId, Boot, CallId, FlowId, Origin};
-use crate::mask::{Masked, Span};
+use crate::mask::{Masked, Recordable, Span};
 use crate::policy::Verdict;
 
 /// The version of the envelope. A reader refuses one that it does not know.
@@ -296,7 +296,7 @@ pub struct AgentEvent<T> {
 #[error("the event has no canonical form: {0}")]
 pub struct CanonicalError(#[from] serde_json::Error);
 
-impl Written {
+impl<T: Recordable> Event<T> {
     /// The bytes that are stored, shipped and hashed (RFC 8785).
     pub fn canonical(&self) -> Result<Vec<u8>, CanonicalError> {
         Ok(serde_json_canonicalizer::to_vec(self)?)

@@ -3,11 +3,15 @@
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
-use weir_core::ids::CallId;
+use weir_core::ids::{Boot, CallId};
+use weir_core::mask::{MaskedByPeer, Recordable};
 use weir_core::policy::Action;
-use weir_core::record::{Body, CallResult, Intent, Message, Outcome, Payload, Written};
+use weir_core::record::{Body, CallResult, Event, Intent, Message, Outcome, Payload, Written};
 use weir_core::segment::MAX_FRAME;
 
+use super::book::Book;
+use super::guest::GuestAnswer;
+use super::released::Release;
 use super::{LedgerError, Text};
 use crate::spool::Priority;
 
@@ -16,14 +20,49 @@ const CUT_TEXT: usize = 512 << 10;
 
 pub(super) enum Command {
     Put(Box<Item>),
-    Seal { age: Duration, answer: oneshot::Sender<Result<bool, LedgerError>> },
+    Seal {
+        age: Duration,
+        answer: oneshot::Sender<Result<bool, LedgerError>>,
+    },
     SealAfter(Duration),
-    Stop { answer: oneshot::Sender<Result<(), LedgerError>> },
+    /// Says that this agent has begun, in another's place.
+    Begin {
+        replaces: String,
+        guests: usize,
+    },
+    Stop {
+        answer: oneshot::Sender<Result<(), LedgerError>>,
+    },
+    Release {
+        answer: oneshot::Sender<Result<Release, LedgerError>>,
+    },
+    /// A guest ended without closing these.
+    GuestLost {
+        boot: Boot,
+        pid: u32,
+        calls: Vec<(CallId, Option<OwnedSemaphorePermit>)>,
+    },
+    /// The log is with another process, and that is about to hand it on: nothing is to be sent until [`Command::GoOn`].
+    BeSilent,
+    GoOn,
+}
+
+/// What is to be written.
+pub(super) enum Content {
+    Own(Body<Text>),
+    /// Made by a process that this one replaces.
+    Guest(Boot, Box<Body<MaskedByPeer>>),
+}
+
+/// The same with its place in the log.
+pub(super) enum Placed {
+    Own(Written),
+    Guest(Event<MaskedByPeer>),
 }
 
 /// Something to be written.
 pub(super) struct Item {
-    pub(super) body: Body<Text>,
+    pub(super) content: Content,
     pub(super) answer: Answer,
     /// The place in the queue, or the slot, that it takes until it is written or given up.
     pub(super) room: Option<OwnedSemaphorePermit>,
@@ -32,6 +71,8 @@ pub(super) struct Item {
 /// Who is told what became of an item.
 pub(super) enum Answer {
     Waiter(oneshot::Sender<Result<u64, LedgerError>>),
+    /// A process that this one replaces.
+    Guest(GuestAnswer),
     /// Nobody, but it is counted when it is lost.
     Note,
     Nobody,
@@ -41,16 +82,27 @@ pub(super) enum Answer {
 
 impl Answer {
     pub(super) fn give(self, result: Result<u64, LedgerError>) {
-        if let Answer::Waiter(waiter) = self {
+        match self {
             // Who no longer waits does not want to know.
-            let _ = waiter.send(result);
+            Answer::Waiter(waiter) => drop(waiter.send(result)),
+            Answer::Guest(guest) => guest.give(result),
+            Answer::Note | Answer::Nobody | Answer::Lost(_) => {}
+        }
+    }
+
+    /// Whether nobody but the log would tell that it was lost.
+    pub(super) fn is_note(&self) -> bool {
+        match self {
+            Answer::Note => true,
+            Answer::Guest(guest) => guest.is_note(),
+            Answer::Waiter(_) | Answer::Nobody | Answer::Lost(_) => false,
         }
     }
 }
 
 impl Item {
     pub(super) fn new(body: Body<Text>, answer: Answer, room: Option<OwnedSemaphorePermit>) -> Self {
-        Self { body, answer, room }
+        Self { content: Content::Own(body), answer, room }
     }
 
     /// An item that is told to nobody and takes no room.
@@ -62,6 +114,71 @@ impl Item {
 impl From<Item> for Command {
     fn from(item: Item) -> Self {
         Self::Put(Box::new(item))
+    }
+}
+
+impl Content {
+    /// The call that it opens (true) or closes.
+    pub(super) fn call(&self) -> Option<(CallId, bool)> {
+        match self {
+            Content::Own(body) => call(body),
+            Content::Guest(_, body) => call(body),
+        }
+    }
+
+    pub(super) fn priority(&self) -> Priority {
+        match self {
+            Content::Own(body) => priority(body),
+            Content::Guest(_, body) => priority(body),
+        }
+    }
+}
+
+impl Placed {
+    /// The event's canonical bytes. Of a payload too large for a frame a part is kept, and the event says so.
+    pub(super) fn encode(&mut self) -> Result<Vec<u8>, LedgerError> {
+        match self {
+            Placed::Own(event) => encode(event),
+            Placed::Guest(event) => encode(event),
+        }
+    }
+
+    pub(super) fn note_in(&self, book: &mut Book) {
+        match self {
+            Placed::Own(event) => book.apply(&event.body),
+            Placed::Guest(event) => book.apply(&event.body),
+        }
+    }
+
+    pub(super) fn seq(&self) -> u64 {
+        match self {
+            Placed::Own(event) => event.seq,
+            Placed::Guest(event) => event.seq,
+        }
+    }
+
+    pub(super) fn priority(&self) -> Priority {
+        match self {
+            Placed::Own(event) => priority(&event.body),
+            Placed::Guest(event) => priority(&event.body),
+        }
+    }
+
+    /// Without its place.
+    pub(super) fn into_content(self) -> Content {
+        match self {
+            Placed::Own(event) => Content::Own(event.body),
+            Placed::Guest(event) => Content::Guest(event.boot, Box::new(event.body)),
+        }
+    }
+}
+
+/// The call that a body opens (true) or closes.
+pub(super) fn call<T>(body: &Body<T>) -> Option<(CallId, bool)> {
+    match body {
+        Body::Intent(intent) => Some((intent.call_id.clone(), true)),
+        Body::Outcome(outcome) => Some((outcome.call_id.clone(), false)),
+        _ => None,
     }
 }
 
@@ -78,7 +195,7 @@ pub(super) fn ended(call_id: CallId, result: CallResult) -> Body<Text> {
 }
 
 /// Refusals, decisions, outcomes, sums and what the agent says of itself are written on a full disk too.
-pub(super) fn priority(body: &Body<Text>) -> Priority {
+fn priority<T>(body: &Body<T>) -> Priority {
     match body {
         Body::Intent(intent) if intent.verdict.action == Action::Deny => Priority::Reserved,
         Body::Decision(_) | Body::Outcome(_) | Body::Agent(_) | Body::Completeness(_) | Body::Gap(_) => {
@@ -88,24 +205,27 @@ pub(super) fn priority(body: &Body<Text>) -> Priority {
     }
 }
 
-/// The event's canonical bytes. Of a payload too large for a frame a part is kept, and the event says so.
-pub(super) fn encode(event: &mut Written) -> Result<Vec<u8>, LedgerError> {
+fn encode<T: Recordable>(event: &mut Event<T>) -> Result<Vec<u8>, LedgerError> {
     let mut bytes = canonical(event)?;
-    if bytes.len() > MAX_FRAME
-        && let Some(payload) = payload(&mut event.body)
-    {
-        payload.text = std::mem::take(&mut payload.text).truncate(CUT_TEXT);
-        payload.truncated = true;
+    if bytes.len() > MAX_FRAME && cut(&mut event.body) {
         bytes = canonical(event)?;
     }
     if bytes.len() > MAX_FRAME { Err(LedgerError::TooLarge(bytes.len())) } else { Ok(bytes) }
 }
 
-fn canonical(event: &Written) -> Result<Vec<u8>, LedgerError> {
+/// Leaves a part of the payload, if there is one.
+pub(super) fn cut<T: Recordable>(body: &mut Body<T>) -> bool {
+    let Some(payload) = payload(body) else { return false };
+    payload.text = std::mem::take(&mut payload.text).cut(CUT_TEXT);
+    payload.truncated = true;
+    true
+}
+
+fn canonical<T: Recordable>(event: &Event<T>) -> Result<Vec<u8>, LedgerError> {
     event.canonical().map_err(|error| LedgerError::NotCanonical(error.to_string()))
 }
 
-fn payload(body: &mut Body<Text>) -> Option<&mut Payload<Text>> {
+fn payload<T>(body: &mut Body<T>) -> Option<&mut Payload<T>> {
     match body {
         Body::Intent(intent) => {
             let Intent { payload, .. } = &mut **intent;

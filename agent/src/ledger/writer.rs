@@ -1,23 +1,24 @@
 //! The writer's thread: items come in over one channel, in the order in which they were sent; events go to the
 //! spool in groups, and answers back to who waits. It alone owns the spool and the book of open calls.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, watch};
-use weir_core::ids::Origin;
-use weir_core::record::{self, AgentEvent, Body, CallResult, Event, Written};
+use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
+use weir_core::ids::{Boot, CallId, Origin};
+use weir_core::record::{self, AgentEvent, Body, CallResult, Event};
 
 use super::book::Book;
-use super::item::{Answer, Command, Item, encode, ended, priority};
+use super::item::{Answer, Command, Content, Item, Placed, ended};
+use super::released::{Away, Release};
 use super::{
     GROUP_BYTES, GROUP_EVENTS, LedgerConfig, LedgerError, MAX_SEALED_BY_AGE, RETRY_AFTER, Recovered, Text,
     Vitals,
 };
-use crate::spool::{Found, Priority, Shelf, Spool, SpoolError};
+use crate::spool::{self, Found, Priority, Shelf, Spool, SpoolError};
 
 /// The most bytes of one detail of the agent's own events.
 const MAX_DETAIL: usize = 4096;
@@ -40,9 +41,24 @@ pub(super) struct Writer {
     vitals: Arc<Vitals>,
 }
 
+/// What is left of a writer that has released its log.
+pub(super) struct Closed {
+    config: LedgerConfig,
+    /// The calls that were open, and are for whoever made them to close.
+    open: BTreeSet<CallId>,
+    sealed_below: watch::Sender<u64>,
+    pub(super) vitals: Arc<Vitals>,
+}
+
+/// Why a writer does not go on.
+pub(super) enum Ran {
+    Stopped,
+    Released(Box<Closed>, Receiver<Away>),
+}
+
 /// An item with its place in the log.
 struct Staged {
-    event: Written,
+    event: Placed,
     answer: Answer,
     room: Option<OwnedSemaphorePermit>,
 }
@@ -51,15 +67,44 @@ impl Writer {
     /// Closes what an earlier run left open, and says that this one has begun.
     pub(super) fn open(
         config: LedgerConfig,
+        found: Found,
+        vitals: Arc<Vitals>,
+    ) -> Result<(Self, Recovered), LedgerError> {
+        let (mut writer, recovered) = Self::begin(config, found, watch::Sender::new(0), vitals)?;
+        let started = writer.started(&recovered);
+        writer.waiting.push_back(Item::of(started));
+        writer.close_unknown(&recovered.unknown);
+        writer.commit_all()?;
+        Ok((writer, recovered))
+    }
+
+    /// Goes on with a log whose last writer released it. The calls in `kept` are for others to close.
+    pub(super) fn go_on(
+        config: LedgerConfig,
+        found: Found,
+        kept: &BTreeSet<CallId>,
+        sealed_below: watch::Sender<u64>,
+        vitals: Arc<Vitals>,
+    ) -> Result<Self, LedgerError> {
+        let (mut writer, recovered) = Self::begin(config, found, sealed_below, vitals)?;
+        let nobodys: Vec<_> = recovered.unknown.into_iter().filter(|call| !kept.contains(call)).collect();
+        writer.close_unknown(&nobodys);
+        writer.commit_all()?;
+        Ok(writer)
+    }
+
+    fn begin(
+        config: LedgerConfig,
         mut found: Found,
+        sealed_below: watch::Sender<u64>,
         vitals: Arc<Vitals>,
     ) -> Result<(Self, Recovered), LedgerError> {
         let (book, unreadable) = Book::replay(found.carry.as_deref(), &std::mem::take(&mut found.events));
         let (origin, report) = (found.origin.clone(), found.report.clone());
         let spool = found.start(&book.carry())?;
         let recovered = Recovered { report, unknown: book.open().cloned().collect(), unreadable };
-        let mut writer = Self {
-            sealed_below: watch::Sender::new(spool.sealed_below()),
+        let writer = Self {
+            sealed_below,
             config,
             origin,
             spool,
@@ -70,13 +115,16 @@ impl Writer {
             seal_at: None,
             vitals,
         };
-        let started = writer.started(&recovered);
-        writer.waiting.push_back(Item::of(started));
-        for call_id in recovered.unknown.clone() {
-            writer.waiting.push_back(Item::of(ended(call_id, CallResult::Unknown)));
-        }
-        writer.commit_all()?;
+        writer.tell_sealed();
         Ok((writer, recovered))
+    }
+
+    fn close_unknown(&mut self, calls: &[CallId]) {
+        self.waiting.extend(calls.iter().map(|call| Item::of(ended(call.clone(), CallResult::Unknown))));
+    }
+
+    pub(super) fn put(&mut self, item: Item) {
+        self.waiting.push_back(item);
     }
 
     pub(super) fn shelf(&self) -> Shelf {
@@ -87,15 +135,15 @@ impl Writer {
         self.sealed_below.subscribe()
     }
 
-    /// Works until it is told to stop, or until nobody is left who could.
-    pub(super) fn run(&mut self, commands: &Receiver<Command>) {
+    /// Works until it is told to stop or to release the log, or until nobody is left who could.
+    pub(super) fn run(mut self, commands: &Receiver<Command>) -> Ran {
         loop {
             let mut next = match commands.recv_timeout(self.patience()) {
                 Ok(command) => Some(command),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => {
                     let _ = self.commit_all();
-                    return;
+                    return Ran::Stopped;
                 }
             };
             // What came while the last group was synced is the next group.
@@ -122,11 +170,54 @@ impl Writer {
                 }
                 Some(Command::Stop { answer }) => {
                     drop(answer.send(written.and(self.stop())));
-                    return;
+                    return Ran::Stopped;
                 }
+                Some(Command::Begin { replaces, guests }) => {
+                    let detail = [
+                        ("version", env!("CARGO_PKG_VERSION").to_owned()),
+                        ("replaces", replaces),
+                        ("open_calls", self.book.len().to_string()),
+                        ("guests", guests.to_string()),
+                    ];
+                    self.waiting.push_back(Item::of(self.agent_event("agent.started", detail)));
+                    let _ = self.commit_all();
+                }
+                Some(Command::GuestLost { boot, pid, calls }) => self.guest_lost(&boot, pid, calls),
+                Some(Command::Release { answer }) => {
+                    // All that is owed must be on disk, or it would be lost between the two.
+                    match written.and_then(|()| self.seal()) {
+                        Err(error) => drop(answer.send(Err(error))),
+                        Ok(_) => return self.release(answer),
+                    }
+                }
+                Some(Command::BeSilent | Command::GoOn) => {}
             }
             self.seal_by_age();
         }
+    }
+
+    fn release(self, answer: oneshot::Sender<Result<Release, LedgerError>>) -> Ran {
+        let Self { config, spool, book, sealed_below, vitals, .. } = self;
+        let left = spool.release(book.carry());
+        let open: BTreeSet<_> = book.open().cloned().collect();
+        let (decide, decision) = mpsc::channel();
+        let release = Release { left, open: open.iter().cloned().collect(), decide };
+        // If nobody wants it any more, `decide` is gone, and the log is taken back.
+        let _ = answer.send(Ok(release));
+        Ran::Released(Box::new(Closed { config, open, sealed_below, vitals }), decision)
+    }
+
+    fn guest_lost(&mut self, boot: &Boot, pid: u32, calls: Vec<(CallId, Option<OwnedSemaphorePermit>)>) {
+        let detail = [
+            ("boot", boot.to_string()),
+            ("pid", pid.to_string()),
+            ("unknown_calls", calls.len().to_string()),
+        ];
+        self.waiting.push_back(Item::of(self.agent_event("agent.lost", detail)));
+        for (call, room) in calls {
+            self.waiting.push_back(Item::new(ended(call, CallResult::Unknown), Answer::Nobody, room));
+        }
+        let _ = self.commit_all();
     }
 
     fn patience(&self) -> Duration {
@@ -153,7 +244,7 @@ impl Writer {
         if group.is_empty() {
             return Ok(());
         }
-        let priority = staged.iter().map(|staged| priority(&staged.event.body)).min();
+        let priority = staged.iter().map(|staged| staged.event.priority()).min();
         let priority = priority.unwrap_or(Priority::Reserved);
         match self.spool.append(&group, priority, &|| self.book.carry()) {
             Ok(_) => {
@@ -181,28 +272,24 @@ impl Writer {
         let most = GROUP_EVENTS.min(usize::try_from(self.config.limits.seal_events).unwrap_or(GROUP_EVENTS));
         while group.len() < most && bytes < GROUP_BYTES {
             let Some(item) = self.waiting.pop_front() else { break };
-            let (call_id, opens) = match &item.body {
-                Body::Intent(intent) => (Some(intent.call_id.clone()), true),
-                Body::Outcome(outcome) => (Some(outcome.call_id.clone()), false),
-                _ => (None, false),
-            };
-            if let Some(call_id) = &call_id {
+            let call = item.content.call();
+            if let Some((call_id, opens)) = &call {
                 let is_open = changes.get(call_id).copied().unwrap_or_else(|| self.book.is_open(call_id));
-                if is_open == opens {
+                if is_open == *opens {
                     item.answer.give(Err(LedgerError::WrongCall(call_id.clone())));
                     continue;
                 }
             }
-            let mut event = self.event(item.body, group.len() as u64);
-            match encode(&mut event) {
+            let mut event = self.place(item.content, group.len() as u64);
+            match event.encode() {
                 Ok(canonical) => {
                     bytes += canonical.len();
                     group.push(canonical);
                     staged.push(Staged { event, answer: item.answer, room: item.room });
-                    changes.extend(call_id.map(|call_id| (call_id, opens)));
+                    changes.extend(call);
                 }
                 Err(error) => {
-                    if matches!(item.answer, Answer::Note) {
+                    if item.answer.is_note() {
                         self.lose_note(&error);
                     }
                     item.answer.give(Err(error));
@@ -212,13 +299,21 @@ impl Writer {
         (group, staged)
     }
 
-    fn event(&self, body: Body<Text>, at: u64) -> Written {
+    fn place(&self, content: Content, at: u64) -> Placed {
+        match content {
+            Content::Own(body) => Placed::Own(self.event(self.config.boot.clone(), body, at)),
+            Content::Guest(boot, body) => Placed::Guest(self.event(boot, *body, at)),
+        }
+    }
+
+    /// The boot stays that of the process in which it happened.
+    fn event<T>(&self, boot: Boot, body: Body<T>, at: u64) -> Event<T> {
         Event {
             v: record::VERSION,
             tenant: self.config.tenant.clone(),
             host: self.config.host.clone(),
             origin: self.origin.clone(),
-            boot: self.config.boot.clone(),
+            boot,
             seq: self.spool.next_seq() + at,
             time_us: (self.config.clock)(),
             body,
@@ -227,17 +322,17 @@ impl Writer {
 
     /// The event is on disk.
     fn settle(&mut self, staged: Staged) {
-        self.book.apply(&staged.event.body);
+        staged.event.note_in(&mut self.book);
         self.vitals.open_calls.store(self.book.len() as u64, Ordering::Relaxed);
-        if let Some(tap) = &self.config.tap {
-            tap(&staged.event);
+        if let (Some(tap), Placed::Own(event)) = (&self.config.tap, &staged.event) {
+            tap(event);
         }
         if let Answer::Lost(notes) = staged.answer {
             self.lost -= notes;
         }
         // Who was told that a call is closed finds its slot free.
         drop(staged.room);
-        staged.answer.give(Ok(staged.event.seq));
+        staged.answer.give(Ok(staged.event.seq()));
     }
 
     /// The group is not on disk.
@@ -253,19 +348,20 @@ impl Writer {
         *self.vitals.fault() = Some(error.to_string());
         self.vitals.failed_groups.fetch_add(1, Ordering::Relaxed);
         for staged in staged.into_iter().rev() {
-            self.waiting.push_front(Item::new(staged.event.body, staged.answer, staged.room));
+            let Staged { event, answer, room } = staged;
+            self.waiting.push_front(Item { content: event.into_content(), answer, room });
         }
         // What may use the reserve gets another try; else only outcomes are kept.
         for item in std::mem::take(&mut self.waiting) {
             if matches!(item.answer, Answer::Lost(_)) {
                 // The next group says it anew.
-            } else if only_ordinary && self::priority(&item.body) == Priority::Reserved {
+            } else if only_ordinary && item.content.priority() == Priority::Reserved {
                 self.waiting.push_back(item);
-            } else if matches!(item.body, Body::Outcome(_)) {
+            } else if matches!(item.content.call(), Some((_, false))) {
                 item.answer.give(Err(error.clone()));
                 self.waiting.push_back(Item { answer: Answer::Nobody, ..item });
             } else {
-                if matches!(item.answer, Answer::Note) {
+                if item.answer.is_note() {
                     self.lose_note(&error);
                 }
                 item.answer.give(Err(error.clone()));
@@ -313,9 +409,7 @@ impl Writer {
     fn stop(&mut self) -> Result<(), LedgerError> {
         let open: Vec<_> = self.book.open().cloned().collect();
         let stopped = self.agent_event("agent.stopped", [("unknown_calls", open.len().to_string())]);
-        for call_id in open {
-            self.waiting.push_back(Item::of(ended(call_id, CallResult::Unknown)));
-        }
+        self.close_unknown(&open);
         self.waiting.push_back(Item::of(stopped));
         self.commit_all()?;
         self.seal().map(drop)
@@ -338,9 +432,42 @@ impl Writer {
     }
 
     fn agent_event<const N: usize>(&self, name: &str, detail: [(&str, String); N]) -> Body<Text> {
-        let text = |(key, value): (&str, String)| {
-            (key.to_owned(), self.config.masker.text(&value).truncate(MAX_DETAIL))
-        };
-        Body::Agent(AgentEvent { name: name.to_owned(), detail: detail.into_iter().map(text).collect() })
+        agent_event(&self.config, name, detail)
     }
+}
+
+impl Closed {
+    /// Opens the log again that nobody else has taken.
+    pub(super) fn reopen(self) -> Result<Writer, Box<(Self, LedgerError)>> {
+        let found = match spool::open(self.config.storage.clone(), self.config.limits) {
+            Ok(found) => found,
+            Err(error) => return Err(Box::new((self, error.into()))),
+        };
+        let Self { config, open, sealed_below, vitals } = self;
+        let again = (config.clone(), open.clone(), sealed_below.clone(), vitals.clone());
+        Writer::go_on(config, found, &open, sealed_below, vitals).map_err(|error| {
+            let (config, open, sealed_below, vitals) = again;
+            Box::new((Self { config, open, sealed_below, vitals }, error))
+        })
+    }
+
+    /// Answers what cannot be recorded.
+    pub(super) fn refuse(&self, answer: Answer, error: LedgerError) {
+        if answer.is_note() {
+            tracing::error!(%error, "a note could not be recorded");
+            self.vitals.lost_notes.fetch_add(1, Ordering::Relaxed);
+        }
+        answer.give(Err(error));
+    }
+
+    /// What this process says last.
+    pub(super) fn stopped(&self, unknown_calls: usize) -> Body<Text> {
+        agent_event(&self.config, "agent.stopped", [("unknown_calls", unknown_calls.to_string())])
+    }
+}
+
+fn agent_event<const N: usize>(config: &LedgerConfig, name: &str, detail: [(&str, String); N]) -> Body<Text> {
+    let text =
+        |(key, value): (&str, String)| (key.to_owned(), config.masker.text(&value).truncate(MAX_DETAIL));
+    Body::Agent(AgentEvent { name: name.to_owned(), detail: detail.into_iter().map(text).collect() })
 }

@@ -47,6 +47,7 @@ struct Disk {
     unsynced_names: Vec<BTreeMap<String, usize>>,
     operations: u64,
     data_syncs: u64,
+    reads: u64,
     faults: BTreeMap<u64, Fault>,
     off: bool,
     capacity: Option<u64>,
@@ -93,6 +94,11 @@ impl Faulty {
     /// How many data syncs succeeded.
     pub fn data_syncs(&self) -> u64 {
         self.disk().data_syncs
+    }
+
+    /// How many files were read.
+    pub fn reads(&self) -> u64 {
+        self.disk().reads
     }
 
     /// Bounds the disk's bytes, or lifts the bound.
@@ -350,6 +356,7 @@ impl Storage for Faulty {
     }
 
     fn read(&self, name: &str) -> io::Result<Vec<u8>> {
+        self.disk().reads += 1;
         self.bytes(name).ok_or(io::ErrorKind::NotFound.into())
     }
 

@@ -5,6 +5,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use weir_core::ids::Origin;
 use weir_core::segment::{FrameKind, HEADER_LEN, Reader, SegmentError, last_whole_event};
 
@@ -57,8 +58,38 @@ pub struct Found {
     aside_bytes: u64,
 }
 
+/// What a writer left behind that gave the folder up in good order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Left {
+    /// The sequence number that the next event gets.
+    pub next_seq: u64,
+    /// What the next segment carries over.
+    pub carry: Vec<u8>,
+    /// All segments with events.
+    pub sealed: Vec<SegmentFile>,
+}
+
+impl Left {
+    /// Whether these are the folder's segments: the sealed ones, and perhaps the one after them, in which nothing is.
+    fn is_of(&self, segments: &[u64]) -> bool {
+        let sealed = self.sealed.iter().map(|file| file.first_seq);
+        let segments = segments.iter().copied().filter(|first_seq| *first_seq != self.next_seq);
+        sealed.eq(segments)
+    }
+}
+
 /// Locks the folder and reads all that is in it. Makes the log's origin if the folder is new.
 pub fn open(storage: Arc<dyn Storage>, limits: Limits) -> Result<Found, SpoolError> {
+    find(storage, limits, None)
+}
+
+/// Locks a folder that another writer has just given up, and believes it what it left: a large spool is not read while
+/// calls wait. Should the folder look otherwise, it is read after all.
+pub fn open_left(storage: Arc<dyn Storage>, limits: Limits, left: Left) -> Result<Found, SpoolError> {
+    find(storage, limits, Some(left))
+}
+
+fn find(storage: Arc<dyn Storage>, limits: Limits, left: Option<Left>) -> Result<Found, SpoolError> {
     let limits = limits.check()?;
     let lock = storage.lock(LOCK).map_err(|error| match error {
         LockError::Held(pid) => SpoolError::Locked { pid },
@@ -88,6 +119,12 @@ pub fn open(storage: Arc<dyn Storage>, limits: Limits) -> Result<Found, SpoolErr
         let fault = "it has an origin and no segment, so nothing says which sequence number is next; \
                      put the segments back, or remove `origin` too and so begin a new log";
         return Err(SpoolError::Inconsistent(fault));
+    }
+    if let Some(left) = left.filter(|left| !found.fresh && left.is_of(&listing.segments)) {
+        found.next_seq = left.next_seq;
+        found.carry = Some(left.carry);
+        found.sealed = left.sealed;
+        return Ok(found);
     }
     for (at, first_seq) in listing.segments.iter().enumerate() {
         found.read_segment(*first_seq, listing.segments.get(at + 1).copied())?;

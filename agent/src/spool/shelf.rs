@@ -4,13 +4,15 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+
+use serde::{Deserialize, Serialize};
 
 use super::storage::{Lock, Storage};
 use super::{SpoolError, segment_name};
 
 /// A sealed segment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SegmentFile {
     /// The sequence number of its first event.
     pub first_seq: u64,
@@ -75,13 +77,18 @@ pub struct Usage {
     pub aside_bytes: u64,
 }
 
-/// The sealed segments. Clones share them. The folder stays locked until the writer and all of them are gone.
+/// The sealed segments. Clones share them. The folder stays locked until the writer and all of them are gone, or until
+/// the writer gives it up: then none of them reads or changes it any more.
 #[derive(Clone)]
 pub struct Shelf {
     storage: Arc<dyn Storage>,
     state: Arc<Mutex<State>>,
-    _lock: Arc<Lock>,
+    /// Held for reading while the folder is used.
+    lock: Arc<RwLock<Option<Lock>>>,
 }
+
+/// The folder is this process's for as long as it lives.
+type InUse<'a> = RwLockReadGuard<'a, Option<Lock>>;
 
 #[derive(Debug, Default)]
 struct State {
@@ -124,7 +131,17 @@ impl Shelf {
     ) -> Self {
         let mut state = State { aside_bytes, ..State::default() };
         sealed.into_iter().for_each(|file| state.put(file));
-        Self { storage, state: Arc::new(Mutex::new(state)), _lock: Arc::new(lock) }
+        Self { storage, state: Arc::new(Mutex::new(state)), lock: Arc::new(RwLock::new(Some(lock))) }
+    }
+
+    /// Waits for those who use the folder now, and frees it for another writer.
+    pub(super) fn release(&self) {
+        drop(self.lock.write().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    fn in_use(&self) -> Result<InUse<'_>, SpoolError> {
+        let lock = self.lock.read().unwrap_or_else(PoisonError::into_inner);
+        if lock.is_some() { Ok(lock) } else { Err(SpoolError::Released) }
     }
 
     /// All sealed segments, the oldest first.
@@ -146,6 +163,7 @@ impl Shelf {
 
     /// The bytes of a sealed segment, as they are shipped.
     pub fn read(&self, first_seq: u64) -> Result<Vec<u8>, SpoolError> {
+        let _in_use = self.in_use()?;
         let file = self.file(first_seq)?;
         let name = segment_name(first_seq);
         let mut bytes = self.storage.read(&name).map_err(SpoolError::io("read", &name))?;
@@ -155,6 +173,7 @@ impl Shelf {
 
     /// Deletes a sealed segment whose events have arrived elsewhere.
     pub fn trim(&self, first_seq: u64) -> Result<(), SpoolError> {
+        let _in_use = self.in_use()?;
         self.file(first_seq)?;
         let name = segment_name(first_seq);
         self.storage.remove(&name).map_err(SpoolError::io("remove", &name))?;
@@ -164,6 +183,7 @@ impl Shelf {
 
     /// Keeps a sealed segment under another name, so that it is not shipped again.
     pub fn set_aside(&self, first_seq: u64, reason: SetAside) -> Result<(), SpoolError> {
+        let _in_use = self.in_use()?;
         let file = self.file(first_seq)?;
         let name = segment_name(first_seq);
         self.storage.rename(&name, &reason.name(first_seq)).map_err(SpoolError::io("set aside", &name))?;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use weir_core::segment::{FRAME_HEADER_LEN, FrameKind, MAX_FRAME, MAX_SEGMENT, header, push_frame};
 
+use super::recovery::Left;
 use super::shelf::{SegmentFile, Shelf};
 use super::storage::{Append, Storage};
 use super::{Limits, Priority, RESERVE, SCRATCH, SpoolError, segment_name};
@@ -101,6 +102,16 @@ impl Spool {
         // Shipping makes room, so this may use the reserve.
         self.with_reserve(Priority::Reserved, |spool| spool.rotate(&carry()))?;
         Ok(true)
+    }
+
+    /// Frees the folder for another writer, to whom what is left is to be told. Should there be events that are not
+    /// sealed, that one will find them by reading.
+    pub fn release(self, carry: Vec<u8>) -> Left {
+        let Self { shelf, active, next_seq, .. } = self;
+        drop(active);
+        let left = Left { next_seq, carry, sealed: shelf.sealed() };
+        shelf.release();
+        left
     }
 
     fn with_reserve<T>(
