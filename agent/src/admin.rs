@@ -16,6 +16,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use weir_core::ids::Origin;
 
+use crate::netns::{For, Namespaces, Registered};
+
 /// The most bytes of what is asked, and of an answer.
 const MAX_ASK: u64 = 64 << 10;
 const MAX_ANSWER: u64 = 1 << 20;
@@ -30,6 +32,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 #[serde(tag = "ask", rename_all = "snake_case")]
 pub enum Ask {
     Status,
+    /// That the network namespace of this process be registered: see [`crate::netns`].
+    Register {
+        pid: u32,
+    },
 }
 
 /// What is answered: `{"status":{...}}`, or `{"refused":"why"}`.
@@ -37,18 +43,24 @@ pub enum Ask {
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
     Status(Box<Status>),
+    Registered(Registered),
     Refused(String),
 }
 
 /// What the agent answers with.
 pub struct Desk {
     pub status: Arc<dyn Fn() -> Status + Send + Sync>,
+    pub namespaces: Arc<Namespaces>,
 }
 
 impl Desk {
     async fn answer(&self, ask: Ask) -> Answer {
         match ask {
             Ask::Status => Answer::Status(Box::new((self.status)())),
+            Ask::Register { pid } => match self.namespaces.register(pid, For::Runtime).await {
+                Ok(registered) => Answer::Registered(registered),
+                Err(error) => Answer::Refused(error.to_string()),
+            },
         }
     }
 }
@@ -188,27 +200,4 @@ async fn write_line(stream: &mut UnixStream, value: &impl Serialize) -> io::Resu
     let mut line = serde_json::to_vec(value).map_err(io::Error::other)?;
     line.push(b'\n');
     stream.write_all(&line).await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn what_is_not_understood_is_refused_and_silence_keeps_nobody_waiting() {
-        let folder = tempfile::tempdir().unwrap();
-        let listener = listen(&socket(folder.path())).unwrap();
-        let ending = CancellationToken::new();
-        let desk = Desk { status: Arc::new(|| unreachable!("nobody asks for it")) };
-        let serving = tokio::spawn(serve(listener, Arc::new(desk), ending.clone()));
-        let silent = UnixStream::connect(socket(folder.path())).await.unwrap();
-        let mut stream = UnixStream::connect(socket(folder.path())).await.unwrap();
-        stream.write_all(b"{\"ask\":\"the time\"}\n").await.unwrap();
-        let mut said = String::new();
-        stream.read_to_string(&mut said).await.unwrap();
-        assert!(said.starts_with("{\"refused\":\"not understood: ") && said.ends_with('\n'), "{said}");
-        drop(silent);
-        ending.cancel();
-        serving.await.unwrap();
-    }
 }

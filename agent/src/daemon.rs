@@ -21,6 +21,7 @@ use crate::gate::{Gate, HeldCalls, Place};
 use crate::intercept::{Interceptor, Listeners};
 use crate::kernel::{Hooks, Plan, check_host};
 use crate::ledger::{Ledger, LedgerConfig, Tap};
+use crate::netns::Namespaces;
 use crate::random;
 use crate::share::Shares;
 use crate::ship::{Collector, Shipper};
@@ -113,22 +114,27 @@ impl Agent {
         let interceptor =
             Interceptor::new(gate.clone(), hooks.clone(), config.intercept, minter, upstream, own_ports);
         let interceptor = Arc::new(interceptor);
+        let (namespaces, wanted, opened) = Namespaces::new(hooks.clone(), ledger.clone(), masker.clone())
+            .context("cannot look at this network namespace in /proc")?;
         let shipper = collector.map(|collector| {
             let (ledger, origin) = (ledger.clone(), place.origin.clone());
             Arc::new(Shipper { collector, ledger, masker, origin })
         });
         let listen = ListenStatus { v4: v4.to_string(), v6: v6.to_string() };
         let status = status(hooks.clone(), ledger, authority.clone(), place, listen);
+        let desk = Desk { status: status.clone(), namespaces: namespaces.clone() };
         let admin = admin::socket(&state_dir);
         let admin = admin::listen(&admin).with_context(|| format!("cannot listen on {}", admin.display()))?;
 
         select(&hooks, &config.select.cgroups)?;
         let mut background = vec![
-            tokio::spawn(interceptor.accept(listeners)),
-            tokio::spawn(admin::serve(admin, Arc::new(Desk { status: status.clone() }), ending.clone())),
+            tokio::spawn(interceptor.accept(listeners, opened)),
+            tokio::spawn(namespaces.clone().run(wanted, ending.clone())),
+            tokio::spawn(admin::serve(admin, Arc::new(desk), ending.clone())),
             tokio::spawn(until(ending.clone(), async move { approvals.run().await })),
             tokio::spawn(until(ending.clone(), sweep(hooks.clone()))),
         ];
+        namespaces.take_up().await?;
         if let Some(shipper) = shipper.clone() {
             // A collector that does not answer must not keep the agent from ending.
             background.push(tokio::spawn(until(ending.clone(), async move { shipper.run().await })));

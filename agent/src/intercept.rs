@@ -15,12 +15,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
 use weir_core::record::AgentEvent;
 
 use crate::config::{InterceptList, Listen};
 use crate::gate::Gate;
 use crate::kernel::{Hooks, Origin};
+use crate::netns::{Namespace, Opened};
 use crate::tls::{Minter, UpstreamTls};
 
 /// How many connections may wait to be accepted; the kernel allows 4096 unless it was told otherwise.
@@ -90,6 +92,8 @@ pub struct Interceptor {
     pub upstream: UpstreamTls,
     /// Weir's own, to which nothing is dialled on this host.
     pub own_ports: BTreeSet<u16>,
+    /// The agent's own namespace.
+    host: Arc<Namespace>,
     uncounted: Uncounted,
 }
 
@@ -111,27 +115,46 @@ impl Interceptor {
     ) -> Self {
         let recorded = Arc::new(Semaphore::new(RECORDED_AT_A_TIME));
         let uncounted = Uncounted { unattributed: AtomicU64::new(0), no_room: AtomicU64::new(0), recorded };
-        Self { gate, hooks, intercept, minter, upstream, own_ports, uncounted }
+        let host = Arc::new(Namespace::host(hooks.netns_cookie()));
+        Self { gate, hooks, intercept, minter, upstream, own_ports, host, uncounted }
     }
 
-    /// Accepts until the agent ends. What it accepts, the gate's task tracker owns.
-    pub async fn accept(self: Arc<Self>, listeners: Listeners) {
-        let telling = self.clone();
-        tokio::join!(
-            self.clone().accept_from(listeners.v4),
-            self.clone().accept_from(listeners.v6),
-            telling.tell_uncounted(),
-        );
+    /// Accepts until the agent ends, at this namespace's listeners and at those that are opened in others. What it
+    /// accepts, the gate's task tracker owns.
+    pub async fn accept(self: Arc<Self>, listeners: Listeners, mut opened: mpsc::Receiver<Opened>) {
+        let mut accepting = JoinSet::new();
+        accepting.spawn(self.clone().tell_uncounted());
+        for listener in [listeners.v4, listeners.v6] {
+            accepting.spawn(self.clone().accept_from(listener, self.host.clone()));
+        }
+        loop {
+            tokio::select! {
+                Some(Opened { namespace, listeners }) = opened.recv() => for listener in listeners {
+                    accepting.spawn(self.clone().accept_from(listener, namespace.clone()));
+                },
+                // One that failed must not be looked over.
+                Some(ended) = accepting.join_next() => if let Err(error) = ended {
+                    tracing::error!(%error, "a listener's task failed");
+                },
+                () = self.gate.tasks.ending() => break,
+            }
+        }
+        while let Some(ended) = accepting.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(%error, "a listener's task failed");
+            }
+        }
     }
 
-    async fn accept_from(self: Arc<Self>, listener: TcpListener) {
+    async fn accept_from(self: Arc<Self>, listener: TcpListener, namespace: Arc<Namespace>) {
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
+                () = namespace.let_go() => return,
                 () = self.gate.tasks.ending() => return,
             };
             match accepted {
-                Ok((stream, peer)) => self.admit(stream, peer),
+                Ok((stream, peer)) => self.admit(stream, peer, &namespace),
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -140,9 +163,9 @@ impl Interceptor {
         }
     }
 
-    fn admit(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
+    fn admit(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, namespace: &Arc<Namespace>) {
         // The origin first: it must not stay behind, whatever becomes of the connection.
-        let origin = match self.origin(peer) {
+        let origin = match self.origin(peer, namespace) {
             Some(origin) => origin,
             None => {
                 self.uncounted.unattributed.fetch_add(1, Ordering::Relaxed);
@@ -150,10 +173,10 @@ impl Interceptor {
             }
         };
         let share = self.gate.shares.of(origin.cgroup_id);
-        let (interceptor, tasks) = (self.clone(), &self.gate.tasks);
+        let (interceptor, namespace, tasks) = (self.clone(), namespace.clone(), &self.gate.tasks);
         if let Some(room) = share.flow() {
             return tasks.spawn_closing(async move {
-                interceptor.flow(stream, origin, share).await;
+                interceptor.flow(stream, namespace, origin, share).await;
                 drop(room);
             });
         }
@@ -161,14 +184,14 @@ impl Interceptor {
         match self.uncounted.recorded.clone().try_acquire_owned() {
             Err(_) => drop(self.uncounted.no_room.fetch_add(1, Ordering::Relaxed)),
             Ok(recorded) => tasks.spawn_closing(async move {
-                interceptor.record_no_room(origin, share).await;
+                interceptor.record_no_room(namespace, origin, share).await;
                 drop(recorded);
             }),
         }
     }
 
-    fn origin(&self, peer: SocketAddr) -> Option<Origin> {
-        match self.hooks.take_origin(self.hooks.netns_cookie(), peer) {
+    fn origin(&self, peer: SocketAddr, namespace: &Namespace) -> Option<Origin> {
+        match self.hooks.take_origin(namespace.cookie(), peer) {
             Ok(origin) => origin,
             Err(error) => {
                 tracing::error!(%error, "cannot look up a connection's origin");

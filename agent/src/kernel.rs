@@ -341,6 +341,11 @@ impl Hooks {
         gone(lock(&self.tables).netns.remove(&netns_cookie))
     }
 
+    /// The network namespaces that have listeners, also those that an agent before this one registered.
+    pub fn listening(&self) -> Result<Vec<u64>, KernelError> {
+        lock(&self.tables).netns.keys().collect::<Result<_, _>>().map_err(unreadable)
+    }
+
     /// This process's own network namespace, as the hooks know it.
     pub fn netns_cookie(&self) -> u64 {
         self.netns_cookie

@@ -21,6 +21,8 @@ pub mod identity;
 pub mod intercept;
 pub mod kernel;
 pub mod ledger;
+pub mod netns;
+pub mod oci;
 pub mod random;
 pub mod run;
 pub mod share;

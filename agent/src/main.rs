@@ -13,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use weir::config::{Config, ConfigError};
 use weir::daemon::Agent;
 use weir::run::{self, Run};
-use weir::{admin, trust, uninstall};
+use weir::{admin, oci, trust, uninstall};
 
 /// Where state lives unless a configuration or an option says otherwise.
 const STATE_DIR: &str = "/var/lib/weir";
@@ -34,6 +34,7 @@ Examples:
   weir agent --config /etc/weir/weir.toml     the host's agent, in the foreground
   weir status --json                          what the running agent does
   weir agent --detach                         no hook is left in force
+  weir oci-hook --print-config hooks-dir      has podman register each container before it starts
 Logs go to standard error; RUST_LOG=weir=debug shows more.
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration; `weir run` gives back its command's.";
 
@@ -102,6 +103,21 @@ enum Command {
         #[command(subcommand)]
         what: CaCommand,
     },
+    /// A container runtime's createRuntime hook: has the container's network namespace registered before its first process.
+    ///
+    /// Reads the container's state on standard input, asks the running agent, and waits for its answer. Without an agent it
+    /// says so and exits with 0, and the container starts: what it connects to is refused, or passed, as the agent's
+    /// failure mode has it. With --require it exits with 1, and the runtime gives the container up.
+    OciHook {
+        #[command(flatten)]
+        place: Place,
+        /// Fail when the namespace is not registered.
+        #[arg(long)]
+        require: bool,
+        /// Print what makes a runtime run this hook, and do nothing else.
+        #[arg(long, value_name = "FOR")]
+        print_config: Option<oci::Sample>,
+    },
     /// Works with configuration files.
     Config {
         #[command(subcommand)]
@@ -159,6 +175,20 @@ impl Place {
     }
 }
 
+impl Place {
+    /// What leads a hook to the same agent, from wherever the runtime runs it.
+    fn hook_arguments(&self, require: bool) -> Result<Vec<String>> {
+        let (name, path) = match &self.state_dir {
+            Some(state_dir) => ("--state-dir", state_dir),
+            None => ("--config", &self.config),
+        };
+        let path = std::path::absolute(path)?;
+        let mut arguments = vec!["oci-hook".to_owned(), name.to_owned(), path.display().to_string()];
+        arguments.extend(require.then(|| "--require".to_owned()));
+        Ok(arguments)
+    }
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env();
@@ -194,6 +224,14 @@ fn execute(command: Command) -> Result<ExitCode> {
         }
         Command::Status { place, json } => status(&place, json)?,
         Command::Ca { place, what } => ca(&place, &what)?,
+        Command::OciHook { place, require, print_config: Some(sample) } => {
+            let weir = std::env::current_exe().context("cannot tell where this program lies")?;
+            println!("{:#}", oci::sample(sample, &weir, &place.hook_arguments(require)?));
+        }
+        Command::OciHook { place, require, print_config: None } => match oci_hook(&place) {
+            Err(error) if !require => eprintln!("weir: {error:#}"),
+            done => done?,
+        },
         Command::Config { what: ConfigCommand::Check { file } } => {
             Config::read(&file)?;
             println!("{}: no mistakes found", file.display());
@@ -297,6 +335,13 @@ fn status(place: &Place, json: bool) -> Result<()> {
         status.spool.set_aside_bytes
     );
     println!("CA         {} ({})", status.ca.issuer, status.ca.bundle.display());
+    Ok(())
+}
+
+fn oci_hook(place: &Place) -> Result<()> {
+    let state_dir = place.config()?.state_dir;
+    let registered = runtime()?.block_on(oci::register(std::io::stdin(), &state_dir))?;
+    tracing::debug!(?registered, "the container's network namespace");
     Ok(())
 }
 

@@ -14,12 +14,13 @@ use weir_core::ids::FlowId;
 use weir_core::mask::Masked;
 use weir_core::record::{Caller, Flow as FlowRecord, FlowEnd, Proof, Server as ServerRecord, Treatment};
 
-use super::dial::{DialError, dial, is_own};
+use super::dial::{DialError, dial};
 use super::relay::{Watch, Watched, relay};
 use super::{Interceptor, reset};
 use crate::gate::{Broken, Flow, Server};
 use crate::http::{Redial, Served, Stream, Upstream, serve};
 use crate::kernel::Origin;
+use crate::netns::Namespace;
 use crate::share::Share;
 use crate::tls::{ClientHello, ProvenName, Replayed, Sniffed, Unreadable, UpstreamError, accept, sniff};
 use crate::{identity, random};
@@ -28,6 +29,7 @@ use crate::{identity, random};
 struct Opening {
     id: FlowId,
     destination: SocketAddr,
+    namespace: Arc<Namespace>,
     caller: Arc<Caller<Masked<String>>>,
     watched: Arc<Watched>,
     started: Instant,
@@ -44,8 +46,14 @@ struct Ending {
 
 impl Interceptor {
     /// Serves one connection to its end, and records it.
-    pub(super) async fn flow(self: Arc<Self>, stream: TcpStream, origin: Origin, share: Arc<Share>) {
-        let opening = self.open(origin, share).await;
+    pub(super) async fn flow(
+        self: Arc<Self>,
+        stream: TcpStream,
+        namespace: Arc<Namespace>,
+        origin: Origin,
+        share: Arc<Share>,
+    ) {
+        let opening = self.open(namespace, origin, share).await;
         let ending = tokio::select! {
             biased;
             ending = self.serve(stream, &opening) => ending,
@@ -55,17 +63,18 @@ impl Interceptor {
     }
 
     /// Records a connection that there was no room for.
-    pub(super) async fn record_no_room(&self, origin: Origin, share: Arc<Share>) {
-        let opening = self.open(origin, share).await;
+    pub(super) async fn record_no_room(&self, namespace: Arc<Namespace>, origin: Origin, share: Arc<Share>) {
+        let opening = self.open(namespace, origin, share).await;
         let ending = self.refused(&opening, None, FlowEnd::Limit);
         self.record(opening, ending).await;
     }
 
-    async fn open(&self, origin: Origin, share: Arc<Share>) -> Opening {
+    async fn open(&self, namespace: Arc<Namespace>, origin: Origin, share: Arc<Share>) -> Opening {
         let (destination, started) = (origin.destination, Instant::now());
         Opening {
             id: FlowId::from_random(random::bytes()),
             destination,
+            namespace,
             caller: Arc::new(identity::look_up(origin, self.gate.masker.clone()).await),
             watched: Arc::default(),
             started,
@@ -76,7 +85,7 @@ impl Interceptor {
     async fn serve(self: &Arc<Self>, stream: TcpStream, opening: &Opening) -> Ending {
         let (address, port) = (opening.destination.ip(), opening.destination.port());
         let _ = stream.set_nodelay(true);
-        if self.own_ports.contains(&port) && is_own(address) {
+        if opening.namespace.leads_to_weir(opening.destination, &self.own_ports) {
             // The hooks refuse these by the loopback addresses; the host has others.
             reset(&stream);
             return self.refused(opening, None, FlowEnd::UpstreamUnreachable);
@@ -115,7 +124,8 @@ impl Interceptor {
     async fn relay(&self, client: Replayed<TcpStream>, opening: &Opening) -> Ending {
         let server = self.unproven(opening);
         let ended = |end| Ending { server, sni: opening.watched.sni(), treatment: Treatment::Opaque, end };
-        let upstream = match dial(&self.hooks, opening.destination, self.gate.limits.upstream_timeout).await {
+        let within = self.gate.limits.upstream_timeout;
+        let upstream = match dial(&self.hooks, &opening.namespace, opening.destination, within).await {
             Ok(upstream) => upstream,
             Err(error) => {
                 tracing::debug!(%error, "cannot dial a relayed destination");
@@ -145,7 +155,7 @@ impl Interceptor {
             Some(name) => ServerName::DnsName(name),
             None => ServerName::IpAddress(opening.destination.ip().into()),
         };
-        let (upstream, proven) = match self.dial_tls(opening.destination, &wanted).await {
+        let (upstream, proven) = match self.dial_tls(&opening.namespace, opening.destination, &wanted).await {
             Ok(proven) => proven,
             Err(error) => {
                 tracing::warn!(destination = %opening.destination, %error, "a server cannot be intercepted");
@@ -162,7 +172,7 @@ impl Interceptor {
         let accepted = async { accept(client, self.minter.leaf(proven.name())?.as_ref(), within).await };
         let end = match accepted.await {
             Ok(client) => {
-                let redial = self.redial_tls(opening.destination, wanted);
+                let redial = self.redial_tls(opening.namespace.clone(), opening.destination, wanted);
                 self.exchanges(client, Box::new(upstream), redial, server, opening).await
             }
             Err(error) => {
@@ -175,7 +185,7 @@ impl Interceptor {
 
     async fn terminate_plain(self: &Arc<Self>, client: Replayed<TcpStream>, opening: &Opening) -> Ending {
         let within = self.gate.limits.upstream_timeout;
-        let upstream = match dial(&self.hooks, opening.destination, within).await {
+        let upstream = match dial(&self.hooks, &opening.namespace, opening.destination, within).await {
             Ok(upstream) => upstream,
             Err(error) => {
                 tracing::debug!(%error, "cannot dial a destination");
@@ -187,11 +197,12 @@ impl Interceptor {
         let name = opening.destination.ip().to_string();
         let server = Server { name, also: Vec::new(), record: record.clone() };
         let (interceptor, destination) = (self.clone(), opening.destination);
+        let namespace = opening.namespace.clone();
         let redial: Redial = Box::new(move || {
-            let interceptor = interceptor.clone();
+            let (interceptor, namespace) = (interceptor.clone(), namespace.clone());
             Box::pin(async move {
-                let stream =
-                    dial(&interceptor.hooks, destination, within).await.map_err(|e| e.to_string())?;
+                let dialled = dial(&interceptor.hooks, &namespace, destination, within).await;
+                let stream = dialled.map_err(|e| e.to_string())?;
                 Ok(Box::new(stream) as Box<dyn Stream>)
             })
         });
@@ -237,21 +248,27 @@ impl Interceptor {
 
     async fn dial_tls(
         &self,
+        namespace: &Namespace,
         destination: SocketAddr,
         wanted: &ServerName<'_>,
     ) -> Result<(TlsStream<TcpStream>, ProvenName), UpstreamFault> {
         let within = self.gate.limits.upstream_timeout;
-        let stream = dial(&self.hooks, destination, within).await?;
+        let stream = dial(&self.hooks, namespace, destination, within).await?;
         Ok(self.upstream.connect(stream, wanted, within).await?)
     }
 
     /// A later connection must prove the same name as the first.
-    fn redial_tls(self: &Arc<Self>, destination: SocketAddr, wanted: ServerName<'static>) -> Redial {
+    fn redial_tls(
+        self: &Arc<Self>,
+        namespace: Arc<Namespace>,
+        destination: SocketAddr,
+        wanted: ServerName<'static>,
+    ) -> Redial {
         let interceptor = self.clone();
         Box::new(move || {
-            let (interceptor, wanted) = (interceptor.clone(), wanted.clone());
+            let (interceptor, namespace, wanted) = (interceptor.clone(), namespace.clone(), wanted.clone());
             Box::pin(async move {
-                let dialled = interceptor.dial_tls(destination, &wanted).await;
+                let dialled = interceptor.dial_tls(&namespace, destination, &wanted).await;
                 let (stream, _) = dialled.map_err(|e| e.to_string())?;
                 Ok(Box::new(stream) as Box<dyn Stream>)
             })
