@@ -97,7 +97,7 @@ pub struct Serving {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 A closed job's sums must be equal; of a running one, what is on its way is left out of account. A job is `new` until its
-first statement is followed by more of its log, and `unstated` while there are rows of it alone.
+first statement has stood there for 30 seconds or another follows, and `unstated` while there are rows of it alone.
 Reasons: rows_deleted (its log lacks numbers), ring_full (the kernel could not tell), surplus (rows that are too many),
 unexplained.
 

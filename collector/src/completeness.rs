@@ -3,27 +3,31 @@
 //! events, the others are counted over rows as they are read back. It never explains one side by the other.
 //!
 //! # The equation
-//! For each job and verdict, once the job is closed:
+//! For each job and verdict, in a statement that the job is closed:
 //!
 //! ```text
 //! kernel = recorded + explained
 //! ```
 //!
-//! `recorded` are the job's flow rows, each event once; `explained` are the connects that the agent itself told to
-//! have lost (`gap` events, reasons in [`EXPLAINS`]).
+//! `recorded` are the job's flow rows before the statement (in other logs all of them), each event once; `explained`
+//! are the connects that the agent itself told to have lost (`gap` events, reasons in [`EXPLAINS`]). A job may come to
+//! life again, and be closed again; rows behind its last statement are judged with the next. More rows than connects
+//! are believed once the statement has stood there for [`SETTLED_US`]: a job may have made its last connect, and ended,
+//! just when its counts had been read, and then it is stated to be closed once more.
 //!
 //! While a job runs, an equation cannot hold: rows are written after the counts were read, and connects wait to be
 //! recorded. A bound does. The agent reads the kernel's counts first, then how many redirected connects have no
 //! record yet (`in_flight`); a connect leaves `in_flight` only when its record has its place in the log, and what
-//! the kernel told until the counts were read is in the log before the job's next statement is. So, with all rows
-//! that stand there now,
+//! the kernel had told by then is in the log before the statement is. So, with all rows that stand there now,
 //!
 //! ```text
 //! kernel - in_flight <= recorded + explained
 //! ```
 //!
-//! holds for each statement that is followed by another one of the job, or by [`SETTLED_US`] of its log: that is the
-//! one that is judged. More rows than connects prove nothing then, but an event that stands there twice does.
+//! holds for each statement, but for what a hook was in the middle of when its counts were read: counted and not told
+//! yet, or about to be counted under another verdict instead. So a statement is judged once another one of the job
+//! follows it, which then also bounds its sums, or once it has stood there for [`SETTLED_US`]. More rows than connects
+//! prove nothing then, but an event that stands there twice does.
 //!
 //! # Reasons
 //! What is missing is named in this order: `ring_full` as far as the kernel counted connects that its ring could not
@@ -43,7 +47,7 @@ pub use watch::{Told, Watch};
 
 /// What an agent may give as its own reason for connects without a record. Any other explains nothing.
 pub const EXPLAINS: [GapReason; 3] = [GapReason::AgentEnded, GapReason::RingFull, GapReason::TableFull];
-/// How long a log must go on behind a running job's last statement until that one is judged, by the agent's clock.
+/// How long a statement must have stood there until it is believed whatever follows.
 pub const SETTLED_US: i64 = 30_000_000;
 
 /// A job, wherever its rows are.
@@ -60,6 +64,8 @@ pub struct Statement {
     pub seq: u64,
     /// Microseconds since 1970, the agent's clock.
     pub time_us: i64,
+    /// The same, when it was stored, the collector's clock.
+    pub stored_us: i64,
     pub host: String,
     pub name: String,
     pub closed: bool,
@@ -81,6 +87,8 @@ pub struct Recorded {
 pub struct Account {
     /// At least the last two of each log.
     pub statements: Vec<Statement>,
+    /// Flow rows behind the closing statement; no other number here counts what is behind it.
+    pub later: u64,
     pub recorded: BTreeMap<ConnectVerdict, Recorded>,
     /// Counts of gap events, each event once.
     pub gaps: BTreeMap<ConnectVerdict, BTreeMap<GapReason, u64>>,
@@ -97,8 +105,6 @@ pub struct Log {
     pub missing: u64,
     /// Rows beyond the first of their number.
     pub doubled: u64,
-    /// Time of its last event.
-    pub last_us: i64,
 }
 
 /// Logs by their origin. What jobs' findings name of them is taken away.
@@ -109,9 +115,11 @@ pub type Logs = BTreeMap<String, Log>;
 pub enum Standing {
     /// Its sums are final: they must be equal.
     Closed,
+    /// It was closed, and there are rows behind that: its sums then must be equal.
+    Reopened,
     /// It runs: the bound must hold.
     Open,
-    /// It runs, and its first statement has nothing behind it yet.
+    /// It runs, and its first statement came just now.
     New,
     /// There are rows of it, and no statement.
     Unstated,
@@ -121,6 +129,7 @@ impl Standing {
     pub fn as_str(self) -> &'static str {
         match self {
             Standing::Closed => "closed",
+            Standing::Reopened => "reopened",
             Standing::Open => "open",
             Standing::New => "new",
             Standing::Unstated => "unstated",
@@ -172,6 +181,8 @@ pub struct Judged {
     pub statement: Option<Statement>,
     /// Those with any number in them.
     pub lines: Vec<Line>,
+    /// There are more rows than a closing statement knows of, and it came just now.
+    pub is_early: bool,
 }
 
 impl Judged {
@@ -181,55 +192,80 @@ impl Judged {
 }
 
 /// Judges one job. What it names as deleted or doubled is taken from `logs`, so that no number explains two jobs.
-pub fn judge(account: &Account, logs: &mut Logs) -> Judged {
-    let (standing, statement) = account.due(logs);
-    let line = |verdict: &ConnectVerdict| account.line(*verdict, standing, statement, logs);
-    let lines = ConnectVerdict::ALL.iter().filter_map(line).collect();
-    Judged { standing, statement: statement.cloned(), lines }
+/// `now_us`: the collector's clock.
+pub fn judge(account: &Account, logs: &mut Logs, now_us: i64) -> Judged {
+    let (standing, statement) = account.due(now_us);
+    let mut judged = Judged { standing, statement, lines: Vec::new(), is_early: false };
+    for verdict in ConnectVerdict::ALL {
+        account.line(*verdict, &mut judged, logs, now_us);
+    }
+    judged
+}
+
+impl Statement {
+    fn is_settled(&self, now_us: i64) -> bool {
+        now_us.saturating_sub(self.stored_us) >= SETTLED_US
+    }
+
+    /// With no sum larger than the later one's.
+    fn at_most(&self, later: &Self) -> Self {
+        let mut statement = self.clone();
+        for verdict in ConnectVerdict::ALL {
+            let kernel = statement.kernel.of_mut(*verdict);
+            *kernel = later.kernel.of(*verdict).min(*kernel);
+        }
+        statement
+    }
 }
 
 impl Account {
-    /// The statement that can be judged. The kernel's counts only grow, so they tell which is the last one even
-    /// where an agent began another log.
-    fn due(&self, logs: &Logs) -> (Standing, Option<&Statement>) {
-        let mut statements: Vec<&Statement> = self.statements.iter().collect();
-        statements.sort_by_key(|one| (one.kernel.total(), one.closed, one.time_us, one.seq));
-        let Some(last) = statements.pop() else { return (Standing::Unstated, None) };
-        if last.closed {
-            return (Standing::Closed, Some(last));
-        }
-        let settled = |log: &Log| log.last_us.saturating_sub(last.time_us) >= SETTLED_US;
-        match statements.pop() {
-            _ if logs.get(&last.origin).is_some_and(settled) => (Standing::Open, Some(last)),
-            Some(before) => (Standing::Open, Some(before)),
-            None => (Standing::New, Some(last)),
-        }
+    /// The last statement, if it says that the job is closed.
+    pub fn closing(&self) -> Option<&Statement> {
+        self.in_order().pop().filter(|last| last.closed)
     }
 
-    fn line(
-        &self,
-        verdict: ConnectVerdict,
-        standing: Standing,
-        statement: Option<&Statement>,
-        logs: &mut Logs,
-    ) -> Option<Line> {
+    /// The kernel's counts only grow, all verdicts taken together, so they tell which statement is the last one even where
+    /// an agent began another log.
+    fn in_order(&self) -> Vec<&Statement> {
+        let mut statements: Vec<&Statement> = self.statements.iter().collect();
+        statements.sort_by_key(|one| (one.kernel.total(), one.closed, one.time_us, one.seq));
+        statements
+    }
+
+    /// The statement that can be judged.
+    fn due(&self, now_us: i64) -> (Standing, Option<Statement>) {
+        let mut statements = self.in_order();
+        let Some(last) = statements.pop() else { return (Standing::Unstated, None) };
+        let standing = match last.closed {
+            true if self.later == 0 => Standing::Closed,
+            true => Standing::Reopened,
+            false if last.is_settled(now_us) => Standing::Open,
+            false => match statements.pop() {
+                Some(before) => return (Standing::Open, Some(before.at_most(last))),
+                None => Standing::New,
+            },
+        };
+        (standing, Some(last.clone()))
+    }
+
+    fn line(&self, verdict: ConnectVerdict, judged: &mut Judged, logs: &mut Logs, now_us: i64) {
+        let statement = judged.statement.as_ref();
         let kernel = statement.map_or(0, |one| one.kernel.of(verdict));
         let recorded = self.recorded.get(&verdict).copied().unwrap_or_default();
         let gaps = self.gaps.get(&verdict).cloned().unwrap_or_default();
         if kernel == 0 && recorded.rows == 0 && gaps.is_empty() {
-            return None;
+            return;
         }
-        let in_flight = match standing {
-            Standing::Open | Standing::New if verdict == ConnectVerdict::Redirected => {
-                statement.map_or(0, |one| one.in_flight)
-            }
+        let is_final = matches!(judged.standing, Standing::Closed | Standing::Reopened);
+        let in_flight = match statement {
+            Some(one) if !is_final && verdict == ConnectVerdict::Redirected => one.in_flight,
             _ => 0,
         };
         let mut line =
             Line { verdict, kernel, recorded: recorded.rows, in_flight, gaps, findings: Vec::new() };
         let accounted = recorded.events.saturating_add(line.explained()).saturating_add(in_flight);
-        let short = match standing {
-            Standing::Closed | Standing::Open => kernel.saturating_sub(accounted),
+        let short = match judged.standing {
+            Standing::Closed | Standing::Reopened | Standing::Open => kernel.saturating_sub(accounted),
             Standing::New | Standing::Unstated => 0,
         };
         let told = line.gaps.get(&GapReason::RingFull).copied().unwrap_or(0);
@@ -238,12 +274,14 @@ impl Account {
         let deleted = self.take(logs, short - untold, |log| &mut log.missing);
         let doubled = recorded.rows.saturating_sub(recorded.events);
         self.take(logs, doubled, |log| &mut log.doubled);
-        let over = if standing == Standing::Closed { accounted.saturating_sub(kernel) } else { 0 };
+        let over = if is_final { accounted.saturating_sub(kernel) } else { 0 };
+        let is_early = over > 0 && statement.is_some_and(|one| !one.is_settled(now_us));
         line.find(GapReason::RingFull, signed(untold));
         line.find(GapReason::RowsDeleted, signed(deleted));
         line.find(GapReason::Unexplained, signed(short - untold - deleted));
-        line.find(GapReason::Surplus, -signed(doubled.saturating_add(over)));
-        Some(line)
+        line.find(GapReason::Surplus, -signed(doubled.saturating_add(if is_early { 0 } else { over })));
+        judged.is_early |= is_early;
+        judged.lines.push(line);
     }
 
     /// Takes as much of `wanted` as the job's logs have.

@@ -20,6 +20,7 @@ struct StatementRow {
     origin: String,
     seq: u64,
     time_us: i64,
+    stored_us: i64,
     host: String,
     name: String,
     closed: bool,
@@ -35,6 +36,7 @@ struct FlowsRow {
     verdict: String,
     rows: u64,
     events: u64,
+    total: u64,
 }
 
 #[derive(Debug, Row, Deserialize)]
@@ -54,7 +56,6 @@ struct LogRow {
     rows: u64,
     events: u64,
     last_seq: u64,
-    last_us: i64,
 }
 
 /// A run of numbers that a log lacks.
@@ -74,29 +75,13 @@ pub(super) async fn read(
     let statements: Vec<StatementRow> = store
         .rows(ask(
             "SELECT job_key, origin, seq, toUnixTimestamp64Micro(any(time)) AS time_us, \
+                    toUnixTimestamp64Micro(any(ingested_at)) AS stored_us, \
                     any(host_name) AS host, any(job_name) AS name, any(job_closed) AS closed, any(kernel_connects) AS kernel, \
                     any(lost_connects) AS lost, any(connects_in_flight) AS in_flight \
              FROM events WHERE kind = 'completeness' AND tenant = ? AND job_key IN ? \
              GROUP BY job_key, origin, seq ORDER BY seq DESC LIMIT 2 BY job_key, origin",
         ))
         .await?;
-    let flows: Vec<FlowsRow> = store
-        .rows(ask(
-            "SELECT job_key, origin, connect_verdict AS verdict, count() AS rows, groupBitmap(seq) AS events \
-             FROM events WHERE kind = 'flow' AND connect_verdict != '' AND tenant = ? AND job_key IN ? \
-             GROUP BY job_key, origin, verdict",
-        ))
-        .await?;
-    let gaps: Vec<GapRow> = store
-        .rows(ask(
-            "SELECT job_key, origin, verdict, reason, sum(one) AS count FROM ( \
-                 SELECT job_key, origin, seq, connect_verdict AS verdict, gap_reason AS reason, any(gap_count) AS one \
-                 FROM events WHERE kind = 'gap' AND tenant = ? AND job_key IN ? \
-                 GROUP BY job_key, origin, seq, verdict, reason \
-             ) GROUP BY job_key, origin, verdict, reason",
-        ))
-        .await?;
-
     let mut accounts = Accounts { tenant, accounts: BTreeMap::new() };
     for job in jobs {
         accounts.of(job);
@@ -106,9 +91,30 @@ pub(super) async fn read(
         account.origins.insert(row.origin.clone());
         account.statements.push(row.into());
     }
+    let (closing, at) = accounts.closing();
+    // Where nothing closes a job all rows count.
+    let before = "seq < transform(concat(job_key, '/', origin), ?, ?, toUInt64(18446744073709551615))";
+    let flows = format!(
+        "SELECT job_key, origin, connect_verdict AS verdict, countIf({before}) AS rows, \
+                groupBitmapIf(seq, {before}) AS events, count() AS total \
+         FROM events WHERE kind = 'flow' AND connect_verdict != '' AND tenant = ? AND job_key IN ? \
+         GROUP BY job_key, origin, verdict",
+    );
+    let flows = store.query(&flows).bind(&closing).bind(&at).bind(&closing).bind(&at).bind(tenant).bind(jobs);
+    let flows: Vec<FlowsRow> = store.rows(flows).await?;
+    let gaps = format!(
+        "SELECT job_key, origin, verdict, reason, sum(one) AS count FROM ( \
+                 SELECT job_key, origin, seq, connect_verdict AS verdict, gap_reason AS reason, any(gap_count) AS one \
+                 FROM events WHERE kind = 'gap' AND tenant = ? AND job_key IN ? AND {before} \
+                 GROUP BY job_key, origin, seq, verdict, reason \
+             ) GROUP BY job_key, origin, verdict, reason",
+    );
+    let gaps = store.query(&gaps).bind(tenant).bind(jobs).bind(&closing).bind(&at);
+    let gaps: Vec<GapRow> = store.rows(gaps).await?;
     for row in flows {
         let account = accounts.of(&row.job_key);
         account.origins.insert(row.origin);
+        account.later += row.total.saturating_sub(row.rows);
         // A verdict that this program does not know is nobody's row, and so the row is missing where it belongs.
         if let Some(verdict) = ConnectVerdict::labelled(&row.verdict) {
             let recorded = account.recorded.entry(verdict).or_default();
@@ -134,8 +140,7 @@ pub(super) async fn logs(store: &Store, origins: &BTreeSet<String>) -> Result<Lo
     let question = store
         .query(
             "SELECT origin, any(tenant) AS tenant, any(host_name) AS host, count() AS rows, \
-                    groupBitmap(seq) AS events, max(seq) AS last_seq, \
-                    toUnixTimestamp64Micro(argMax(time, seq)) AS last_us \
+                    groupBitmap(seq) AS events, max(seq) AS last_seq \
              FROM events WHERE origin IN ? GROUP BY origin",
         )
         .bind(origins);
@@ -146,7 +151,6 @@ pub(super) async fn logs(store: &Store, origins: &BTreeSet<String>) -> Result<Lo
             host: row.host,
             missing: row.last_seq.saturating_add(1).saturating_sub(row.events),
             doubled: row.rows.saturating_sub(row.events),
-            last_us: row.last_us,
         };
         (row.origin, log)
     };
@@ -186,6 +190,16 @@ impl Accounts<'_> {
         let key = JobKey { tenant: self.tenant.to_owned(), job: job.to_owned() };
         self.accounts.entry(key).or_default()
     }
+
+    /// The places of the statements that close jobs: `job/log`, and their numbers there. Never empty, since ClickHouse
+    /// must be able to tell the type.
+    fn closing(&self) -> (Vec<String>, Vec<u64>) {
+        let closing = self.accounts.iter().filter_map(|(key, account)| {
+            let last = account.closing()?;
+            Some((format!("{}/{}", key.job, last.origin), last.seq))
+        });
+        closing.chain([(String::new(), 0)]).unzip()
+    }
 }
 
 impl From<StatementRow> for Statement {
@@ -194,6 +208,7 @@ impl From<StatementRow> for Statement {
             origin: row.origin,
             seq: row.seq,
             time_us: row.time_us,
+            stored_us: row.stored_us,
             host: row.host,
             name: row.name,
             closed: row.closed,

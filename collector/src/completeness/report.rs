@@ -47,6 +47,7 @@ struct KeyRow {
 
 /// Counts and judges.
 pub async fn report(store: &Store, asked: &Asked) -> Result<Report, CompletenessError> {
+    let now_us = crate::ingest::now_us();
     let keys = keys(store, asked).await?;
     if let (Some(job), true) = (&asked.job, keys.is_empty()) {
         return Err(CompletenessError::Unknown(job.clone()));
@@ -75,7 +76,7 @@ pub async fn report(store: &Store, asked: &Asked) -> Result<Report, Completeness
             if !named.is_empty() {
                 logs.extend(accounts::logs(store, &named).await?);
             }
-            jobs.extend(accounts.into_iter().map(|(key, account)| (key, judge(&account, &mut logs))));
+            jobs.extend(accounts.into_iter().map(|(key, account)| (key, judge(&account, &mut logs, now_us))));
         }
     }
     if asked.job.is_some() {
@@ -180,7 +181,8 @@ impl Report {
     }
 
     fn sentence(&self) -> String {
-        let closed = self.jobs.iter().filter(|(_, judged)| judged.standing == Standing::Closed).count();
+        let closed = [Standing::Closed, Standing::Reopened];
+        let closed = self.jobs.iter().filter(|(_, judged)| closed.contains(&judged.standing)).count();
         let of = |reasons: &dyn Fn(GapReason) -> bool| -> i64 {
             let findings = self.jobs.iter().flat_map(|(_, judged)| judged.findings());
             findings.filter(|(_, one)| reasons(one.reason)).map(|(_, one)| one.missing).sum()

@@ -1,6 +1,9 @@
 use super::*;
 
 use ConnectVerdict::{Passed, Redirected};
+/// Before everything is settled.
+const NOW_US: i64 = 1_000_000_000;
+
 use GapReason::{AgentEnded, RingFull, RowsDeleted, Surplus, TableFull, Unexplained};
 
 fn sums(redirected: u64, passed: u64) -> ConnectSums {
@@ -12,6 +15,7 @@ fn statement(seq: u64, closed: bool, kernel: ConnectSums, in_flight: u64) -> Sta
         origin: "a".into(),
         seq,
         time_us: 1_000_000 * i64::try_from(seq).unwrap(),
+        stored_us: if closed { 0 } else { NOW_US },
         host: "h".into(),
         name: "/job".into(),
         closed,
@@ -26,6 +30,7 @@ fn account(statements: Vec<Statement>, redirected: u64, passed: u64) -> Account 
     let rows = |n| Recorded { rows: n, events: n };
     Account {
         statements,
+        later: 0,
         recorded: [(Redirected, rows(redirected)), (Passed, rows(passed))].into(),
         gaps: BTreeMap::new(),
         origins: ["a".to_owned()].into(),
@@ -33,12 +38,16 @@ fn account(statements: Vec<Statement>, redirected: u64, passed: u64) -> Account 
 }
 
 fn logs(missing: u64) -> Logs {
-    [("a".to_owned(), Log { missing, last_us: 0, ..Log::default() })].into()
+    [("a".to_owned(), Log { missing, ..Log::default() })].into()
 }
 
 /// Standing, and what was found: verdict, reason, number.
 fn judged(account: &Account, logs: &mut Logs) -> (Standing, Vec<(ConnectVerdict, GapReason, i64)>) {
-    let judged = judge(account, logs);
+    at(account, logs, NOW_US)
+}
+
+fn at(account: &Account, logs: &mut Logs, now_us: i64) -> (Standing, Vec<(ConnectVerdict, GapReason, i64)>) {
+    let judged = judge(account, logs, now_us);
     let found = judged.findings().map(|(line, one)| (line.verdict, one.reason, one.missing)).collect();
     (judged.standing, found)
 }
@@ -59,7 +68,7 @@ fn a_closed_jobs_sums_are_equal_or_named() {
         assert_eq!(judged(&account, &mut logs(missing)), (Standing::Closed, found));
     }
     let idle = account(closed(sums(0, 0)), 0, 0);
-    assert_eq!(judge(&idle, &mut logs(0)).lines, []);
+    assert_eq!(judge(&idle, &mut logs(0), NOW_US).lines, []);
 }
 
 #[test]
@@ -145,12 +154,33 @@ fn a_running_jobs_shortage_is_found_once_a_statement_is_followed() {
     let first = statement(4, false, sums(5, 2), 1);
     let new = account(vec![first.clone()], 0, 0);
     assert_eq!(judged(&new, &mut logs(0)), (Standing::New, vec![]));
-    let mut later = logs(0);
-    later.get_mut("a").unwrap().last_us = first.time_us + SETTLED_US;
     let found = vec![(Redirected, Unexplained, 4), (Passed, Unexplained, 2)];
-    assert_eq!(judged(&new, &mut later), (Standing::Open, found.clone()));
+    assert_eq!(at(&new, &mut logs(0), NOW_US + SETTLED_US - 1).0, Standing::New);
+    assert_eq!(at(&new, &mut logs(0), NOW_US + SETTLED_US), (Standing::Open, found.clone()));
     let followed = account(vec![statement(8, false, sums(9, 9), 9), first], 0, 0);
     assert_eq!(judged(&followed, &mut logs(0)), (Standing::Open, found));
+}
+
+#[test]
+fn more_rows_than_a_closing_statement_knows_of_are_believed_once_none_can_correct_it() {
+    let mut last = statement(9, true, sums(5, 0), 0);
+    last.stored_us = NOW_US;
+    let more = account(vec![last], 6, 0);
+    let (early, later) =
+        (judge(&more, &mut logs(0), NOW_US), judge(&more, &mut logs(0), NOW_US + SETTLED_US));
+    assert!(early.is_early && early.findings().next().is_none());
+    assert!(!later.is_early);
+    assert_eq!(at(&more, &mut logs(0), NOW_US + SETTLED_US).1, [(Redirected, Surplus, -1)]);
+}
+
+/// The hook counts a connect as redirected, and then as failed instead; the first statement was read in between.
+#[test]
+fn a_connect_that_was_counted_anew_is_not_missing_where_it_was_counted_first() {
+    let mut statements = vec![statement(4, false, sums(3, 0), 0), statement(8, false, sums(2, 0), 0)];
+    statements[1].kernel.failed = 1;
+    let mut job = account(statements, 2, 0);
+    job.recorded.insert(ConnectVerdict::Failed, Recorded { rows: 1, events: 1 });
+    assert_eq!(judged(&job, &mut logs(0)), (Standing::Open, vec![]));
 }
 
 #[test]
@@ -169,7 +199,10 @@ fn the_last_statement_is_the_one_that_counts_most_in_whichever_log() {
     assert_eq!(judged(&job, &mut logs(0)), (Standing::Closed, vec![]));
     let rows_alone = account(vec![], 7, 0);
     assert_eq!(judged(&rows_alone, &mut logs(0)), (Standing::Unstated, vec![]));
-    // Closed, and begun again.
+    // Closed, and begun again, which is stated later.
+    let mut begun = job.clone();
+    begun.later = 3;
+    assert_eq!(judged(&begun, &mut logs(0)), (Standing::Reopened, vec![]));
     let again = statement(95, false, sums(8, 0), 0);
     let job = account(vec![elsewhere, again], 8, 0);
     assert_eq!(judged(&job, &mut logs(0)), (Standing::Open, vec![]));

@@ -1,7 +1,8 @@
 //! The check of a collector that serves: which jobs' statements were stored comes in; rows of `findings` and log
 //! lines go out. It runs behind the acknowledgements and holds none of them up.
 //!
-//! A closed job is checked at once, a running one at most every [`AGAIN_AFTER`]. A finding is written when it is new
+//! A closed job is checked at once, a running one some time after its statement (then that one is settled), and as often
+//! at most. A finding is written when it is new
 //! or its number has changed. What a collector that ends has not checked, the next one does: it begins with the
 //! statements that were stored in the last [`LOOK_BACK_US`].
 //!
@@ -9,7 +10,7 @@
 //! [`MAX_WAITING`] jobs wait; what is past them is told in the log, and `weir-collector completeness` checks it. Of
 //! a log the last [`WINDOW`] numbers before a statement are looked at, and [`MAX_RUNS`] runs that are missing there.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,14 +23,16 @@ use weir_core::ids::hex;
 use weir_core::record::GapReason;
 
 use super::accounts::{self, AT_ONCE};
-use super::{Account, JobKey, Judged, Logs, Standing, judge};
+use super::{Account, JobKey, Judged, Logs, SETTLED_US, Standing, judge};
 use crate::rows::{EventRow, FindingRow};
 use crate::store::{Store, StoreError, TOKENS, again};
 
 /// The most jobs that wait to be checked.
 const MAX_WAITING: usize = 50_000;
-/// How soon a running job is checked again.
-const AGAIN_AFTER: Duration = Duration::from_secs(60);
+/// How long after its statement a running job is checked.
+const RUNNING_AFTER: Duration = Duration::from_micros(SETTLED_US.cast_unsigned() + 5_000_000);
+/// The longest that it rests when nothing is told.
+const REST: Duration = Duration::from_secs(60);
 /// How long a check that failed waits to be tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 /// How far back a collector looks when it begins, microseconds.
@@ -49,12 +52,10 @@ pub struct Watch {
 
 #[derive(Debug, Default)]
 struct Waiting {
-    /// And whether they are closed.
-    jobs: BTreeMap<JobKey, bool>,
+    /// And when they are to be checked.
+    jobs: BTreeMap<JobKey, Instant>,
     logs: BTreeMap<String, LogEnd>,
     left_out: u64,
-    /// Running jobs, and when they were checked.
-    checked: HashMap<JobKey, Instant>,
 }
 
 /// How far a log has come.
@@ -91,7 +92,7 @@ impl Told {
 /// Some of what waits: jobs of one tenant, and logs.
 struct Batch {
     tenant: String,
-    jobs: BTreeMap<JobKey, bool>,
+    jobs: BTreeSet<JobKey>,
     logs: BTreeMap<String, LogEnd>,
 }
 
@@ -121,11 +122,7 @@ impl Watch {
     pub fn tell(&self, told: Told) {
         let mut waiting = self.waiting();
         for (key, closed) in told.jobs {
-            let recently = |at: &Instant| at.elapsed() < AGAIN_AFTER;
-            if !closed && waiting.checked.get(&key).is_some_and(recently) {
-                continue;
-            }
-            waiting.add(key, closed);
+            waiting.add(key, due(closed));
         }
         waiting.logs.insert(told.origin, told.end);
         drop(waiting);
@@ -147,7 +144,7 @@ impl Watch {
                     break;
                 }
             }
-            let pause = tokio::time::sleep(if failed { RETRY_AFTER } else { AGAIN_AFTER });
+            let pause = tokio::time::sleep(if failed { RETRY_AFTER } else { self.rest() });
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = pause => {}
@@ -176,20 +173,24 @@ impl Watch {
         let recent: Vec<Recent> = self.store.rows(question).await?;
         let mut waiting = self.waiting();
         for row in recent {
-            waiting.add(JobKey { tenant: row.tenant, job: row.job_key }, row.closed);
+            waiting.add(JobKey { tenant: row.tenant, job: row.job_key }, due(row.closed));
         }
         Ok(())
     }
 
     async fn check(&self, batch: &Batch) -> Result<(), StoreError> {
-        let jobs: Vec<&str> = batch.jobs.keys().map(|key| key.job.as_str()).collect();
+        let jobs: Vec<&str> = batch.jobs.iter().map(|key| key.job.as_str()).collect();
         let mut found = Vec::new();
         if !jobs.is_empty() {
             let accounts = accounts::read(&self.store, &batch.tenant, &jobs).await?;
             let judged = self.judged(&accounts).await?;
             for (key, judged) in &judged {
-                if judged.standing == Standing::Closed && judged.findings().next().is_none() {
+                let closes = matches!(judged.standing, Standing::Closed | Standing::Reopened);
+                if closes && !judged.is_early && judged.findings().next().is_none() {
                     tracing::info!(job = key.job, "a job is closed, and its sums close");
+                }
+                if judged.is_early {
+                    self.waiting().add(key.clone(), due(false));
                 }
                 found.extend(rows(key, judged));
             }
@@ -216,8 +217,9 @@ impl Watch {
         &self,
         accounts: &BTreeMap<JobKey, Account>,
     ) -> Result<Vec<(JobKey, Judged)>, StoreError> {
+        let now_us = crate::ingest::now_us();
         let all = |logs: &mut Logs| -> Vec<_> {
-            accounts.iter().map(|(key, account)| (key.clone(), judge(account, logs))).collect()
+            accounts.iter().map(|(key, account)| (key.clone(), judge(account, logs, now_us))).collect()
         };
         let judged = all(&mut Logs::new());
         let short = judged.iter().filter(|(_, judged)| judged.findings().next().is_some());
@@ -307,27 +309,28 @@ impl Watch {
             let jobs = std::mem::take(&mut waiting.left_out);
             tracing::error!(jobs, "too many jobs at once to check: run `weir-collector completeness`");
         }
-        waiting.checked.retain(|_, at| at.elapsed() < AGAIN_AFTER);
         let logs = std::mem::take(&mut waiting.logs);
-        let Some(first) = waiting.jobs.keys().next().cloned() else {
-            let tenant = String::new();
-            return (!logs.is_empty()).then(|| Batch { tenant, jobs: BTreeMap::new(), logs });
-        };
-        let of_tenant = waiting.jobs.iter().take_while(|(key, _)| key.tenant == first.tenant).take(AT_ONCE);
-        let jobs: BTreeMap<JobKey, bool> = of_tenant.map(|(key, closed)| (key.clone(), *closed)).collect();
-        for (key, closed) in &jobs {
+        let now = Instant::now();
+        let mut due = waiting.jobs.iter().filter(|(_, at)| **at <= now).map(|(key, _)| key).peekable();
+        let tenant = due.peek().map(|key| key.tenant.clone()).unwrap_or_default();
+        let jobs: BTreeSet<JobKey> =
+            due.take_while(|key| key.tenant == tenant).take(AT_ONCE).cloned().collect();
+        for key in &jobs {
             waiting.jobs.remove(key);
-            if !closed && waiting.checked.len() < MAX_WAITING {
-                waiting.checked.insert(key.clone(), Instant::now());
-            }
         }
-        Some(Batch { tenant: first.tenant, jobs, logs })
+        (!jobs.is_empty() || !logs.is_empty()).then_some(Batch { tenant, jobs, logs })
+    }
+
+    /// Until the next job is due.
+    fn rest(&self) -> Duration {
+        let next = self.waiting().jobs.values().min().copied();
+        next.map_or(REST, |at| at.saturating_duration_since(Instant::now()).min(REST))
     }
 
     fn put_back(&self, batch: Batch) {
         let mut waiting = self.waiting();
-        for (key, closed) in batch.jobs {
-            waiting.add(key, closed);
+        for key in batch.jobs {
+            waiting.add(key, Instant::now());
         }
         for (origin, end) in batch.logs {
             waiting.logs.entry(origin).or_insert(end);
@@ -340,14 +343,18 @@ impl Watch {
 }
 
 impl Waiting {
-    fn add(&mut self, key: JobKey, closed: bool) {
+    fn add(&mut self, key: JobKey, at: Instant) {
         let room = self.jobs.len() < MAX_WAITING;
         match self.jobs.get_mut(&key) {
-            Some(waits) => *waits |= closed,
-            None if room => drop(self.jobs.insert(key, closed)),
+            Some(waits) => *waits = at.min(*waits),
+            None if room => drop(self.jobs.insert(key, at)),
             None => self.left_out += 1,
         }
     }
+}
+
+fn due(closed: bool) -> Instant {
+    if closed { Instant::now() } else { Instant::now() + RUNNING_AFTER }
 }
 
 /// A job's findings as rows, at the statement that was judged.

@@ -164,8 +164,12 @@ async fn doubled_rows_are_a_surplus_and_do_not_stand_in_for_deleted_ones() {
     let both =
         [("rows_deleted", 2), ("surplus", -2)].map(|(reason, n)| finding(JOB, "redirected", reason, n));
     assert_eq!(checked(&world, &[]), (1, both.to_vec()));
-    // Rows of other numbers that claim the job.
+    // Rows of other numbers that claim the job: not believed while the agent may still correct its last statement.
     put(&world, &origin(2), 0, vec![counted(JOB, Passed)]).await;
+    assert_eq!(checked(&world, &[]).1.len(), 2);
+    let older = "ALTER TABLE events UPDATE ingested_at = ingested_at - INTERVAL 1 MINUTE WHERE 1 \
+                 SETTINGS mutations_sync = 2";
+    world.execute(older).await;
     assert_eq!(checked(&world, &[]).1[2], finding(JOB, "passed", "surplus", -1));
 }
 
@@ -204,6 +208,22 @@ async fn what_the_agent_tells_to_have_lost_explains_its_number_and_no_more() {
         finding(log.as_str(), "", "rows_deleted", 1),
     ];
     assert_eq!(checked(&world, &[]), (1, left.to_vec()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_comes_to_life_again_is_judged_where_it_was_closed() {
+    let world = World::start();
+    closed(&world).await;
+    put(&world, &origin(1), 17, vec![counted(JOB, Passed), counted(JOB, Redirected)]).await;
+    assert_eq!(checked(&world, &[]), (0, vec![]));
+    assert!(world.run(&["completeness"]).1.contains("reopened"));
+    delete(&world, "seq IN (2, 13)").await;
+    let both =
+        [("redirected", 1), ("passed", 1)].map(|(verdict, n)| finding(JOB, verdict, "rows_deleted", n));
+    assert_eq!(checked(&world, &[]), (1, both.to_vec()), "what came later stands in for nothing");
+    put(&world, &origin(1), 19, vec![sums(JOB, true, 11, 5, 0)]).await;
+    assert_eq!(checked(&world, &[]), (1, both.to_vec()));
+    assert!(!world.run(&["completeness"]).1.contains("reopened"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
