@@ -28,6 +28,12 @@ pub fn count(origin: &mut FlowOrigin) {
     }
 }
 
+/// Counts a redirected connect as begun, or as never to be.
+#[inline(always)]
+pub fn count_begun(origin: &FlowOrigin) {
+    add(origin.job, VERDICTS, verdict::BEGUN, 1);
+}
+
 /// Takes back what was counted under another verdict, and counts this one.
 #[inline(always)]
 pub fn recount(origin: &mut FlowOrigin, verdict: u8) {

@@ -188,6 +188,14 @@ pub struct JobCounts {
     pub lost: [u64; verdict::KINDS as usize],
 }
 
+/// Of what was lost, how much is recorded as such. The agent's alone.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LostTold {
+    /// By [`verdict`].
+    pub verdicts: [u64; verdict::KINDS as usize],
+}
+
 /// Looked up twice: with the port, then with port 0, which is any.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -233,6 +241,9 @@ pub mod verdict {
     pub const DATAGRAM: u8 = 5;
     /// A raw socket, or one of a protocol that the hooks cannot see into, refused at its creation.
     pub const SOCKET: u8 = 6;
+    /// No verdict: of the redirected connects, those whose connection was begun, or that were told of as never begun. The
+    /// others are still to come.
+    pub const BEGUN: u8 = 7;
     pub const KINDS: u8 = 8;
 }
 
@@ -301,6 +312,7 @@ const _: () = {
     assert!(size_of::<Selected>() == 16 && align_of::<Selected>() == 8);
     assert!(size_of::<Tag>() == 24 && align_of::<Tag>() == 8);
     assert!(size_of::<JobCounts>() == 128 && align_of::<JobCounts>() == 8);
+    assert!(size_of::<LostTold>() == 64 && align_of::<LostTold>() == 8);
     assert!(size_of::<DestinationKey>() == 20 && align_of::<DestinationKey>() == 1);
     assert!(size_of::<FileKey>() == 16 && align_of::<FileKey>() == 8);
 };
@@ -317,6 +329,7 @@ mod user {
     }
 
     plain!(
+        LostTold,
         FlowKey,
         FlowOrigin,
         ConnectKey,

@@ -26,8 +26,8 @@ use aya_ebpf::{
 };
 use weir_ebpf::{
     CGROUPS_ROOM, CONNECTS_BYTES, ConnectKey, DESTINATIONS_ROOM, DestinationKey, FileKey, FlowKey,
-    FlowOrigin, JOBS_ROOM, JobCounts, Listeners, NETNS_ROOM, OWN_PORTS_ROOM, PENDING_ROOM, SELECTORS_ROOM,
-    Selected, Settings, TAKEN_ROOM, Tag, counter,
+    FlowOrigin, JOBS_ROOM, JobCounts, Listeners, LostTold, NETNS_ROOM, OWN_PORTS_ROOM, PENDING_ROOM,
+    SELECTORS_ROOM, Selected, Settings, TAKEN_ROOM, Tag, counter,
     task::{EVENTS_BYTES, TASKS_ROOM, TaskEvent},
 };
 
@@ -56,6 +56,10 @@ static USERS: HashMap<u32, Selected, { SELECTORS_ROOM as usize }> = HashMap::new
 /// What is counted of each job.
 #[btf_map]
 static JOBS: HashMap<u64, JobCounts, { JOBS_ROOM as usize }> = HashMap::new();
+
+/// Of what each job lost, how much is recorded as such. The agent's alone; it outlives the agent.
+#[btf_map]
+static LOST_TOLD: HashMap<u64, LostTold, { JOBS_ROOM as usize }> = HashMap::new();
 
 /// An [`weir_ebpf::action`] for ports and prefixes.
 #[btf_map]

@@ -25,7 +25,7 @@ use weir_ebpf::{
 
 use crate::{
     ORIGINS,
-    account::{add_to_host, tell},
+    account::{add_to_host, count_begun, tell},
     destination::Destination,
 };
 
@@ -123,6 +123,7 @@ pub fn let_go(sk: *mut bpf_sock) {
         // Before it is told: a second look must not tell it again.
         kept.begun = 1;
         kept.reason = reason::NEVER_BEGUN;
+        count_begun(kept);
         tell(kept, false);
     }
 }

@@ -21,7 +21,7 @@ use weir_ebpf::{
 
 use crate::{
     PENDING, SO_BINDTOIFINDEX, SOL_SOCKET,
-    account::{recount, tell},
+    account::{count_begun, recount, tell},
     origin,
 };
 
@@ -47,7 +47,10 @@ fn hand_over(ctx: *mut bpf_sock_ops) {
     let Some(origin) = origin::of(sk) else { return };
     // SAFETY: `origin` lies in the socket's storage, which lives as long as the socket does.
     let origin = unsafe { &mut *origin };
-    origin.begun = 1;
+    if origin.begun == 0 {
+        origin.begun = 1;
+        count_begun(origin);
+    }
     let key = key(ctx, origin.netns_cookie);
     // An entry under the same key is of a connection that is dead by now: the kernel gave its port away.
     tell_withdrawn(&key);

@@ -42,6 +42,22 @@ pub struct Config {
     pub approval: Approval,
     pub limits: Limits,
     pub spool: Spool,
+    pub accounting: Accounting,
+}
+
+/// How the hooks' counts are stated.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Accounting {
+    /// How often the sums of a job that goes on are recorded; at its end they are in any case.
+    #[serde(deserialize_with = "duration")]
+    pub every: Duration,
+}
+
+impl Default for Accounting {
+    fn default() -> Self {
+        Self { every: Duration::from_secs(10) }
+    }
 }
 
 /// Whose connections are led through the proxy.
@@ -181,6 +197,8 @@ struct Document {
     limits: Option<Spanned<Limits>>,
     #[serde(default)]
     spool: Spool,
+    #[serde(default)]
+    accounting: Accounting,
 }
 
 #[derive(Deserialize)]
@@ -305,6 +323,7 @@ impl Config {
             approval: approval(document.approval, path)?,
             limits,
             spool: document.spool,
+            accounting: document.accounting,
         })
     }
 }

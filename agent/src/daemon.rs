@@ -11,8 +11,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use weir_core::ids::Boot;
 use weir_core::mask::{MaskKey, Masker};
-use weir_ebpf::{Selected, Settings};
+use weir_ebpf::{Selected, Settings, reason};
 
+use crate::account::{Accounts, Extent};
 use crate::admin::{self, CaStatus, CallStatus, ConnectStatus, Desk, ListenStatus, SpoolStatus, Status};
 use crate::approval::Approvals;
 use crate::cgroup;
@@ -46,6 +47,7 @@ const SWEEP: Duration = Duration::from_secs(15);
 /// See the module.
 pub struct Agent {
     hooks: Arc<Hooks>,
+    accounts: Arc<Accounts>,
     gate: Arc<Gate>,
     authority: Arc<Authority>,
     shipper: Option<Arc<Shipper>>,
@@ -111,8 +113,17 @@ impl Agent {
         let ending = CancellationToken::new();
         let own_ports = config.protected_ports.iter().copied().chain([v4.port(), v6.port()]).collect();
         let minter = Minter::new(authority.clone())?;
-        let interceptor =
-            Interceptor::new(gate.clone(), hooks.clone(), config.intercept, minter, upstream, own_ports);
+        let every = config.accounting.every;
+        let accounts = Accounts::new(hooks.clone(), ledger.clone(), masker.clone(), every, None);
+        let interceptor = Interceptor::new(
+            gate.clone(),
+            accounts.clone(),
+            hooks.clone(),
+            config.intercept,
+            minter,
+            upstream,
+            own_ports,
+        );
         let interceptor = Arc::new(interceptor);
         let (namespaces, wanted, opened) = Namespaces::new(hooks.clone(), ledger.clone(), masker.clone())
             .context("cannot look at this network namespace in /proc")?;
@@ -126,20 +137,21 @@ impl Agent {
         let admin = admin::socket(&state_dir);
         let admin = admin::listen(&admin).with_context(|| format!("cannot listen on {}", admin.display()))?;
 
-        select(&hooks, &config.select.cgroups)?;
+        select(&hooks, &accounts, &config.select.cgroups)?;
         let mut background = vec![
             tokio::spawn(interceptor.accept(listeners, opened)),
             tokio::spawn(namespaces.clone().run(wanted, ending.clone())),
             tokio::spawn(admin::serve(admin, Arc::new(desk), ending.clone())),
             tokio::spawn(until(ending.clone(), async move { approvals.run().await })),
-            tokio::spawn(until(ending.clone(), sweep(hooks.clone()))),
+            tokio::spawn(accounts.clone().run(None, ending.clone())),
+            tokio::spawn(until(ending.clone(), sweep(hooks.clone(), accounts.clone()))),
         ];
         namespaces.take_up().await?;
         if let Some(shipper) = shipper.clone() {
             // A collector that does not answer must not keep the agent from ending.
             background.push(tokio::spawn(until(ending.clone(), async move { shipper.run().await })));
         }
-        Ok(Self { hooks, gate, authority, shipper, status, ending, background })
+        Ok(Self { hooks, accounts, gate, authority, shipper, status, ending, background })
     }
 
     pub fn status(&self) -> Status {
@@ -162,10 +174,11 @@ impl Agent {
     /// Lets flows finish, writes the last events, and ships what it can. What does not arrive in time waits
     /// in the spool for the next start.
     pub async fn stop(self) -> Result<()> {
-        let Self { hooks, gate, shipper, ending, background, .. } = self;
+        let Self { hooks, accounts, gate, shipper, ending, background, .. } = self;
         if !gate.tasks.end(DRAIN, CLOSE).await {
             tracing::warn!("connections that did not end in time were closed");
         }
+        accounts.finish().await;
         ending.cancel();
         for task in background {
             task.await.context("a task of the agent's failed")?;
@@ -232,7 +245,7 @@ fn status(
 }
 
 /// Selects cgroups, each with all those below.
-fn select(hooks: &Hooks, cgroups: &[PathBuf]) -> Result<()> {
+fn select(hooks: &Hooks, accounts: &Accounts, cgroups: &[PathBuf]) -> Result<()> {
     let mount = cgroup::mount_point()?;
     let paths = cgroups.iter().map(|path| cgroup::resolve(path)).collect::<Result<Vec<_>, _>>()?;
     let depths =
@@ -242,6 +255,7 @@ fn select(hooks: &Hooks, cgroups: &[PathBuf]) -> Result<()> {
     hooks.change_settings(|settings| settings.cgroup_levels = levels)?;
     for path in &paths {
         let job = std::fs::metadata(path)?.ino();
+        accounts.begin(job, path.display().to_string(), Extent::Cgroup(path.clone()));
         hooks.select_cgroup(job, Selected { job, flags: 0, reserved: 0 })?;
         hooks.attach(path)?;
     }
@@ -255,12 +269,18 @@ async fn until(ending: CancellationToken, work: impl Future<Output = ()>) {
     }
 }
 
-async fn sweep(hooks: Arc<Hooks>) {
+async fn sweep(hooks: Arc<Hooks>, accounts: Arc<Accounts>) {
     loop {
         tokio::time::sleep(SWEEP).await;
         match hooks.sweep_pending(PENDING_KEPT) {
             Ok(swept) if swept.is_empty() => {}
-            Ok(swept) => tracing::warn!(swept = swept.len(), "connects that were never accepted"),
+            Ok(swept) => {
+                tracing::warn!(swept = swept.len(), "connects that were never accepted");
+                for mut origin in swept {
+                    origin.reason = reason::WITHDRAWN;
+                    accounts.told(origin).await;
+                }
+            }
             Err(error) => tracing::error!(%error, "cannot look for connects that were never accepted"),
         }
     }

@@ -19,6 +19,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use weir_core::record::AgentEvent;
 
+use crate::account::Accounts;
 use crate::config::{InterceptList, Listen};
 use crate::gate::Gate;
 use crate::kernel::{Hooks, Origin};
@@ -86,6 +87,7 @@ fn bind(address: SocketAddr) -> Result<TcpListener, ListenError> {
 /// What each connection needs.
 pub struct Interceptor {
     pub gate: Arc<Gate>,
+    pub accounts: Arc<Accounts>,
     pub hooks: Arc<Hooks>,
     pub intercept: InterceptList,
     pub minter: Minter,
@@ -107,6 +109,7 @@ struct Uncounted {
 impl Interceptor {
     pub fn new(
         gate: Arc<Gate>,
+        accounts: Arc<Accounts>,
         hooks: Arc<Hooks>,
         intercept: InterceptList,
         minter: Minter,
@@ -116,7 +119,7 @@ impl Interceptor {
         let recorded = Arc::new(Semaphore::new(RECORDED_AT_A_TIME));
         let uncounted = Uncounted { unattributed: AtomicU64::new(0), no_room: AtomicU64::new(0), recorded };
         let host = Arc::new(Namespace::host(hooks.netns_cookie()));
-        Self { gate, hooks, intercept, minter, upstream, own_ports, host, uncounted }
+        Self { gate, accounts, hooks, intercept, minter, upstream, own_ports, host, uncounted }
     }
 
     /// Accepts until the agent ends, at this namespace's listeners and at those that are opened in others. What it
@@ -164,7 +167,7 @@ impl Interceptor {
     }
 
     fn admit(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, namespace: &Arc<Namespace>) {
-        // The origin first: it must not stay behind, whatever becomes of the connection.
+        // The origin first: it must not stay behind, whatever becomes of the connection. From here on it is owed a record.
         let origin = match self.origin(peer, namespace) {
             Some(origin) => origin,
             None => {

@@ -33,8 +33,8 @@ use aya::{
     programs::{Program, ProgramError, ProgramFd},
 };
 use weir_ebpf::{
-    FlowKey, JobCounts, Listeners, MARK_EXEMPT, MARK_LISTENER, OWN_PORTS_ROOM, PENDING_ROOM, Selected,
-    Settings, Tag, action, address, counter,
+    FlowKey, FlowOrigin, JobCounts, Listeners, LostTold, MARK_EXEMPT, MARK_LISTENER, OWN_PORTS_ROOM,
+    PENDING_ROOM, Selected, Settings, Tag, action, address, counter, verdict,
 };
 
 pub use self::{
@@ -71,7 +71,7 @@ const PROGRAMS: [(&str, AttachType); 9] = [
 ];
 
 /// What is pinned besides the links.
-const TABLES: [&str; 17] = [
+const TABLES: [&str; 18] = [
     "SETTINGS",
     "TASKS",
     "CGROUPS",
@@ -89,6 +89,7 @@ const TABLES: [&str; 17] = [
     "CONNECTS",
     "TASK_EVENTS",
     "COUNTS",
+    "LOST_TOLD",
 ];
 
 /// The error of a connect for which there is no agent, unless the operator chose another.
@@ -381,6 +382,11 @@ impl Hooks {
         Ok(Some(origin))
     }
 
+    /// It is owed a record.
+    fn owe(&self, flow: &FlowOrigin) -> Result<(), KernelError> {
+        lock(&self.taken).put(flow)
+    }
+
     /// The record of this origin is written.
     pub fn recorded(&self, origin: &Origin) -> Result<(), KernelError> {
         lock(&self.taken).recorded(origin.key())
@@ -416,6 +422,19 @@ impl Hooks {
     /// A job is accounted for no more: its sums are recorded.
     pub fn end_job(&self, job: u64) -> Result<(), KernelError> {
         lock(&self.tables).end_job(job)
+    }
+
+    /// Of what was lost of a job, how much is recorded as such, by verdict.
+    pub fn lost_told(&self, job: u64) -> Result<[u64; verdict::KINDS as usize], KernelError> {
+        lock(&self.tables).lost_told(job)
+    }
+
+    pub fn set_lost_told(
+        &self,
+        job: u64,
+        verdicts: [u64; verdict::KINDS as usize],
+    ) -> Result<(), KernelError> {
+        lock(&self.tables).lost_told.insert(job, LostTold { verdicts }, 0).map_err(unreadable)
     }
 
     pub fn counts(&self) -> Result<Counts, KernelError> {

@@ -9,6 +9,7 @@
 //! has the map.
 #![deny(unsafe_code)]
 
+pub mod account;
 pub mod admin;
 pub mod approval;
 pub mod cgroup;

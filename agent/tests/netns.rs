@@ -102,14 +102,14 @@ async fn connects_of_a_namespace_are_refused_and_told_until_it_is_registered_and
     let mut told = stage.hooks.connects().unwrap();
     for address in ["10.77.0.2", "fd77::2", "::ffff:10.77.0.2"] {
         assert_eq!(job.attempt(&jobs, address, port), "ECONNREFUSED");
-        let refused = told.next().unwrap();
+        let refused = told.take(&stage.hooks).unwrap().unwrap();
         assert_eq!((refused.verdict, refused.reason), (verdict::REFUSED, reason::NO_LISTENER));
         assert_eq!(refused.destination.port(), port);
         assert_ne!(refused.netns_cookie, stage.hooks.netns_cookie());
     }
     // A readiness probe has its true answer already, and that asks for no listener.
     assert_eq!(job.attempt(&jobs, "127.0.0.1", port), "ECONNREFUSED");
-    assert_eq!(told.next().unwrap().verdict, verdict::UNANSWERED);
+    assert_eq!(told.take(&stage.hooks).unwrap().unwrap().verdict, verdict::UNANSWERED);
 
     stage.namespaces.register(jobs.pid(), JOB).await.unwrap();
     let opened = stage.opened.recv().await.unwrap();

@@ -213,6 +213,10 @@ fn nobody_reaches_the_agents_own_port_without_an_origin() -> Result<()> {
         ensure!(told["end"] == "PermissionError", "{told}");
     }
     ensure!(world.agent.status()?.connects.refused == 2);
-    ensure!(world.number("SELECT count() FROM flows")? == 0);
+    world.sql_until(
+        2,
+        "SELECT seq FROM flows WHERE connect_verdict = 'refused' AND connect_reason = 'own_port'",
+    )?;
+    ensure!(world.number("SELECT count() FROM flows")? == 2);
     Ok(())
 }

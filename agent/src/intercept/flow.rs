@@ -1,8 +1,8 @@
 //! One connection, from its origin to its end: sniffed, then terminated, relayed or refused, and recorded as
 //! a flow whatever became of it.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -28,8 +28,11 @@ use crate::{identity, random};
 /// What is known of a connection before its first byte.
 struct Opening {
     id: FlowId,
+    origin: Origin,
     destination: SocketAddr,
     namespace: Arc<Namespace>,
+    /// The address from which the server was dialled: the client's own, had it dialled by itself.
+    source: OnceLock<IpAddr>,
     caller: Arc<Caller<Masked<String>>>,
     watched: Arc<Watched>,
     started: Instant,
@@ -71,11 +74,15 @@ impl Interceptor {
 
     async fn open(&self, namespace: Arc<Namespace>, origin: Origin, share: Arc<Share>) -> Opening {
         let (destination, started) = (origin.destination, Instant::now());
+        let mut caller = identity::look_up(origin.clone(), self.gate.masker.clone()).await;
+        caller.job_key = self.accounts.key(origin.job);
         Opening {
             id: FlowId::from_random(random::bytes()),
+            origin,
             destination,
             namespace,
-            caller: Arc::new(identity::look_up(origin, self.gate.masker.clone()).await),
+            source: OnceLock::new(),
+            caller: Arc::new(caller),
             watched: Arc::default(),
             started,
             share,
@@ -124,8 +131,7 @@ impl Interceptor {
     async fn relay(&self, client: Replayed<TcpStream>, opening: &Opening) -> Ending {
         let server = self.unproven(opening);
         let ended = |end| Ending { server, sni: opening.watched.sni(), treatment: Treatment::Opaque, end };
-        let within = self.gate.limits.upstream_timeout;
-        let upstream = match dial(&self.hooks, &opening.namespace, opening.destination, within).await {
+        let upstream = match self.dial(opening).await {
             Ok(upstream) => upstream,
             Err(error) => {
                 tracing::debug!(%error, "cannot dial a relayed destination");
@@ -155,7 +161,12 @@ impl Interceptor {
             Some(name) => ServerName::DnsName(name),
             None => ServerName::IpAddress(opening.destination.ip().into()),
         };
-        let (upstream, proven) = match self.dial_tls(&opening.namespace, opening.destination, &wanted).await {
+        let dialled = async {
+            let stream = self.dial(opening).await?;
+            let within = self.gate.limits.upstream_timeout;
+            Ok::<_, UpstreamFault>(self.upstream.connect(stream, &wanted, within).await?)
+        };
+        let (upstream, proven) = match dialled.await {
             Ok(proven) => proven,
             Err(error) => {
                 tracing::warn!(destination = %opening.destination, %error, "a server cannot be intercepted");
@@ -185,7 +196,7 @@ impl Interceptor {
 
     async fn terminate_plain(self: &Arc<Self>, client: Replayed<TcpStream>, opening: &Opening) -> Ending {
         let within = self.gate.limits.upstream_timeout;
-        let upstream = match dial(&self.hooks, &opening.namespace, opening.destination, within).await {
+        let upstream = match self.dial(opening).await {
             Ok(upstream) => upstream,
             Err(error) => {
                 tracing::debug!(%error, "cannot dial a destination");
@@ -246,6 +257,16 @@ impl Interceptor {
         }
     }
 
+    /// Dials a flow's destination for the first time.
+    async fn dial(&self, opening: &Opening) -> Result<TcpStream, DialError> {
+        let within = self.gate.limits.upstream_timeout;
+        let stream = dial(&self.hooks, &opening.namespace, opening.destination, within).await?;
+        if let Ok(own) = stream.local_addr() {
+            let _ = opening.source.set(own.ip());
+        }
+        Ok(stream)
+    }
+
     async fn dial_tls(
         &self,
         namespace: &Namespace,
@@ -300,11 +321,9 @@ impl Interceptor {
             bytes_up: opening.watched.up(),
             bytes_down: opening.watched.down(),
             duration_us: u64::try_from(opening.started.elapsed().as_micros()).unwrap_or(u64::MAX),
-            connect: None,
+            connect: Some(self.accounts.connect(&opening.origin, opening.source.get().copied())),
         };
-        if let Err(error) = self.gate.ledger.note(record).await {
-            tracing::error!(%error, "a flow was not recorded");
-        }
+        self.accounts.record(&opening.origin, record).await;
     }
 }
 

@@ -2,15 +2,19 @@
 //!
 //! Enters: the ring, which may hold what was told while no agent ran. Leaves: origins, each once. Must never: keep one.
 
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+};
 
 use aya::{
     Ebpf,
     maps::{MapData, RingBuf},
 };
+use tokio::io::unix::AsyncFd;
 use weir_ebpf::FlowOrigin;
 
-use super::{KernelError, Origin, syscall, take, unreadable};
+use super::{Hooks, KernelError, Origin, syscall, take, unreadable};
 
 /// The reader of the ring; there is one at a time.
 pub struct Connects {
@@ -22,18 +26,36 @@ impl Connects {
         Ok(Self { ring: take(ebpf, "CONNECTS")?.try_into().map_err(unreadable)? })
     }
 
-    /// The next one, if there is one.
-    pub fn next(&mut self) -> Option<Origin> {
-        let item = self.ring.next()?;
+    /// To be waited for by the runtime.
+    pub fn awaitable(self) -> io::Result<AsyncFd<Self>> {
+        syscall::awaitable(self)
+    }
+
+    /// The next one, if there is one. Before it leaves the ring it is among those that are owed a record, until
+    /// [`Hooks::recorded`].
+    pub fn take(&mut self, hooks: &Hooks) -> Result<Option<Origin>, KernelError> {
+        let Some(item) = self.ring.next() else { return Ok(None) };
         let flow: Option<FlowOrigin> = syscall::plain(&item);
         debug_assert!(flow.is_some(), "the ring holds origins alone");
-        flow.map(Origin::from)
+        if let Some(flow) = &flow {
+            hooks.owe(flow)?;
+        }
+        Ok(flow.map(Origin::from))
+    }
+}
+
+// The ring's map owns its descriptor, and nothing here replaces either.
+impl syscall::OwnsItsDescriptor for Connects {}
+
+impl AsFd for Connects {
+    /// Readable when the hooks ask for attention; they do not for each event.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.ring.as_fd()
     }
 }
 
 impl AsRawFd for Connects {
-    /// Readable when the hooks ask for attention; they do not for each event.
     fn as_raw_fd(&self) -> RawFd {
-        self.ring.as_fd().as_raw_fd()
+        self.as_fd().as_raw_fd()
     }
 }

@@ -16,6 +16,7 @@ use std::{
 };
 
 use nix::libc;
+use tokio::io::unix::AsyncFd;
 use weir_ebpf::{FlowKey, FlowOrigin};
 
 /// Commands of bpf(2), as linux/bpf.h numbers them.
@@ -259,6 +260,15 @@ pub(super) fn load_answering(answer: i32, attach_type: u32) -> io::Result<OwnedF
     // SAFETY: as in `link_create`.
     Ok(unsafe { OwnedFd::from_raw_fd(loaded) })
 }
+
+/// A ring that the runtime can wait for.
+pub(super) fn awaitable<T: OwnsItsDescriptor>(ring: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: the marker trait promises that the descriptor is one and the same, and open, for as long as the value lives.
+    unsafe { AsyncFd::register(ring) }.map_err(io::Error::from)
+}
+
+/// What gives one and the same descriptor out for all its life, which is closed when it is dropped and not before.
+pub(super) trait OwnsItsDescriptor: AsRawFd {}
 
 /// A plain value out of the bytes that a program wrote. None: they are too few.
 pub(super) fn plain<T: aya::Pod>(bytes: &[u8]) -> Option<T> {

@@ -11,8 +11,8 @@ use aya::{
 };
 use ipnet::IpNet;
 use weir_ebpf::{
-    DestinationKey, FileKey, JobCounts, Listeners, OWN_PORTS_ROOM, STRAY_JOB, Selected, Settings, Tag,
-    action, address,
+    DestinationKey, FileKey, JobCounts, Listeners, LostTold, OWN_PORTS_ROOM, STRAY_JOB, Selected, Settings,
+    Tag, action, address, verdict,
 };
 
 use super::{KernelError, lookup_missing, take, unreadable};
@@ -35,6 +35,7 @@ pub(super) struct Tables {
     pub executables: HashMap<MapData, FileKey, Selected>,
     pub users: HashMap<MapData, u32, Selected>,
     pub jobs: HashMap<MapData, u64, JobCounts>,
+    pub lost_told: HashMap<MapData, u64, LostTold>,
     pub destinations: LpmTrie<MapData, DestinationKey, u32>,
     pub netns: HashMap<MapData, u64, Listeners>,
     pub own_ports: HashMap<MapData, u16, u8>,
@@ -50,6 +51,7 @@ impl Tables {
             executables: take(ebpf, "EXECUTABLES")?.try_into().map_err(unreadable)?,
             users: take(ebpf, "USERS")?.try_into().map_err(unreadable)?,
             jobs: take(ebpf, "JOBS")?.try_into().map_err(unreadable)?,
+            lost_told: take(ebpf, "LOST_TOLD")?.try_into().map_err(unreadable)?,
             destinations: take(ebpf, "DESTINATIONS")?.try_into().map_err(unreadable)?,
             netns: take(ebpf, "NETNS")?.try_into().map_err(unreadable)?,
             own_ports: take(ebpf, "OWN_PORTS")?.try_into().map_err(unreadable)?,
@@ -112,7 +114,16 @@ impl Tables {
     }
 
     pub fn end_job(&mut self, job: u64) -> Result<(), KernelError> {
-        gone(self.jobs.remove(&job))
+        gone(self.jobs.remove(&job))?;
+        gone(self.lost_told.remove(&job))
+    }
+
+    pub fn lost_told(&self, job: u64) -> Result<[u64; verdict::KINDS as usize], KernelError> {
+        match self.lost_told.get(&job, 0) {
+            Ok(told) => Ok(told.verdicts),
+            Err(e) if lookup_missing(&e) => Ok(LostTold::default().verdicts),
+            Err(e) => Err(unreadable(e)),
+        }
     }
 
     pub fn jobs(&self) -> Result<BTreeMap<u64, JobCounts>, KernelError> {
