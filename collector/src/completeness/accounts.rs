@@ -11,8 +11,8 @@ use weir_core::record::{ConnectSums, ConnectVerdict, GapReason};
 use super::{Account, JobKey, Log, Logs, Statement};
 use crate::store::{Store, StoreError};
 
-/// The most jobs of one round of questions.
-pub(super) const AT_ONCE: usize = 200;
+/// The most jobs of one round of questions: their keys stand in it several times, and ClickHouse reads 256 KiB of one.
+pub(super) const AT_ONCE: usize = 500;
 
 #[derive(Debug, Row, Deserialize)]
 struct StatementRow {

@@ -378,3 +378,46 @@ fn rows(key: &JobKey, judged: &Judged) -> Vec<FindingRow> {
     };
     judged.findings().map(row).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(n: usize) -> JobKey {
+        JobKey { tenant: "t".into(), job: n.to_string() }
+    }
+
+    #[test]
+    fn past_the_limit_jobs_are_counted_and_those_that_wait_keep_their_place() {
+        let mut waiting = Waiting::default();
+        let (soon, late) = (Instant::now(), Instant::now() + RUNNING_AFTER);
+        for n in 0..=MAX_WAITING {
+            waiting.add(key(n), late);
+        }
+        assert_eq!((waiting.jobs.len(), waiting.left_out), (MAX_WAITING, 1));
+        waiting.add(key(0), soon);
+        waiting.add(key(0), late);
+        assert_eq!((waiting.jobs[&key(0)], waiting.left_out), (soon, 1), "closed: checked at once");
+    }
+
+    #[test]
+    fn a_segment_tells_its_jobs_once_and_closed_if_any_statement_says_so() {
+        let row = |seq: u64, kind: &'static str, job_key: &str, job_closed: bool| EventRow {
+            seq,
+            kind,
+            job_key: job_key.to_owned(),
+            job_closed,
+            ..EventRow::default()
+        };
+        assert!(Told::of(&[row(0, "flow", "1", false)]).is_none());
+        let rows = [
+            row(0, "completeness", "1", true),
+            row(1, "completeness", "1", false),
+            row(2, "completeness", "2", false),
+            row(3, "flow", "3", false),
+        ];
+        let told = Told::of(&rows).unwrap();
+        let jobs: Vec<_> = told.jobs.iter().map(|(key, closed)| (key.job.as_str(), *closed)).collect();
+        assert_eq!((jobs, told.end.seq), (vec![("1", true), ("2", false)], 2));
+    }
+}

@@ -294,3 +294,21 @@ async fn a_running_job_that_lacks_rows_is_found_while_it_runs() {
     put(&world, &log, 6, vec![sums(JOB, false, 5, 0, 0)]).await;
     assert_eq!(checked(&world, &["--job", JOB]), (1, vec![finding(JOB, "redirected", "rows_deleted", 2)]));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_jobs_than_one_round_asks_for_are_all_checked() {
+    let world = World::start();
+    let job = |n: u64| format!("00000000000000aa-{n:016x}");
+    let jobs = 0..1_203u64;
+    let bodies = jobs.clone().flat_map(|n| [counted(&job(n), Redirected), sums(&job(n), true, 1, 0, 0)]);
+    put(&world, &origin(1), 0, bodies.collect()).await;
+    assert_eq!(checked(&world, &[]), (0, vec![]));
+    // The flow of job n is at 2n.
+    let gone = [0, 499, 500, 1_202];
+    for n in gone {
+        delete(&world, &format!("seq = {}", 2 * n)).await;
+    }
+    let named: Vec<_> = gone.iter().map(|n| finding(&job(*n), "redirected", "rows_deleted", 1)).collect();
+    assert_eq!(checked(&world, &[]), (1, named));
+    assert_eq!(world.run(&["completeness", "--json"]).1.lines().count(), 1_203);
+}
