@@ -13,7 +13,7 @@ use weir_core::ids::Boot;
 use weir_core::mask::{MaskKey, Masker};
 use weir_ebpf::{Selected, Settings, reason};
 
-use crate::account::{Accounts, Extent};
+use crate::account::{Accounts, Extent, Listener};
 use crate::admin::{self, CaStatus, CallStatus, ConnectStatus, Desk, ListenStatus, SpoolStatus, Status};
 use crate::approval::Approvals;
 use crate::cgroup;
@@ -114,7 +114,11 @@ impl Agent {
         let own_ports = config.protected_ports.iter().copied().chain([v4.port(), v6.port()]).collect();
         let minter = Minter::new(authority.clone())?;
         let every = config.accounting.every;
-        let accounts = Accounts::new(hooks.clone(), ledger.clone(), masker.clone(), every, None);
+        let (namespaces, wanted, opened) = Namespaces::new(hooks.clone(), ledger.clone(), masker.clone())
+            .context("cannot look at this network namespace in /proc")?;
+        let seeing = namespaces.clone();
+        let listener: Listener = Arc::new(move |origin| seeing.refused(origin));
+        let accounts = Accounts::new(hooks.clone(), ledger.clone(), masker.clone(), every, Some(listener));
         let interceptor = Interceptor::new(
             gate.clone(),
             accounts.clone(),
@@ -125,8 +129,6 @@ impl Agent {
             own_ports,
         );
         let interceptor = Arc::new(interceptor);
-        let (namespaces, wanted, opened) = Namespaces::new(hooks.clone(), ledger.clone(), masker.clone())
-            .context("cannot look at this network namespace in /proc")?;
         let shipper = collector.map(|collector| {
             let (ledger, origin) = (ledger.clone(), place.origin.clone());
             Arc::new(Shipper { collector, ledger, masker, origin })

@@ -24,12 +24,13 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use weir_core::mask::{Masked, Masker};
 use weir_core::record::AgentEvent;
+use weir_ebpf::reason;
 
 use enter::{Doors, Held, open_doors};
 use living::{Witness, inhabited};
 pub use namespace::Namespace;
 
-use crate::kernel::{Hooks, KernelError};
+use crate::kernel::{Hooks, KernelError, Origin};
 use crate::ledger::Ledger;
 
 /// How many namespaces can be registered at a time; one job's refused connects bring half of them at most.
@@ -200,6 +201,13 @@ impl Namespaces {
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Asks for the namespace of a connect that was refused since nobody listens in there.
+    pub fn refused(&self, origin: &Origin) {
+        if origin.reason == reason::NO_LISTENER {
+            self.want(origin.netns_cookie, origin.tid, origin.tgid, origin.job);
+        }
     }
 
     /// Asks for the namespace in which a job's process is or made its socket, and does not wait. The thread first, which may

@@ -204,7 +204,7 @@ async fn a_namespace_stays_for_as_long_as_any_process_or_thread_is_in_it() {
 async fn a_namespace_whose_loopback_is_down_or_has_no_ipv6_is_registered_and_told_of() {
     let mut stage = Stage::new().await;
     let (bare, without_v6) = (Net::bare(), Net::new());
-    without_v6.run(&["sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1"]);
+    without_v6.run(&["sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6"]);
     assert_eq!(stage.namespaces.register(bare.pid(), JOB).await.unwrap(), Registered::New);
     assert_eq!(stage.namespaces.register(without_v6.pid(), JOB).await.unwrap(), Registered::New);
     let (of_bare, _of_other) = (stage.opened.recv().await.unwrap(), stage.opened.recv().await.unwrap());

@@ -18,6 +18,7 @@ use crate::cgroup::Cgroup;
 use crate::client::{ClientKind, Conversation};
 use crate::daemon::tail;
 use crate::machine::JOB_UID;
+use crate::net::Net;
 use crate::places::Setup;
 use crate::wait::until;
 
@@ -85,14 +86,32 @@ pub struct JobPlan<'a> {
 impl JobPlan<'_> {
     /// Runs one of the clients. `arguments` follow the URL.
     pub fn client(&self, kind: ClientKind, url: &str, arguments: &[&str]) -> Result<Job> {
-        let mut command = client_command(self.setup, kind);
-        command.push(url.into());
-        command.extend(arguments.iter().map(Into::into));
-        self.command(&command)
+        self.start(None, &self.client_words(kind, url, arguments))
     }
 
     /// Runs any command.
     pub fn command(&self, command: &[OsString]) -> Result<Job> {
+        self.start(None, command)
+    }
+
+    /// Runs one of the clients in another network namespace.
+    pub fn client_in(&self, net: &Net, kind: ClientKind, url: &str, arguments: &[&str]) -> Result<Job> {
+        self.start(Some(net), &self.client_words(kind, url, arguments))
+    }
+
+    /// Runs any command in another network namespace.
+    pub fn command_in(&self, net: &Net, command: &[OsString]) -> Result<Job> {
+        self.start(Some(net), command)
+    }
+
+    fn client_words(&self, kind: ClientKind, url: &str, arguments: &[&str]) -> Vec<OsString> {
+        let mut command = client_command(self.setup, kind);
+        command.push(url.into());
+        command.extend(arguments.iter().map(Into::into));
+        command
+    }
+
+    fn start(&self, net: Option<&Net>, command: &[OsString]) -> Result<Job> {
         let home = self.folder.join(format!("{}.home", self.name));
         std::fs::create_dir_all(&home)?;
         std::os::unix::fs::chown(&home, Some(JOB_UID), Some(JOB_UID))?;
@@ -100,6 +119,7 @@ impl JobPlan<'_> {
         let id = JOB_UID.to_string();
         let mut shell = Command::new("/bin/sh");
         shell.args(["-c", JOIN, "sh"]).arg(self.cgroup.path());
+        shell.args(net.map(Net::enter).unwrap_or_default());
         shell.args(["setpriv", "--reuid", &id, "--regid", &id, "--clear-groups", "--no-new-privs"]);
         shell.args(["--pdeathsig", "KILL", "--"]);
         shell.arg(self.setup.runner_worker()).args(["-c", WORKER, "Runner.Worker"]).args(command);
@@ -133,6 +153,11 @@ pub struct Job {
 }
 
 impl Job {
+    /// One that was started in another way.
+    pub(crate) fn of(child: Child, output: PathBuf, errors: PathBuf) -> Self {
+        Self { child, output, errors, exit: None }
+    }
+
     /// What the client has told so far.
     pub fn told(&self) -> Result<Conversation> {
         Conversation::read(&self.stdout()?)

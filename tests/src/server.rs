@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use crate::daemon::{Daemon, Program};
 use crate::job::Trust;
+use crate::net::Net;
 use crate::places::{Setup, workspace};
 
 /// A cold Python on a busy machine takes its time.
@@ -65,10 +66,29 @@ impl McpServer {
         outlives: bool,
         options: &[&str],
     ) -> Result<Self> {
+        Self::start_inside(None, setup, folder, scheme, names, outlives, options)
+    }
+
+    /// The same in another network namespace, at the addresses that the options name.
+    pub fn start_inside(
+        net: Option<&Net>,
+        setup: &Setup,
+        folder: &Path,
+        scheme: Scheme,
+        names: &[&str],
+        outlives: bool,
+        options: &[&str],
+    ) -> Result<Self> {
         let (tls, log, output) =
             (folder.join("tls"), folder.join("calls.jsonl"), folder.join("mcp-server.log"));
         std::fs::create_dir_all(folder)?;
-        let mut program = Program::new("the MCP server", setup.python(), output.clone())
+        let mut words = net.map(Net::enter).unwrap_or_default();
+        words.push(setup.python().into());
+        let mut words = words.into_iter();
+        let first = words.next().context("no command")?;
+        let program = Program::new("the MCP server", first, output.clone());
+        let mut program = words
+            .fold(program, Program::arg)
             .arg(workspace().join("tests/server/server.py"))
             .arg("--log")
             .arg(&log)

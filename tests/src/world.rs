@@ -15,6 +15,7 @@ use crate::collector::Collector;
 use crate::daemon::{Daemon, tail};
 use crate::job::{Job, JobPlan, Trust};
 use crate::machine::require_kernel;
+use crate::net::Net;
 use crate::places::{Setup, fresh_folder};
 use crate::server::{McpServer, Scheme};
 use crate::store::Store;
@@ -108,15 +109,38 @@ pub struct World {
 
 impl World {
     pub fn start(plan: &WorldPlan) -> Result<Self> {
+        let (setup, folder) = Self::ground(plan)?;
+        let (place, options) =
+            (folder.path().join("server"), if plan.answers_json { &["--json"][..] } else { &[] });
+        let server = McpServer::start_with(&setup, &place, plan.scheme, &plan.names, plan.outlives, options)?;
+        Self::around(plan, setup, folder, server)
+    }
+
+    /// A world around a server in another network namespace, at these addresses.
+    pub fn around_server_in(plan: &WorldPlan, net: &Net, addresses: &[&str]) -> Result<Self> {
+        let (setup, folder) = Self::ground(plan)?;
+        let options: Vec<&str> = addresses.iter().flat_map(|address| ["--address", address]).collect();
+        let place = folder.path().join("server");
+        let server = McpServer::start_inside(
+            Some(net),
+            &setup,
+            &place,
+            plan.scheme,
+            &plan.names,
+            plan.outlives,
+            &options,
+        )?;
+        Self::around(plan, setup, folder, server)
+    }
+
+    fn ground(plan: &WorldPlan) -> Result<(Setup, tempfile::TempDir)> {
         require_kernel()?;
-        let setup = Setup::complete()?;
-        let folder = fresh_folder(plan.kind)?;
+        Ok((Setup::complete()?, fresh_folder(plan.kind)?))
+    }
+
+    fn around(plan: &WorldPlan, setup: Setup, folder: tempfile::TempDir, server: McpServer) -> Result<Self> {
         let parent = Cgroup::fresh(plan.kind)?;
         let (selected, outside) = (parent.child("job")?, parent.child("outside")?);
-        let (place, server_options) =
-            (folder.path().join("server"), if plan.answers_json { &["--json"][..] } else { &[] });
-        let server =
-            McpServer::start_with(&setup, &place, plan.scheme, &plan.names, plan.outlives, server_options)?;
         let store = Store::start(&setup, folder.path(), plan.outlives)?;
         let collector = Collector::start(&store, folder.path(), plan.log, plan.outlives)?;
         let approver = Approver::with_new_key(folder.path(), APPROVER)?;

@@ -37,9 +37,16 @@ pub fn install_missing(setup: &Setup) -> Result<()> {
 /// The Debian packages of all that is not there.
 fn missing() -> Vec<&'static str> {
     let mut packages = Vec::new();
-    for (command, package) in
-        [("cc", "gcc"), ("ssh-keygen", "openssh-client"), ("setpriv", "util-linux"), ("ip", "iproute2")]
-    {
+    for (command, package) in [
+        ("cc", "gcc"),
+        ("ssh-keygen", "openssh-client"),
+        ("setpriv", "util-linux"),
+        ("mount", "mount"),
+        ("ip", "iproute2"),
+        // The container runtimes of the tests.
+        ("runc", "runc"),
+        ("crun", "crun"),
+    ] {
         if !on_path(command) {
             packages.push(package);
         }
