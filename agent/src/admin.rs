@@ -74,6 +74,9 @@ pub struct Status {
     pub origin: Origin,
     pub listen: ListenStatus,
     pub connects: ConnectStatus,
+    /// What this kernel has not, and what is lost by that; Weir intercepts all the same.
+    #[serde(default)]
+    pub missing: Vec<String>,
     pub calls: CallStatus,
     pub spool: SpoolStatus,
     pub ca: CaStatus,

@@ -1,6 +1,7 @@
 //! A running agent: every room set up, in order, and taken down again in order. `weir agent` runs one until
 //! it is told to stop; `weir run` runs one for as long as its command lives.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,16 +12,17 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use weir_core::ids::Boot;
 use weir_core::mask::{MaskKey, Masker};
-use weir_ebpf::{Selected, Settings, reason};
+use weir_ebpf::{Selected, Settings, action, reason};
 
 use crate::account::{Accounts, Extent, Listener};
 use crate::admin::{self, CaStatus, CallStatus, ConnectStatus, Desk, ListenStatus, SpoolStatus, Status};
 use crate::approval::Approvals;
 use crate::cgroup;
-use crate::config::Config;
+use crate::config::{Config, Failure, Mode};
 use crate::gate::{Gate, HeldCalls, Place};
 use crate::intercept::{Interceptor, Listeners};
-use crate::kernel::{Hooks, Plan, check_host};
+use crate::kernel::pins::Pins;
+use crate::kernel::{Hooks, KernelError, Plan, check_host};
 use crate::ledger::{Ledger, LedgerConfig, Tap};
 use crate::netns::Namespaces;
 use crate::random;
@@ -30,6 +32,7 @@ use crate::spool::{Folder, Limits};
 use crate::tasks::Tasks;
 use crate::tls::{Minter, UpstreamTls};
 use crate::trust::{Authority, secret};
+use crate::watch::watch;
 
 /// How long flows may finish what they carry when the agent ends.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -74,8 +77,10 @@ impl Agent {
         let upstream = UpstreamTls::new(&config.upstream_roots)?;
         let listeners = Listeners::open(&config.listen)?;
         let (v4, v6) = listeners.addresses().context("cannot tell the listeners' addresses")?;
-        let plan = Plan { own_ports: &config.protected_ports, ..Plan::default() };
+        let pins = config.kernel.pin_dir.as_deref().map(Pins::open).transpose().map_err(KernelError::from)?;
+        let plan = Plan { pins, own_ports: &config.protected_ports, ..Plan::default() };
         let hooks = Arc::new(Hooks::load(plan)?);
+        hooks.change_settings(|settings| hold_without_an_agent(settings, config.failure))?;
         listeners.announce(&hooks)?;
         hooks.set_destinations(&config.intercept.destinations())?;
 
@@ -140,6 +145,7 @@ impl Agent {
         let admin = admin::listen(&admin).with_context(|| format!("cannot listen on {}", admin.display()))?;
 
         select(&hooks, &accounts, &config.select.cgroups)?;
+        hooks.settle()?;
         let mut background = vec![
             tokio::spawn(interceptor.accept(listeners, opened)),
             tokio::spawn(namespaces.clone().run(wanted, ending.clone())),
@@ -147,6 +153,10 @@ impl Agent {
             tokio::spawn(until(ending.clone(), async move { approvals.run().await })),
             tokio::spawn(accounts.clone().run(None, ending.clone())),
             tokio::spawn(until(ending.clone(), sweep(hooks.clone(), accounts.clone()))),
+            tokio::spawn(until(
+                ending.clone(),
+                watch(hooks.clone(), gate.ledger.clone(), gate.masker.clone()),
+            )),
         ];
         namespaces.take_up().await?;
         if let Some(shipper) = shipper.clone() {
@@ -208,6 +218,10 @@ fn status(
     place: Place,
     listen: ListenStatus,
 ) -> Arc<dyn Fn() -> Status + Send + Sync> {
+    let unseen = |why| {
+        format!("sockets of families that no hook sees (AF_PACKET and the like) are not recorded: {why}")
+    };
+    let missing: Vec<String> = hooks.socket_fault().map(unseen).into_iter().collect();
     Arc::new(move || {
         let counts = hooks.counts();
         let ready = counts.is_ok();
@@ -218,6 +232,7 @@ fn status(
             pid: std::process::id(),
             origin: place.origin.clone(),
             listen: listen.clone(),
+            missing: missing.clone(),
             connects: ConnectStatus {
                 redirected: counts.redirected,
                 passed: counts.passed,
@@ -255,13 +270,27 @@ fn select(hooks: &Hooks, accounts: &Accounts, cgroups: &[PathBuf]) -> Result<()>
     let levels =
         Settings::pack_levels(depths).context("a selected cgroup is the root, or deeper than 15 levels")?;
     hooks.change_settings(|settings| settings.cgroup_levels = levels)?;
+    let mut jobs = BTreeSet::new();
     for path in &paths {
         let job = std::fs::metadata(path)?.ino();
+        jobs.insert(job);
         accounts.begin(job, path.display().to_string(), Extent::Cgroup(path.clone()));
         hooks.select_cgroup(job, Selected { job, flags: 0, reserved: 0 })?;
         hooks.attach(path)?;
     }
+    // What an agent before this one selected.
+    for id in hooks.selected_cgroups()?.keys().filter(|id| !jobs.contains(id)) {
+        hooks.unselect_cgroup(*id)?;
+    }
     Ok(())
+}
+
+/// What the hooks do when nobody listens.
+fn hold_without_an_agent(settings: &mut Settings, failure: Failure) {
+    let open = |mode: Mode, action: u32| u32::from(mode == Mode::Open) << action;
+    settings.open_actions =
+        open(failure.intercepted, action::INTERCEPT) | open(failure.relayed, action::RELAY);
+    settings.errno = failure.errno.number();
 }
 
 async fn until(ending: CancellationToken, work: impl Future<Output = ()>) {

@@ -16,7 +16,7 @@ mod tables;
 mod tasks;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     fs::File,
     io,
@@ -97,8 +97,14 @@ const ECONNREFUSED: u32 = 111;
 
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
-    #[error("missing {missing}: run weir as root, or give it CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON")]
+    #[error("missing {missing}: run weir as root, or give it these capabilities as weir-agent.service does")]
     Privilege { missing: String },
+    #[error("this kernel is {release:?}, and Weir needs Linux 6.1 or newer")]
+    TooOld { release: String },
+    #[error(
+        "this kernel has no {what}: boot one with CONFIG_BPF_SYSCALL=y, CONFIG_CGROUP_BPF=y and CONFIG_INET=y, of Linux 6.1 or newer"
+    )]
+    NoFeature { what: String },
     #[error("this kernel has no type information at {}: boot one built with CONFIG_DEBUG_INFO_BTF=y", .0.display())]
     NoBtf(PathBuf),
     #[error("cannot read where this kernel keeps its fields, in {}: {reason}; Weir needs Linux 6.1 or newer", file.display())]
@@ -269,11 +275,36 @@ impl Hooks {
         }
     }
 
-    /// Looks whether somebody laid hands on a hook, and puts right what it finds.
-    pub fn watch(&self) -> Result<Vec<Tampering>, KernelError> {
-        let mut found = Vec::new();
-        for link in lock(&self.attached).values_mut().flatten().chain(lock(&self.tracing).iter_mut()) {
-            found.extend(link.watch()?);
+    /// All cgroups are attached that should be: what an agent before this one, or another version, left elsewhere goes.
+    pub fn settle(&self) -> Result<(), KernelError> {
+        let Some(pins) = &self.pins else { return Ok(()) };
+        let (attached, tracing) = (lock(&self.attached), lock(&self.tracing));
+        let names: Vec<&str> = attached.values().flatten().chain(tracing.iter()).map(Link::name).collect();
+        pins.keep_links(&names)?;
+        Ok(pins.remove_other_layouts()?)
+    }
+
+    /// Looks whether somebody laid hands on a hook, and puts right what it finds; with the cgroup it belongs to, if any. A
+    /// cgroup that is gone is let go.
+    pub fn watch(&self) -> Result<Vec<(Option<PathBuf>, Tampering)>, KernelError> {
+        let (mut found, mut gone) = (Vec::new(), BTreeSet::new());
+        for (cgroup, links) in lock(&self.attached).iter_mut() {
+            for link in links {
+                match link.watch()? {
+                    Some(Tampering { mended: Err(error), .. }) if error.is_cgroup_gone() => {
+                        gone.insert(cgroup.clone());
+                    }
+                    Some(tampering) => found.push((Some(cgroup.clone()), tampering)),
+                    None => {}
+                }
+            }
+        }
+        for link in lock(&self.tracing).iter_mut() {
+            found.extend(link.watch()?.map(|tampering| (None, tampering)));
+        }
+        for cgroup in &gone {
+            tracing::warn!(cgroup = %cgroup.display(), "a cgroup that the hooks were attached to is gone");
+            self.detach(cgroup);
         }
         Ok(found)
     }
@@ -283,6 +314,12 @@ impl Hooks {
         let mut tables = lock(&self.tables);
         tables.begin_job(selected.job)?;
         tables.cgroups.insert(id, selected, 0).map_err(unreadable)
+    }
+
+    pub fn selected_cgroups(&self) -> Result<BTreeMap<u64, Selected>, KernelError> {
+        let tables = lock(&self.tables);
+        let entries = tables.cgroups.iter().collect::<Result<_, _>>();
+        entries.map_err(unreadable)
     }
 
     pub fn unselect_cgroup(&self, id: u64) -> Result<(), KernelError> {

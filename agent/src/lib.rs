@@ -33,3 +33,4 @@ pub mod tasks;
 pub mod tls;
 pub mod trust;
 pub mod uninstall;
+pub mod watch;

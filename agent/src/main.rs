@@ -273,6 +273,7 @@ async fn agent(config: &Path) -> Result<()> {
     let agent = Agent::start(config, None).await?;
     let status = agent.status();
     tracing::info!(v4 = status.listen.v4, v6 = status.listen.v6, origin = %status.origin, "intercepting");
+    status.missing.iter().for_each(|what| tracing::warn!("{what}"));
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -319,6 +320,9 @@ fn status(place: &Place, json: bool) -> Result<()> {
         "connects   {} redirected, {} passed, {} refused, {} unanswered, {} failed",
         connects.redirected, connects.passed, connects.refused, connects.unanswered, connects.failed
     );
+    for what in &status.missing {
+        println!("missing    {what}");
+    }
     let calls = status.calls;
     println!(
         "calls      {} open, {} outcomes wait for the disk, {} notes lost",

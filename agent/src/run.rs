@@ -101,6 +101,8 @@ async fn end(cgroup: Cgroup, agent: Agent) -> Result<()> {
 async fn start_agent(mut config: Config, cgroup: &Path, listing: &Listing) -> Result<Agent> {
     config.select = Select { cgroups: vec![cgroup.to_owned()] };
     config.listen = Default::default();
+    // Nothing is to stay behind.
+    config.kernel.pin_dir = None;
     let slots = config.state_dir.join("run");
     for slot in 0..SLOTS {
         let config = Config { state_dir: slots.join(slot.to_string()), ..config.clone() };

@@ -101,7 +101,7 @@ async fn end(pid: u32) -> Result<(), UninstallError> {
 }
 
 fn unpin(config: &Config) -> Result<Vec<String>, UninstallError> {
-    let folder = &config.kernel.pin_dir;
+    let Some(folder) = &config.kernel.pin_dir else { return Ok(Vec::new()) };
     let gone = pins::remove(folder)?;
     Ok(vec![if gone {
         format!("detached   hooks and tables in {}", folder.display())
@@ -152,7 +152,7 @@ mod tests {
             fs::create_dir_all(state.join(name)).unwrap();
         }
         let mut config = Config::built_in(state.clone());
-        config.kernel.pin_dir = "/sys/fs/bpf/weir-none".into();
+        config.kernel.pin_dir = Some("/sys/fs/bpf/weir-none".into());
         let told = uninstall(&config, Plan { purge: false, force: false }).await.unwrap();
         assert!(!state.join("ca").exists() && state.join("spool").exists(), "{told:?}");
         let told = uninstall(&config, Plan { purge: true, force: false }).await.unwrap();

@@ -20,6 +20,10 @@ pub struct AgentConfig {
     pub tenant: String,
     pub default_action: String,
     pub cgroups: Vec<PathBuf>,
+    /// Where its hooks outlive it.
+    pub pin_dir: PathBuf,
+    /// What is in `[failure]`.
+    pub failure: String,
     pub collector: Option<PathBuf>,
     pub protect: Vec<u16>,
     pub names: Vec<String>,
@@ -40,6 +44,7 @@ impl AgentConfig {
             "tenant = {:?}\nstate_dir = {:?}\ndefault_action = {:?}\n\n[select]\ncgroups = {:?}\n",
             self.tenant, state, self.default_action, self.cgroups
         );
+        text += &format!("\n[kernel]\npin_dir = {:?}\n\n[failure]\n{}\n", self.pin_dir, self.failure);
         if let Some(socket) = &self.collector {
             text += &format!("\n[collector]\nsocket = {socket:?}\n");
         }

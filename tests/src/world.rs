@@ -16,6 +16,7 @@ use crate::daemon::{Daemon, tail};
 use crate::job::{Job, JobPlan, Trust};
 use crate::machine::require_kernel;
 use crate::net::Net;
+use crate::pins::PinFolder;
 use crate::places::{Setup, fresh_folder};
 use crate::server::{McpServer, Scheme};
 use crate::store::Store;
@@ -55,6 +56,8 @@ pub struct WorldPlan {
     pub intercept_names: Vec<&'static str>,
     pub intercept_cidrs: Vec<&'static str>,
     pub rules: String,
+    /// What is in the agent's `[failure]`.
+    pub failure: &'static str,
     pub deadline: &'static str,
     pub keepalive: &'static str,
     /// Approvers besides the usual one.
@@ -77,6 +80,7 @@ impl Default for WorldPlan {
             intercept_names: vec!["localhost"],
             intercept_cidrs: vec!["127.0.0.0/8", "::1/128"],
             rules: RULES.to_owned(),
+            failure: "",
             deadline: "2m",
             keepalive: "1s",
             colleagues: Vec::new(),
@@ -91,6 +95,8 @@ impl Default for WorldPlan {
 #[derive(Debug)]
 pub struct World {
     pub agent: Agent,
+    /// Where the agent's hooks outlive it.
+    pub pins: PinFolder,
     pub collector: Collector,
     pub store: Store,
     pub server: McpServer,
@@ -149,10 +155,13 @@ impl World {
         let signers = folder.path().join("allowed_signers");
         let lines = std::iter::once(&approver).chain(&colleagues).map(Approver::allowed_signers_line);
         std::fs::write(&signers, lines.collect::<Result<String>>()?)?;
+        let pins = PinFolder::fresh(plan.kind);
         let config = AgentConfig {
             tenant: "demo".into(),
             default_action: "allow".into(),
             cgroups: vec![selected.path().to_path_buf()],
+            pin_dir: pins.path().to_path_buf(),
+            failure: plan.failure.into(),
             collector: Some(collector.socket().to_path_buf()),
             protect: vec![store.address().port()],
             names: plan.intercept_names.iter().map(ToString::to_string).collect(),
@@ -171,6 +180,7 @@ impl World {
         let jobs = std::cell::Cell::new(0);
         Ok(Self {
             agent,
+            pins,
             collector,
             store,
             server,
@@ -266,6 +276,7 @@ impl World {
         for daemon in self.daemons() {
             daemon.keep();
         }
+        self.pins.keep();
         self.folder.disable_cleanup(true);
     }
 

@@ -12,7 +12,7 @@ use weir_tests::agent::AgentConfig;
 use weir_tests::cgroup::Cgroup;
 use weir_tests::machine::{JOB_UID, cgroup2_mount, require_kernel};
 use weir_tests::places::{binary, fresh_folder};
-use weir_tests::{Setup, Store, World, WorldPlan};
+use weir_tests::{PinFolder, Setup, Store, World, WorldPlan};
 
 const USAGE: i32 = 2;
 const FAILURE: i32 = 1;
@@ -50,13 +50,16 @@ fn is_wrong_usage<S: AsRef<OsStr>>(command: &[S], part: &str) -> Result<()> {
 struct Bench {
     folder: tempfile::TempDir,
     cgroup: Cgroup,
+    pins: PinFolder,
     weir: PathBuf,
 }
 
 impl Bench {
     fn new() -> Result<Self> {
         require_kernel()?;
-        Ok(Self { folder: fresh_folder("faults")?, cgroup: Cgroup::fresh("faults")?, weir: binary("weir")? })
+        let (folder, cgroup, pins) =
+            (fresh_folder("faults")?, Cgroup::fresh("faults")?, PinFolder::fresh("faults"));
+        Ok(Self { folder, cgroup, pins, weir: binary("weir")? })
     }
 
     fn config(&self) -> AgentConfig {
@@ -64,6 +67,8 @@ impl Bench {
             tenant: "t".into(),
             default_action: "allow".into(),
             cgroups: vec![self.cgroup.path().to_path_buf()],
+            failure: String::new(),
+            pin_dir: self.pins.path().to_path_buf(),
             collector: None,
             protect: vec![],
             names: vec!["mcp.test".into()],
@@ -204,7 +209,7 @@ fn a_second_agent_on_the_same_state_is_refused_and_the_first_goes_on() -> Result
     let world = World::start(&WorldPlan::default())?;
     let first = world.agent.status()?;
     let command = [binary("weir")?, "agent".into(), "--config".into(), world.agent.config().to_path_buf()];
-    says(&command, FAILURE, &["spool", &first.pid.to_string()])?;
+    says(&command, FAILURE, &["another agent", &first.pid.to_string()])?;
     let told = world.converse(weir_tests::ClientKind::Python, "localhost", &["--calls", "echo"])?;
     ensure!(told.first("echo")?.ok, "{told:?}");
     ensure!(world.agent.status()?.pid == first.pid);
@@ -230,7 +235,7 @@ fn without_privilege_weir_says_what_it_lacks() -> Result<()> {
     let state = bench.path("own-state");
     std::fs::create_dir(&state)?;
     chown(&state, Some(JOB_UID), Some(JOB_UID))?;
-    let lacks = ["CAP_BPF", "run weir as root"];
+    let lacks = ["CAP_BPF (to load programs)", "run weir as root"];
     says(&as_nobody(&agent[1..]), FAILURE, &lacks)?;
     let run = ["run", "--state-dir"].map(PathBuf::from);
     let run = [&run[..], &[state], &["--", "true"].map(PathBuf::from)].concat();

@@ -1,7 +1,7 @@
 //! Nothing is lost, shown under load: with at least 200 calls in flight, kill -9 of the agent, the collector and the
 //! store, each at moments drawn from seeds. The oracle is the MCP server's own log.
 //!
-//! While the agent is down no hook leads connections to it, so the clients come to the server itself. They trust
+//! While the agent is down the chosen failure mode lets the clients come to the server itself. They trust
 //! Weir's CA alone and turn away: what the server executes, it executes through Weir, or the oracle finds it.
 
 #[path = "kill/load.rs"]
@@ -48,7 +48,7 @@ pub struct Struck {
 fn nothing_is_lost_when_agent_collector_and_store_are_killed_under_load() -> Result<()> {
     let seeds = schedule::seeds()?;
     eprintln!("seeds {seeds:?}; {}=... takes others", schedule::SEED_VARIABLE);
-    let plan = WorldPlan { kind: "kill", ..WorldPlan::default() };
+    let plan = WorldPlan { kind: "kill", failure: "intercepted = \"open\"", ..WorldPlan::default() };
     // As a login shell has it; the agent must help itself.
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, SOFT_OPEN_FILES.min(hard), hard)?;

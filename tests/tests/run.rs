@@ -72,6 +72,9 @@ fn configuration(server: &McpServer, collector: Option<&Path>) -> AgentConfig {
         tenant: "run".into(),
         default_action: "allow".into(),
         cgroups: Vec::new(),
+        // `weir run` pins nothing.
+        failure: String::new(),
+        pin_dir: "/sys/fs/bpf/weir-not-used".into(),
         collector: collector.map(Path::to_owned),
         protect: Vec::new(),
         names: vec!["localhost".into()],

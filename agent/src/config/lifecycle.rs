@@ -10,12 +10,13 @@ use serde::Deserialize;
 #[serde(deny_unknown_fields, default)]
 pub struct Kernel {
     /// A folder of Weir's own on a bpffs, in which hooks and tables outlive the agent.
-    pub pin_dir: PathBuf,
+    /// None, which no file can say: they end with it.
+    pub pin_dir: Option<PathBuf>,
 }
 
 impl Default for Kernel {
     fn default() -> Self {
-        Self { pin_dir: "/sys/fs/bpf/weir".into() }
+        Self { pin_dir: Some("/sys/fs/bpf/weir".into()) }
     }
 }
 

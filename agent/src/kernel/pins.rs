@@ -43,8 +43,8 @@ pub enum PinError {
     NotOurs(PathBuf),
     #[error("{} belongs to user {owner}, and this is user {user}: give it to the agent's user with `chown`, or remove it", path.display())]
     Owner { path: PathBuf, owner: u32, user: u32 },
-    #[error("another agent uses {}: end it first", .0.display())]
-    InUse(PathBuf),
+    #[error("another agent uses {}{}: end it first", folder.display(), of(*holder))]
+    InUse { folder: PathBuf, holder: Option<u32> },
     #[error("cannot attach {link}: {source}{}", hint(source))]
     Attach { link: String, source: io::Error },
     #[error("cannot {doing} {}: {source}", path.display())]
@@ -83,7 +83,7 @@ impl Pins {
         let (named, held) = (fs::metadata(folder), lock.metadata());
         match (named.map(of), held.map(of)) {
             (Ok(named), Ok(held)) if named == held => Self::open_locked(folder, lock),
-            _ => Err(PinError::InUse(folder.to_owned())),
+            _ => Err(PinError::InUse { folder: folder.to_owned(), holder: None }),
         }
     }
 
@@ -229,9 +229,25 @@ fn lock(folder: &Path) -> Result<File, PinError> {
     let file = File::open(folder).map_err(failed("open", folder))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(PinError::InUse(folder.to_owned())),
+        Err(TryLockError::WouldBlock) => {
+            Err(PinError::InUse { folder: folder.to_owned(), holder: holder(&file) })
+        }
         Err(TryLockError::Error(source)) => Err(failed("lock", folder)(source)),
     }
+}
+
+/// Who took the lock, if /proc tells; its successor may hold it by now.
+fn holder(locked: &File) -> Option<u32> {
+    let inode = format!(":{}", locked.metadata().ok()?.ino());
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    // proc_locks(5): `1: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE 0 EOF`.
+    let ours = |line: &&str| line.contains("FLOCK") && line.split(' ').any(|field| field.ends_with(&inode));
+    let mut fields = locks.lines().find(ours)?.split_whitespace().skip(4);
+    fields.next()?.parse().ok()
+}
+
+fn of(holder: Option<u32>) -> String {
+    holder.map_or_else(String::new, |pid| format!(" (pid {pid})"))
 }
 
 fn is_bpffs(path: &Path) -> Result<bool, PinError> {

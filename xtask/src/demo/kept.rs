@@ -8,7 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use weir_tests::places::binary;
-use weir_tests::{Setup, World, cgroup, until};
+use weir_tests::{Setup, World, cgroup, pins, until};
 
 /// Leaves the world running, writes down what it is, and says how to talk to it.
 pub fn leave(world: &mut World) -> Result<()> {
@@ -17,7 +17,7 @@ pub fn leave(world: &mut World) -> Result<()> {
         .iter()
         .map(|daemon| Ok(json!({ "pid": daemon.pid(), "started": started(daemon.pid())? })))
         .collect::<Result<_>>()?;
-    let kept = json!({ "processes": processes, "cgroup": world.parent().path(), "folder": world.folder() });
+    let kept = json!({ "processes": processes, "cgroup": world.parent().path(), "folder": world.folder(), "pins": world.pins.path() });
     std::fs::write(record(&world.setup), kept.to_string())?;
     world.keep();
     let [weir, collector] = ["weir", "weir-collector"].map(binary);
@@ -59,6 +59,9 @@ pub fn stop() -> Result<()> {
         if let (Some(pid), Some(start)) = (process["pid"].as_u64(), process["started"].as_u64()) {
             end(pid.try_into()?, start)?;
         }
+    }
+    if let Some(path) = kept["pins"].as_str() {
+        pins::detach(Path::new(path))?;
     }
     if let Some(path) = kept["cgroup"].as_str() {
         cgroup::remove(Path::new(path))?;

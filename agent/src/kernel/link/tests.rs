@@ -230,13 +230,14 @@ fn a_planted_link_is_not_taken_over() {
 fn one_agent_at_a_time_uses_a_folder_and_a_successor_gets_its_lock() {
     let stage = Stage::new();
     let pins = stage.pins();
-    assert!(matches!(Pins::open(&stage.folder), Err(PinError::InUse(_))));
-    assert!(matches!(pins::remove(&stage.folder), Err(PinError::InUse(_))));
+    let refused = Pins::open(&stage.folder).unwrap_err();
+    assert!(matches!(refused, PinError::InUse { holder: Some(pid), .. } if pid == std::process::id()));
+    assert!(matches!(pins::remove(&stage.folder), Err(PinError::InUse { .. })));
     let sent = File::from(pins.lock().try_clone_to_owned().unwrap());
     let successor = Pins::take_over(&stage.folder, sent).unwrap();
     assert_eq!(successor.epoch(), pins.epoch());
     drop(pins);
-    assert!(matches!(Pins::open(&stage.folder), Err(PinError::InUse(_))), "the successor has it");
+    assert!(matches!(Pins::open(&stage.folder), Err(PinError::InUse { .. })), "the successor has it");
     let wrong = File::open("/sys/fs/bpf").unwrap();
     assert!(Pins::take_over(&stage.folder, wrong).is_err());
     drop(successor);
