@@ -10,7 +10,8 @@
 //! ```
 //!
 //! `recorded` are the job's flow rows before the statement (in other logs all of them), each event once; `explained`
-//! are the connects that the agent itself told to have lost (`gap` events, reasons in [`EXPLAINS`]). A job may come to
+//! are the connects that the agent itself told to have lost (`gap` events, reasons in [`EXPLAINS`]), but for one that
+//! has its row all the same: its agent ended after it had written it. A job may come to
 //! life again, and be closed again; rows behind its last statement are judged with the next. More rows than connects
 //! are believed once the statement has stood there for [`SETTLED_US`]: a job may have made its last connect, and ended,
 //! just when its counts had been read, and then it is stated to be closed once more.

@@ -71,47 +71,17 @@ pub(super) async fn read(
     tenant: &str,
     jobs: &[&str],
 ) -> Result<BTreeMap<JobKey, Account>, StoreError> {
-    let ask = |sql: &str| store.query(sql).bind(tenant).bind(jobs);
-    let statements: Vec<StatementRow> = store
-        .rows(ask(
-            "SELECT job_key, origin, seq, toUnixTimestamp64Micro(any(time)) AS time_us, \
-                    toUnixTimestamp64Micro(any(ingested_at)) AS stored_us, \
-                    any(host_name) AS host, any(job_name) AS name, any(job_closed) AS closed, any(kernel_connects) AS kernel, \
-                    any(lost_connects) AS lost, any(connects_in_flight) AS in_flight \
-             FROM events WHERE kind = 'completeness' AND tenant = ? AND job_key IN ? \
-             GROUP BY job_key, origin, seq ORDER BY seq DESC LIMIT 2 BY job_key, origin",
-        ))
-        .await?;
     let mut accounts = Accounts { tenant, accounts: BTreeMap::new() };
     for job in jobs {
         accounts.of(job);
     }
-    for row in statements {
+    for row in statements(store, tenant, jobs).await? {
         let account = accounts.of(&row.job_key);
         account.origins.insert(row.origin.clone());
         account.statements.push(row.into());
     }
-    let (closing, at) = accounts.closing();
-    // Where nothing closes a job all rows count.
-    let before = "seq < transform(concat(job_key, '/', origin), ?, ?, toUInt64(18446744073709551615))";
-    let flows = format!(
-        "SELECT job_key, origin, connect_verdict AS verdict, countIf({before}) AS rows, \
-                groupBitmapIf(seq, {before}) AS events, count() AS total \
-         FROM events WHERE kind = 'flow' AND connect_verdict != '' AND tenant = ? AND job_key IN ? \
-         GROUP BY job_key, origin, verdict",
-    );
-    let flows = store.query(&flows).bind(&closing).bind(&at).bind(&closing).bind(&at).bind(tenant).bind(jobs);
-    let flows: Vec<FlowsRow> = store.rows(flows).await?;
-    let gaps = format!(
-        "SELECT job_key, origin, verdict, reason, sum(one) AS count FROM ( \
-                 SELECT job_key, origin, seq, connect_verdict AS verdict, gap_reason AS reason, any(gap_count) AS one \
-                 FROM events WHERE kind = 'gap' AND tenant = ? AND job_key IN ? AND {before} \
-                 GROUP BY job_key, origin, seq, verdict, reason \
-             ) GROUP BY job_key, origin, verdict, reason",
-    );
-    let gaps = store.query(&gaps).bind(tenant).bind(jobs).bind(&closing).bind(&at);
-    let gaps: Vec<GapRow> = store.rows(gaps).await?;
-    for row in flows {
+    let asked = Question { store, tenant, jobs, closing: accounts.closing() };
+    for row in asked.flows().await? {
         let account = accounts.of(&row.job_key);
         account.origins.insert(row.origin);
         account.later += row.total.saturating_sub(row.rows);
@@ -122,17 +92,100 @@ pub(super) async fn read(
             recorded.events += row.events;
         }
     }
+    let gaps = asked.gaps("").await?;
+    let void = if gaps.iter().any(|row| row.reason == GapReason::AgentEnded.as_str()) {
+        asked.gaps(VOID).await?
+    } else {
+        Vec::new()
+    };
     for row in gaps {
         let account = accounts.of(&row.job_key);
-        account.origins.insert(row.origin);
-        if let (Some(verdict), Some(reason)) =
-            (ConnectVerdict::labelled(&row.verdict), GapReason::labelled(&row.reason))
-        {
-            let told = account.gaps.entry(verdict).or_default().entry(reason).or_default();
-            *told = told.saturating_add(row.count);
-        }
+        account.origins.insert(row.origin.clone());
+        let Some((verdict, reason)) = row.place() else { continue };
+        let told = account.gaps.entry(verdict).or_default().entry(reason).or_default();
+        *told = told.saturating_add(row.count);
+    }
+    for row in void {
+        let Some((verdict, reason)) = row.place() else { continue };
+        let gaps = accounts.of(&row.job_key).gaps.entry(verdict).or_default();
+        let left = gaps.get(&reason).map_or(0, |told| told.saturating_sub(row.count));
+        gaps.insert(reason, left);
+        gaps.retain(|_, told| *told > 0);
     }
     Ok(accounts.accounts)
+}
+
+async fn statements(store: &Store, tenant: &str, jobs: &[&str]) -> Result<Vec<StatementRow>, StoreError> {
+    let question = store
+        .query(
+            "SELECT job_key, origin, seq, toUnixTimestamp64Micro(any(time)) AS time_us, \
+                    toUnixTimestamp64Micro(any(ingested_at)) AS stored_us, \
+                    any(host_name) AS host, any(job_name) AS name, any(job_closed) AS closed, \
+                    any(kernel_connects) AS kernel, any(lost_connects) AS lost, \
+                    any(connects_in_flight) AS in_flight \
+             FROM events WHERE kind = 'completeness' AND tenant = ? AND job_key IN ? \
+             GROUP BY job_key, origin, seq ORDER BY seq DESC LIMIT 2 BY job_key, origin",
+        )
+        .bind(tenant)
+        .bind(jobs);
+    store.rows(question).await
+}
+
+/// Gaps of connects that have a row all the same: the agent ended after it had recorded them, and before it had let go
+/// of them. A connect is named by when it was made, and by whom. (Times are compared as canonical JSON has them.)
+const VOID: &str = "AND gap_reason = 'agent_ended' AND (job_key, connect_verdict, toUInt32OrZero(event_detail['pid']), \
+                        toFloat64OrZero(event_detail['at_ns'])) IN ( \
+                        SELECT job_key, connect_verdict, process_pid, toFloat64(connect_boot_ns) \
+                        FROM events WHERE kind = 'flow' AND tenant = ? AND job_key IN ?)";
+
+/// What stands before the statement that closes a job. Where nothing closes it, that is all.
+const BEFORE: &str = "seq < transform(concat(job_key, '/', origin), ?, ?, toUInt64(18446744073709551615))";
+
+/// Questions about rows of jobs.
+struct Question<'q> {
+    store: &'q Store,
+    tenant: &'q str,
+    jobs: &'q [&'q str],
+    /// Where jobs are closed, as `job/log`, and the numbers there.
+    closing: (Vec<String>, Vec<u64>),
+}
+
+impl Question<'_> {
+    async fn flows(&self) -> Result<Vec<FlowsRow>, StoreError> {
+        let (closing, at) = &self.closing;
+        let question = format!(
+            "SELECT job_key, origin, connect_verdict AS verdict, countIf({BEFORE}) AS rows, \
+                    groupBitmapIf(seq, {BEFORE}) AS events, count() AS total \
+             FROM events WHERE kind = 'flow' AND connect_verdict != '' AND tenant = ? AND job_key IN ? \
+             GROUP BY job_key, origin, verdict",
+        );
+        let question = self.store.query(&question).bind(closing).bind(at).bind(closing).bind(at);
+        self.store.rows(question.bind(self.tenant).bind(self.jobs)).await
+    }
+
+    /// Counts of gaps, each event once; of those alone for which `which` holds.
+    async fn gaps(&self, which: &str) -> Result<Vec<GapRow>, StoreError> {
+        let (closing, at) = &self.closing;
+        let question = format!(
+            "SELECT job_key, origin, verdict, reason, sum(one) AS count FROM ( \
+                 SELECT job_key, origin, seq, connect_verdict AS verdict, gap_reason AS reason, any(gap_count) AS one \
+                 FROM events WHERE kind = 'gap' AND tenant = ? AND job_key IN ? AND {BEFORE} {which} \
+                 GROUP BY job_key, origin, seq, verdict, reason \
+             ) GROUP BY job_key, origin, verdict, reason",
+        );
+        let mut question =
+            self.store.query(&question).bind(self.tenant).bind(self.jobs).bind(closing).bind(at);
+        if !which.is_empty() {
+            question = question.bind(self.tenant).bind(self.jobs);
+        }
+        self.store.rows(question).await
+    }
+}
+
+impl GapRow {
+    fn place(&self) -> Option<(ConnectVerdict, GapReason)> {
+        Some((ConnectVerdict::labelled(&self.verdict)?, GapReason::labelled(&self.reason)?))
+    }
 }
 
 /// The logs of these origins, whole.

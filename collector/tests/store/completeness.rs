@@ -12,7 +12,7 @@ use weir_core::wire::{SEGMENTS, SegmentAck};
 use weir_tests::until;
 
 use crate::agent::Agent;
-use crate::records::{Text, counted, gap, intent, outcome, segment, sums};
+use crate::records::{Text, counted, gap, intent, outcome, segment, sums, text};
 use crate::world::World;
 
 use ConnectVerdict::{Passed, Redirected};
@@ -224,6 +224,26 @@ async fn a_job_that_comes_to_life_again_is_judged_where_it_was_closed() {
     put(&world, &origin(1), 19, vec![sums(JOB, true, 11, 5, 0)]).await;
     assert_eq!(checked(&world, &[]), (1, both.to_vec()));
     assert!(!world.run(&["completeness"]).1.contains("reopened"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gap_for_a_connect_that_has_its_row_explains_nothing() {
+    let world = World::start();
+    let lost = |at_ns: &str, pid: &str| {
+        let mut gap = gap(JOB, Redirected, GapReason::AgentEnded, 1);
+        if let Body::Gap(gap) = &mut gap {
+            gap.detail = [("at_ns".to_owned(), text(at_ns)), ("pid".to_owned(), text(pid))].into();
+        }
+        gap
+    };
+    // The row's connect was made at 1000 by 4242: the first gap tells of that one, the others of others.
+    let bodies =
+        vec![counted(JOB, Redirected), lost("1000", "4242"), lost("1001", "4242"), lost("1000", "4243")];
+    put(&world, &origin(1), 0, bodies).await;
+    put(&world, &origin(1), 4, vec![sums(JOB, true, 3, 0, 0)]).await;
+    assert_eq!(checked(&world, &[]), (0, vec![]));
+    put(&world, &origin(1), 5, vec![sums(JOB, true, 4, 0, 0)]).await;
+    assert_eq!(checked(&world, &[]), (1, vec![finding(JOB, "redirected", "unexplained", 1)]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
