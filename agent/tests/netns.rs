@@ -334,3 +334,39 @@ async fn the_admin_socket_registers_for_a_runtime_and_whoever_asks_nothing_keeps
     ending.cancel();
     serving.await.unwrap();
 }
+
+#[tokio::test]
+async fn root_of_a_namespace_who_turns_the_way_to_the_listener_is_found_out() {
+    let mut stage = Stage::new().await;
+    let job = Job::of(&stage.hooks);
+    let (jobs, servers, mut server, port) = private_network();
+    stage.namespaces.register(jobs.pid(), JOB).await.unwrap();
+    let opened = stage.opened.recv().await.unwrap();
+    let own = opened.listeners[0].local_addr().unwrap().port();
+    // In there loopback is led to an accomplice, who takes what comes for that address and port.
+    for net in [&jobs, &servers] {
+        net.run(&["sh", "-c", "echo 1 > /proc/sys/net/ipv4/conf/all/route_localnet"]);
+    }
+    let turn = "ip rule add pref 100 lookup local && ip rule del pref 0 && \
+                ip route add 127.0.0.1/32 via 10.77.0.2 dev cable src 10.77.0.1 table 7 && ip rule add pref 50 lookup 7";
+    jobs.run(&["sh", "-c", turn]);
+    let mut accomplice = servers.start(&[
+        "python3",
+        "-c",
+        &format!("import socket\nmade = socket.create_server(('0.0.0.0', {own}))\nprint(flush=True)\nmade.accept()[0].recv(1)"),
+    ]);
+    std::io::Read::read_exact(&mut accomplice.stdout.take().unwrap(), &mut [0]).unwrap();
+    let said = job.attempt(&jobs, "10.77.0.2", port);
+    assert!(said.starts_with("ok "), "not prevented: {said}");
+    let never_accepted = stage.hooks.sweep_pending(std::time::Duration::ZERO).unwrap();
+    assert_eq!(never_accepted.len(), 1);
+    assert_eq!(never_accepted[0].verdict, verdict::REDIRECTED);
+    assert_eq!(
+        never_accepted[0].destination,
+        "10.77.0.2".parse::<Ipv4Addr>().map(|ip| (ip, port).into()).unwrap()
+    );
+    for child in [&mut accomplice, &mut server] {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}

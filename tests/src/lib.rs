@@ -24,6 +24,7 @@ pub mod raw;
 pub mod server;
 pub mod store;
 pub mod wait;
+pub mod window;
 pub mod world;
 
 pub use agent::{Agent, AgentConfig, AgentStatus};

@@ -91,11 +91,13 @@ pub fn workspace() -> PathBuf {
     tests.parent().unwrap_or(tests).to_path_buf()
 }
 
-/// Where cargo puts the binaries of this build: beside the one that runs (`debug/x`, or for a test `debug/deps/x`).
+/// Where cargo puts the binaries of this build: beside the one that runs (`debug/x`, for a test `debug/deps/x`, for an example
+/// `debug/examples/x`).
 pub fn binaries() -> Result<PathBuf> {
     let own = std::env::current_exe().context("finding the binary that runs")?;
     let folder = own.parent().context("the binary that runs lies in no folder")?;
-    Ok(if folder.ends_with("deps") { folder.parent().unwrap_or(folder) } else { folder }.to_path_buf())
+    let below = ["deps", "examples"].iter().any(|name| folder.ends_with(name));
+    Ok(if below { folder.parent().unwrap_or(folder) } else { folder }.to_path_buf())
 }
 
 /// One of Weir's binaries, built.

@@ -70,7 +70,7 @@ impl Net {
     /// Starts another process in there.
     pub fn start(&self, command: &[&str]) -> Child {
         let (pid, mut enter) = (self.pid().to_string(), Command::new("nsenter"));
-        enter.args(["--target", &pid, "--net", "--"]).args(command);
+        enter.args(["--target", &pid, "--net", "setpriv", "--pdeathsig", "KILL"]).args(command);
         enter.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("these tests need util-linux")
     }
 
