@@ -1,6 +1,7 @@
 //! The agent's configuration: a TOML text comes in, a checked [`Config`] goes out. A mistake is named with
 //! its file, line and column; nothing is guessed, and an unknown key is a mistake.
 
+mod egress;
 mod lifecycle;
 mod limits;
 
@@ -16,6 +17,7 @@ use weir_core::approval::AllowedSigners;
 use weir_core::policy::{Action, Policy, PolicyError, Rule, glob};
 use weir_ebpf::action;
 
+pub use egress::{Egress, Treatment};
 pub use lifecycle::{Failure, Kernel, Mode, Refusal};
 pub use limits::{Limits, Spool};
 
@@ -37,6 +39,7 @@ pub struct Config {
     /// Ports of Weir's own that selected cgroups may not reach.
     pub protected_ports: Vec<u16>,
     pub intercept: InterceptList,
+    pub egress: Egress,
     /// Roots that upstream certificates may chain to, besides the system's.
     pub upstream_roots: Vec<PathBuf>,
     pub approval: Approval,
@@ -189,6 +192,8 @@ struct Document {
     #[serde(default)]
     intercept: Vec<Spanned<Intercept>>,
     #[serde(default)]
+    egress: Egress,
+    #[serde(default)]
     upstream: UpstreamSection,
     #[serde(default)]
     approval: ApprovalSection,
@@ -271,6 +276,9 @@ impl Config {
                 return Err(wrong(entry.span(), message.into()));
             }
         }
+        if let Some((span, fault)) = document.egress.fault() {
+            return Err(wrong(span, fault.into()));
+        }
         let spans: Vec<_> =
             document.rule.iter().map(|rule| (rule.get_ref().id.clone(), rule.span())).collect();
         let default_span = document.default_action.as_ref().map_or(0..0, Spanned::span);
@@ -319,6 +327,7 @@ impl Config {
             collector: document.collector.map(|section| section.socket),
             protected_ports: document.protect.ports,
             intercept,
+            egress: document.egress,
             upstream_roots: document.upstream.roots,
             approval: approval(document.approval, path)?,
             limits,
@@ -409,6 +418,14 @@ mod tests {
                 "weir.toml:4:14: \"200h\" is not a duration",
             ),
             (&format!("{HEAD}[failure]\nerrno = \"EFAULT\"\n"), "weir.toml:4:9: unknown variant `EFAULT`"),
+            (
+                &format!("{HEAD}[[egress.rule]]\ncidrs = []\naction = \"pass\"\n"),
+                "weir.toml:3:1: an egress rule needs",
+            ),
+            (
+                &format!("{HEAD}[[egress.rule]]\ncidrs = [\"::/0\"]\naction = \"intercept\"\n"),
+                "weir.toml:5:10: unknown variant `intercept`",
+            ),
             (&format!("{HEAD}[limits]\nflows = 0\n"), "weir.toml:3:1: a limit of 0"),
             (&format!("{HEAD}[limits]\nflows = 65537\n"), "weir.toml:3:1: flows and holds"),
             (

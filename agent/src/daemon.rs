@@ -82,7 +82,10 @@ impl Agent {
         let hooks = Arc::new(Hooks::load(plan)?);
         hooks.change_settings(|settings| hold_without_an_agent(settings, config.failure))?;
         listeners.announce(&hooks)?;
-        hooks.set_destinations(&config.intercept.destinations())?;
+        // What comes later goes before what is the same.
+        let destinations = [config.egress.destinations(), config.intercept.destinations()].concat();
+        hooks.set_destinations(&destinations)?;
+        hooks.change_settings(|settings| settings.unknown = config.egress.default.action())?;
 
         let boot = Boot::from_random(random::bytes());
         let folder = Folder::open(state_dir.join("spool")).context("cannot open the spool")?;

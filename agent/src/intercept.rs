@@ -4,6 +4,7 @@
 
 mod dial;
 mod flow;
+mod learned;
 mod relay;
 
 use std::collections::BTreeSet;
@@ -19,6 +20,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use weir_core::record::AgentEvent;
 
+use self::learned::Learned;
 use crate::account::Accounts;
 use crate::config::{InterceptList, Listen};
 use crate::gate::Gate;
@@ -96,6 +98,7 @@ pub struct Interceptor {
     pub own_ports: BTreeSet<u16>,
     /// The agent's own namespace.
     host: Arc<Namespace>,
+    learned: Learned,
     uncounted: Uncounted,
 }
 
@@ -119,7 +122,18 @@ impl Interceptor {
         let recorded = Arc::new(Semaphore::new(RECORDED_AT_A_TIME));
         let uncounted = Uncounted { unattributed: AtomicU64::new(0), no_room: AtomicU64::new(0), recorded };
         let host = Arc::new(Namespace::host(hooks.netns_cookie()));
-        Self { gate, accounts, hooks, intercept, minter, upstream, own_ports, host, uncounted }
+        Self {
+            gate,
+            accounts,
+            hooks,
+            intercept,
+            minter,
+            upstream,
+            own_ports,
+            host,
+            learned: Learned::default(),
+            uncounted,
+        }
     }
 
     /// Accepts until the agent ends, at this namespace's listeners and at those that are opened in others. What it

@@ -52,7 +52,9 @@ pub struct WorldPlan {
     pub names: Vec<&'static str>,
     /// Whether it answers with plain JSON instead of event streams.
     pub answers_json: bool,
-    /// What the intercept list holds besides the server's port.
+    /// Whether the server's port is on the intercept list.
+    pub lists_port: bool,
+    /// What the intercept list holds besides it.
     pub intercept_names: Vec<&'static str>,
     pub intercept_cidrs: Vec<&'static str>,
     pub rules: String,
@@ -77,6 +79,7 @@ impl Default for WorldPlan {
             scheme: Scheme::Https,
             names: vec!["localhost"],
             answers_json: false,
+            lists_port: true,
             intercept_names: vec!["localhost"],
             intercept_cidrs: vec!["127.0.0.0/8", "::1/128"],
             rules: RULES.to_owned(),
@@ -166,7 +169,8 @@ impl World {
             protect: vec![store.address().port()],
             names: plan.intercept_names.iter().map(ToString::to_string).collect(),
             cidrs: plan.intercept_cidrs.iter().map(ToString::to_string).collect(),
-            ports: vec![server.port()],
+            // 443: an entry needs a port.
+            ports: vec![if plan.lists_port { server.port() } else { 443 }],
             roots: (plan.trusts_server && plan.scheme == Scheme::Https)
                 .then(|| server.ca())
                 .into_iter()

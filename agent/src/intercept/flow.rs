@@ -12,14 +12,19 @@ use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 use weir_core::ids::FlowId;
 use weir_core::mask::Masked;
-use weir_core::record::{Caller, Flow as FlowRecord, FlowEnd, Proof, Server as ServerRecord, Treatment};
+use weir_core::record::{
+    AgentEvent, Caller, Flow as FlowRecord, FlowEnd, Proof, Server as ServerRecord, Treatment,
+};
+
+use weir_ebpf::action;
 
 use super::dial::{DialError, dial};
+use super::learned::{first_words, speaks_mcp};
 use super::relay::{Watch, Watched, relay};
 use super::{Interceptor, reset};
 use crate::gate::{Broken, Flow, Server};
 use crate::http::{Redial, Served, Stream, Upstream, serve};
-use crate::kernel::Origin;
+use crate::kernel::{Destination, Origin};
 use crate::netns::Namespace;
 use crate::share::Share;
 use crate::tls::{ClientHello, ProvenName, Replayed, Sniffed, Unreadable, UpstreamError, accept, sniff};
@@ -97,9 +102,9 @@ impl Interceptor {
             reset(&stream);
             return self.refused(opening, None, FlowEnd::UpstreamUnreachable);
         }
-        if !self.intercept.may_cover(port) {
-            // Nothing in the bytes could change that, and a server that speaks first must not wait for them.
-            return self.relay(Replayed::new(Bytes::new(), stream), opening).await;
+        let is_learned = self.learned.knows(opening.destination);
+        if !is_learned && !self.intercept.may_cover(port) {
+            return self.relay_or_learn(stream, opening).await;
         }
         let Ok((sniffed, stream)) = sniff(stream, self.gate.limits.client_timeout).await else {
             return self.refused(opening, None, FlowEnd::Broken);
@@ -113,7 +118,14 @@ impl Interceptor {
                 }
             }
             // Which name the client means it says later, and proves never: any of this port's entries covers it.
-            Sniffed::Http => self.terminate_plain(stream, opening).await,
+            Sniffed::Http => match self.dial(opening).await {
+                Ok(upstream) => self.terminate_plain(stream, upstream, opening).await,
+                Err(error) => {
+                    tracing::debug!(%error, "cannot dial a destination");
+                    reset(stream.stream());
+                    self.refused(opening, None, FlowEnd::UpstreamUnreachable)
+                }
+            },
             Sniffed::Other(why) if self.intercept.covers(None, address, port) => {
                 reset(stream.stream());
                 let end = match why {
@@ -127,26 +139,78 @@ impl Interceptor {
         }
     }
 
-    /// Not on the intercept list: passed on untouched.
-    async fn relay(&self, client: Replayed<TcpStream>, opening: &Opening) -> Ending {
-        let server = self.unproven(opening);
-        let ended = |end| Ending { server, sni: opening.watched.sni(), treatment: Treatment::Opaque, end };
+    /// On a port that is not listed: what turns out to be MCP is read all the same, and its destination is learned.
+    async fn relay_or_learn(self: &Arc<Self>, mut client: TcpStream, opening: &Opening) -> Ending {
         let upstream = match self.dial(opening).await {
             Ok(upstream) => upstream,
-            Err(error) => {
-                tracing::debug!(%error, "cannot dial a relayed destination");
-                reset(client.stream());
-                return ended(FlowEnd::UpstreamUnreachable);
-            }
+            Err(error) => return self.not_relayed(&client, &error, opening),
         };
+        let said = tokio::select! {
+            said = first_words(&mut client, &upstream) => said,
+            () = self.gate.tasks.ending() => Bytes::new(),
+        };
+        let is_mcp = speaks_mcp(&said);
+        let client = Replayed::new(said, client);
+        if is_mcp {
+            self.learn(opening.destination).await;
+            return self.terminate_plain(client, upstream, opening).await;
+        }
+        self.relay_to(client, upstream, opening).await
+    }
+
+    async fn learn(&self, destination: SocketAddr) {
+        if !self.learned.add(destination) {
+            return;
+        }
+        tracing::info!(%destination, "MCP on a port that is not listed");
+        let entry = Destination {
+            network: destination.ip().into(),
+            port: destination.port(),
+            action: action::INTERCEPT,
+        };
+        if let Err(error) = self.hooks.add_destination(entry) {
+            tracing::warn!(%error, %destination, "the hooks do not know of a learned destination");
+        }
+        let detail = [("destination".to_owned(), self.gate.masker.text(&destination.to_string()))].into();
+        let learned = AgentEvent { name: "destination.learned".to_owned(), detail };
+        if let Err(error) = self.gate.ledger.note(learned).await {
+            tracing::error!(%error, "a learned destination was not recorded");
+        }
+    }
+
+    /// Not on the intercept list: passed on untouched.
+    async fn relay(&self, client: Replayed<TcpStream>, opening: &Opening) -> Ending {
+        match self.dial(opening).await {
+            Ok(upstream) => self.relay_to(client, upstream, opening).await,
+            Err(error) => self.not_relayed(client.stream(), &error, opening),
+        }
+    }
+
+    fn not_relayed(&self, client: &TcpStream, error: &DialError, opening: &Opening) -> Ending {
+        tracing::debug!(%error, "cannot dial a relayed destination");
+        reset(client);
+        self.opaque(opening, FlowEnd::UpstreamUnreachable)
+    }
+
+    async fn relay_to(&self, client: Replayed<TcpStream>, upstream: TcpStream, opening: &Opening) -> Ending {
         let client = Watch::sniffing(client, opening.watched.clone());
-        ended(tokio::select! {
+        let end = tokio::select! {
             relayed = relay(client, upstream) => match relayed {
                 Ok(()) => FlowEnd::Closed,
                 Err(_) => FlowEnd::Broken,
             },
             () = self.gate.tasks.ending() => FlowEnd::Broken,
-        })
+        };
+        self.opaque(opening, end)
+    }
+
+    fn opaque(&self, opening: &Opening, end: FlowEnd) -> Ending {
+        Ending {
+            server: self.unproven(opening),
+            sni: opening.watched.sni(),
+            treatment: Treatment::Opaque,
+            end,
+        }
     }
 
     /// The server first: what it proves is what the client is told.
@@ -194,16 +258,13 @@ impl Interceptor {
         Ending { server: record, sni, treatment: Treatment::Terminated, end }
     }
 
-    async fn terminate_plain(self: &Arc<Self>, client: Replayed<TcpStream>, opening: &Opening) -> Ending {
+    async fn terminate_plain(
+        self: &Arc<Self>,
+        client: Replayed<TcpStream>,
+        upstream: TcpStream,
+        opening: &Opening,
+    ) -> Ending {
         let within = self.gate.limits.upstream_timeout;
-        let upstream = match self.dial(opening).await {
-            Ok(upstream) => upstream,
-            Err(error) => {
-                tracing::debug!(%error, "cannot dial a destination");
-                reset(client.stream());
-                return self.refused(opening, None, FlowEnd::UpstreamUnreachable);
-            }
-        };
         let record = self.unproven(opening);
         let name = opening.destination.ip().to_string();
         let server = Server { name, also: Vec::new(), record: record.clone() };
