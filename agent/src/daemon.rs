@@ -149,6 +149,8 @@ impl Agent {
 
         select(&hooks, &accounts, &config.select.cgroups)?;
         hooks.settle()?;
+        // Before anybody is told that the agent is ready.
+        namespaces.take_up().await?;
         let mut background = vec![
             tokio::spawn(interceptor.accept(listeners, opened)),
             tokio::spawn(namespaces.clone().run(wanted, ending.clone())),
@@ -161,7 +163,6 @@ impl Agent {
                 watch(hooks.clone(), gate.ledger.clone(), gate.masker.clone()),
             )),
         ];
-        namespaces.take_up().await?;
         if let Some(shipper) = shipper.clone() {
             // A collector that does not answer must not keep the agent from ending.
             background.push(tokio::spawn(until(ending.clone(), async move { shipper.run().await })));

@@ -20,7 +20,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use weir_core::mask::{Masked, Masker};
 use weir_core::record::AgentEvent;
@@ -146,6 +146,7 @@ struct Wanted {
 #[derive(Debug, Default)]
 struct Untold {
     events: Mutex<Vec<Event>>,
+    happened: Notify,
     /// Events that there was no room for.
     more: AtomicU64,
     failed: AtomicU64,
@@ -308,6 +309,7 @@ impl Namespaces {
         tokio::select! {
             () = self.register_wanted(queue) => {}
             () = self.look_after() => {}
+            () = self.keep_telling() => {}
             () = ending.cancelled() => {}
         }
         self.tell().await;
@@ -331,6 +333,14 @@ impl Namespaces {
         loop {
             tokio::time::sleep(LOOK).await;
             self.look().await;
+        }
+    }
+
+    /// What happened at once; failures, which a job can bring about at any rate, once in a while.
+    async fn keep_telling(&self) {
+        loop {
+            // Either way all of it is told.
+            let _ = tokio::time::timeout(LOOK, self.untold.happened.notified()).await;
             self.tell().await;
         }
     }
@@ -430,11 +440,12 @@ impl Namespaces {
         let more = events.len().saturating_sub(room);
         self.untold.more.fetch_add(more as u64, Ordering::Relaxed);
         untold.extend(events.into_iter().take(room));
+        self.untold.happened.notify_one();
     }
 
     /// Has recorded what happened since the last time.
     pub async fn tell(&self) {
-        let Untold { events, more, failed, no_room, last } = &self.untold;
+        let Untold { events, more, failed, no_room, last, happened: _ } = &self.untold;
         let mut told = std::mem::take(&mut *lock(events));
         for (name, slot) in [("netns.failed", failed), ("netns.no_room", no_room), ("netns.more", more)] {
             let count = slot.swap(0, Ordering::Relaxed);

@@ -112,14 +112,9 @@ fn a_job_in_its_own_namespace_calls_a_server_that_only_it_can_reach() -> Result<
     ensure!(executed.len() == 4, "{executed:?}");
     ensure!(world.agent.status()?.connects.refused == 0, "nothing was refused");
     // The readiness probe in there has its own answer, whatever listens on this host's loopback.
-    let port = world.agent.status()?.listen.v4.port().to_string();
+    let port = world.agent.status()?.listen.v4.port();
     for address in ["127.0.0.1", "::1"] {
-        let probe = "import errno, socket, sys\n\
-             made = socket.socket(socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET)\n\
-             print(errno.errorcode.get(made.connect_ex((sys.argv[1], int(sys.argv[2]))), 'ok'))";
-        let mut job = world.job().command_in(&jobs, &script(&world, probe, &[address, &port]))?;
-        job.wait(DEADLINE)?;
-        ensure!(job.stdout()?.trim() == "ECONNREFUSED", "{address}: {}", job.stdout()?);
+        ensure!(attempt(&world, &jobs, address, port)? == "ECONNREFUSED", "{address}");
     }
     let registered = events(&world, "netns.registered", 1)?;
     ensure!(registered[0]["event_detail"]["for"] == "runtime", "{registered:?}");
@@ -168,6 +163,38 @@ fn a_namespace_dies_with_its_last_process_although_calls_were_made_in_it() -> Re
         Ok((!servers.has_cable()?).then_some(()))
     })?;
     ensure!(events(&world, "netns.let_go", 1)?.len() == 1);
+    Ok(())
+}
+
+/// What becomes of one connect in there.
+const ATTEMPT: &str = "
+import errno, socket, sys
+with socket.socket(socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET) as made:
+    print(errno.errorcode.get(made.connect_ex((sys.argv[1], int(sys.argv[2]))), 'ok'))
+";
+
+fn attempt(world: &World, net: &Net, address: &str, port: u16) -> Result<String> {
+    let command = script(world, ATTEMPT, &[address, &port.to_string()]);
+    let mut job = world.job().command_in(net, &command)?;
+    ensure!(job.wait(DEADLINE)?.success(), "{}", job.stderr()?);
+    Ok(job.stdout()?.trim().to_owned())
+}
+
+#[test]
+fn an_agent_that_comes_back_after_kill_9_listens_again_in_the_namespaces_that_live() -> Result<()> {
+    let (jobs, _servers, mut world) = private_network(Scheme::Http)?;
+    ensure!(oci_hook(&world, jobs.pid(), &["--require"])?.status.success());
+    let port = world.server.port();
+    ensure!(attempt(&world, &jobs, SERVERS[0], port)? == "ok");
+    events(&world, "netns.registered", 1)?;
+    world.agent.daemon().kill()?;
+    ensure!(attempt(&world, &jobs, SERVERS[0], port)? == "ECONNREFUSED", "the failure mode holds in there");
+    world.agent.start_again()?;
+    ensure!(attempt(&world, &jobs, SERVERS[1], port)? == "ok");
+    let registered = events(&world, "netns.registered", 2)?;
+    ensure!(registered[1]["event_detail"]["for"] == "restart", "{registered:?}");
+    let refused = world.sql_until(1, "SELECT connect_reason FROM flows WHERE connect_verdict = 'refused'")?;
+    ensure!(refused.len() == 1 && refused[0]["connect_reason"] == "no_agent", "{refused:?}");
     Ok(())
 }
 
