@@ -7,6 +7,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use weir_tests::oci::{Container, ContainerPlan, RUNTIMES};
 use weir_tests::places::binary;
@@ -260,15 +261,19 @@ fn nothing_of_a_container_is_refused_when_its_runtime_runs_the_hook() -> Result<
 #[test]
 fn a_container_whose_runtime_runs_no_hook_is_refused_until_the_agent_listens_in_there() -> Result<()> {
     for runtime in RUNTIMES {
-        let (jobs, _servers, world) = private_network(Scheme::Http)?;
+        let (jobs, _servers, mut world) = private_network(Scheme::Http)?;
         let port = world.server.port().to_string();
         let command = script(&world, INSIST, &[SERVERS[0], &port]);
+        world.agent.daemon().signal(Signal::SIGSTOP)?;
         let mut container = container(&world, &jobs, runtime, json!({}), &command)?;
+        let first = || Ok(container.job.stdout()?.contains('\n').then_some(()));
+        until("a connect to be refused", DEADLINE, first)?;
+        world.agent.daemon().signal(Signal::SIGCONT)?;
         container.job.wait(DEADLINE)?;
         let said = container.job.stdout()?;
         ensure!(said.ends_with("ok\n"), "{runtime}: {said} {}", container.job.stderr()?);
         let refused = said.lines().filter(|line| *line == "ECONNREFUSED").count();
-        ensure!(refused + 1 == said.lines().count(), "{runtime}: {said}");
+        ensure!(refused > 0 && refused + 1 == said.lines().count(), "{runtime}: {said}");
         ensure!(world.agent.status()?.connects.refused == refused as u64, "{runtime}: {said}");
     }
     Ok(())
