@@ -22,7 +22,7 @@ use crate::config::{Config, Failure, Mode};
 use crate::gate::{Gate, HeldCalls, Place};
 use crate::intercept::{Interceptor, Listeners};
 use crate::kernel::pins::Pins;
-use crate::kernel::{Hooks, KernelError, Plan, check_host};
+use crate::kernel::{Hooks, KernelError, Plan, check_host, may_enter_namespaces};
 use crate::ledger::{Ledger, LedgerConfig, Tap};
 use crate::netns::Namespaces;
 use crate::random;
@@ -222,10 +222,7 @@ fn status(
     place: Place,
     listen: ListenStatus,
 ) -> Arc<dyn Fn() -> Status + Send + Sync> {
-    let unseen = |why| {
-        format!("sockets of families that no hook sees (AF_PACKET and the like) are not recorded: {why}")
-    };
-    let missing: Vec<String> = hooks.socket_fault().map(unseen).into_iter().collect();
+    let missing = missing(&hooks);
     Arc::new(move || {
         let counts = hooks.counts();
         let ready = counts.is_ok();
@@ -287,6 +284,19 @@ fn select(hooks: &Hooks, accounts: &Accounts, cgroups: &[PathBuf]) -> Result<()>
         hooks.unselect_cgroup(*id)?;
     }
     Ok(())
+}
+
+/// What this host does not let Weir do, with what is lost by it.
+fn missing(hooks: &Hooks) -> Vec<String> {
+    let unseen = |why| {
+        format!("sockets of families that no hook sees (AF_PACKET and the like) are not recorded: {why}")
+    };
+    let mut missing: Vec<String> = hooks.socket_fault().map(unseen).into_iter().collect();
+    if !may_enter_namespaces() {
+        missing
+            .push("connects of jobs in network namespaces of their own are refused: no CAP_SYS_ADMIN".into());
+    }
+    missing
 }
 
 /// What the hooks do when nobody listens.

@@ -192,6 +192,11 @@ pub fn check_host() -> Result<(), KernelError> {
     Ok(())
 }
 
+/// Whether this process may listen in network namespaces other than its own.
+pub fn may_enter_namespaces() -> bool {
+    host::may_enter_namespaces()
+}
+
 impl Hooks {
     /// Loads the programs, with new tables or those that are pinned. Nothing is selected or redirected yet, unless pinned
     /// tables say so.

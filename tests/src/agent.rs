@@ -11,6 +11,7 @@ use serde::Deserialize;
 use crate::daemon::{Daemon, Program};
 use crate::job::Trust;
 use crate::places::binary;
+use crate::service::Service;
 
 const START: Duration = Duration::from_secs(60);
 
@@ -24,6 +25,8 @@ pub struct AgentConfig {
     pub pin_dir: PathBuf,
     /// What is in `[failure]`.
     pub failure: String,
+    /// None: root.
+    pub service: Option<Service>,
     pub collector: Option<PathBuf>,
     pub protect: Vec<u16>,
     pub names: Vec<String>,
@@ -72,6 +75,8 @@ pub struct AgentStatus {
     pub origin: String,
     pub listen: Listen,
     pub connects: Connects,
+    /// What this host does not let Weir do.
+    pub missing: Vec<String>,
     pub spool: Spool,
     pub ca: Authority,
 }
@@ -127,7 +132,18 @@ impl Agent {
     pub fn start(config: &AgentConfig, folder: &Path, log: &str, outlives: bool) -> Result<Self> {
         let (file, state) = (folder.join("weir.toml"), folder.join("state"));
         std::fs::write(&file, config.toml(&state))?;
-        let program = Program::new("the agent", binary("weir")?, folder.join("agent.log"))
+        let command = match &config.service {
+            Some(service) => {
+                Service::prepare_pins(&config.pin_dir)?;
+                service.command(folder, &state)?
+            }
+            None => vec![binary("weir")?.into()],
+        };
+        let (first, others) = command.split_first().context("no command")?;
+        let program = Program::new("the agent", first, folder.join("agent.log"));
+        let program = others
+            .iter()
+            .fold(program, Program::arg)
             .arg("agent")
             .arg("--config")
             .arg(&file)

@@ -24,15 +24,27 @@ pub struct Collector {
 }
 
 impl Collector {
-    /// Migrates the store and starts the service.
+    /// Migrates the store and starts the service, for agents of this very user.
     pub fn start(store: &Store, folder: &Path, log: &str, outlives: bool) -> Result<Self> {
+        Self::start_for(store, folder, log, outlives, None)
+    }
+
+    /// The same for agents of another user.
+    pub fn start_for(
+        store: &Store,
+        folder: &Path,
+        log: &str,
+        outlives: bool,
+        agent_uid: Option<u32>,
+    ) -> Result<Self> {
         let (config, socket) = (folder.join("collector.toml"), folder.join("collector.sock"));
         let text = format!(
             "[store]\nurl = \"{}\"\nuser = \"default\"\npassword_file = \"{}\"\ndatabase = \"weir\"\n\n\
-             [listen]\nsocket = \"{}\"\nagent_uids = [0]\n",
+             [listen]\nsocket = \"{}\"\nagent_uids = [{}]\n",
             store.url(),
             store.secret().display(),
             socket.display(),
+            agent_uid.unwrap_or(0),
         );
         std::fs::write(&config, text)?;
         run(&config, &["migrate"])?;
@@ -43,6 +55,10 @@ impl Collector {
             .env("RUST_LOG", log)
             .outlives(outlives);
         let daemon = up(&program, &socket)?;
+        if let Some(uid) = agent_uid {
+            // Of the group that both would be in.
+            std::os::unix::fs::chown(&socket, None, Some(uid))?;
+        }
         Ok(Self { program, daemon, config, socket })
     }
 

@@ -19,6 +19,7 @@ use crate::net::Net;
 use crate::pins::PinFolder;
 use crate::places::{Setup, fresh_folder};
 use crate::server::{McpServer, Scheme};
+use crate::service::{AGENT_UID, Service};
 use crate::store::Store;
 use crate::wait::until;
 
@@ -60,6 +61,8 @@ pub struct WorldPlan {
     pub rules: String,
     /// What is in the agent's `[failure]`.
     pub failure: &'static str,
+    /// As whom the agent runs; None: root.
+    pub service: Option<Service>,
     pub deadline: &'static str,
     pub keepalive: &'static str,
     /// Approvers besides the usual one.
@@ -84,6 +87,7 @@ impl Default for WorldPlan {
             intercept_cidrs: vec!["127.0.0.0/8", "::1/128"],
             rules: RULES.to_owned(),
             failure: "",
+            service: None,
             deadline: "2m",
             keepalive: "1s",
             colleagues: Vec::new(),
@@ -151,7 +155,8 @@ impl World {
         let parent = Cgroup::fresh(plan.kind)?;
         let (selected, outside) = (parent.child("job")?, parent.child("outside")?);
         let store = Store::start(&setup, folder.path(), plan.outlives)?;
-        let collector = Collector::start(&store, folder.path(), plan.log, plan.outlives)?;
+        let agent_uid = plan.service.as_ref().map(|_| AGENT_UID);
+        let collector = Collector::start_for(&store, folder.path(), plan.log, plan.outlives, agent_uid)?;
         let approver = Approver::with_new_key(folder.path(), APPROVER)?;
         let colleague = |name: &&str| Approver::with_new_key(folder.path(), name);
         let colleagues = plan.colleagues.iter().map(colleague).collect::<Result<Vec<_>>>()?;
@@ -165,6 +170,7 @@ impl World {
             cgroups: vec![selected.path().to_path_buf()],
             pin_dir: pins.path().to_path_buf(),
             failure: plan.failure.into(),
+            service: plan.service.clone(),
             collector: Some(collector.socket().to_path_buf()),
             protect: vec![store.address().port()],
             names: plan.intercept_names.iter().map(ToString::to_string).collect(),

@@ -68,6 +68,7 @@ impl Bench {
             default_action: "allow".into(),
             cgroups: vec![self.cgroup.path().to_path_buf()],
             failure: String::new(),
+            service: None,
             pin_dir: self.pins.path().to_path_buf(),
             collector: None,
             protect: vec![],

@@ -74,6 +74,7 @@ fn configuration(server: &McpServer, collector: Option<&Path>) -> AgentConfig {
         cgroups: Vec::new(),
         // `weir run` pins nothing.
         failure: String::new(),
+        service: None,
         pin_dir: "/sys/fs/bpf/weir-not-used".into(),
         collector: collector.map(Path::to_owned),
         protect: Vec::new(),

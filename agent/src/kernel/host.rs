@@ -18,27 +18,35 @@ const STATUS: &str = "/proc/thread-self/status";
 /// The oldest kernel that these programs were run on.
 const FLOOR: (u32, u32) = (6, 1);
 
-/// What a capability is needed for. CAP_SYS_ADMIN holds what CAP_BPF and CAP_PERFMON were split from.
+/// What a capability is needed for.
 struct Capability {
     name: &'static str,
     /// As capability.h numbers it.
     bit: u32,
+    /// Whether the kernel takes CAP_SYS_ADMIN, too.
     in_sys_admin: bool,
     purpose: &'static str,
 }
 
-const CAP_SYS_ADMIN: u32 = 21;
-const fn capability(name: &'static str, bit: u32, purpose: &'static str) -> Capability {
-    Capability { name, bit, in_sys_admin: false, purpose }
-}
-const NEEDED: [Capability; 6] = [
-    Capability { in_sys_admin: true, ..capability("CAP_BPF", 39, "load programs") },
-    capability("CAP_NET_ADMIN", 12, "attach them to cgroups"),
-    Capability { in_sys_admin: true, ..capability("CAP_PERFMON", 38, "follow processes") },
-    capability("CAP_SYS_ADMIN", CAP_SYS_ADMIN, "listen in the network namespaces of containers"),
-    capability("CAP_SYS_PTRACE", 19, "tell which program connects"),
-    capability("CAP_DAC_READ_SEARCH", 2, "read the CI job of a process of another user, and reach the pins"),
+const NEEDED: [Capability; 5] = [
+    Capability { name: "CAP_BPF", bit: 39, in_sys_admin: true, purpose: "load programs" },
+    Capability { name: "CAP_NET_ADMIN", bit: 12, in_sys_admin: true, purpose: "load those of the network" },
+    Capability { name: "CAP_PERFMON", bit: 38, in_sys_admin: true, purpose: "follow processes" },
+    Capability {
+        name: "CAP_SYS_PTRACE",
+        bit: 19,
+        in_sys_admin: false,
+        purpose: "tell which program connects",
+    },
+    Capability {
+        name: "CAP_DAC_READ_SEARCH",
+        bit: 2,
+        in_sys_admin: false,
+        purpose: "read the CI job of another user's process, and reach the pins",
+    },
 ];
+/// Besides, what it takes to listen in the network namespaces of containers.
+const CAP_SYS_ADMIN: u32 = 21;
 
 /// What the programs that intercept are made of.
 const PROGRAMS: [ProgramType; 3] =
@@ -98,9 +106,19 @@ fn check_programs() -> Result<(), KernelError> {
     Ok(())
 }
 
+/// Whether this process may enter other network namespaces.
+pub(super) fn may_enter_namespaces() -> bool {
+    let held = fs::read_to_string(STATUS).ok().and_then(|status| effective(&status));
+    held.is_none_or(|held| held >> CAP_SYS_ADMIN & 1 == 1)
+}
+
+fn effective(status: &str) -> Option<u64> {
+    let field = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(field.trim(), 16).ok()
+}
+
 fn check_capabilities(status: &str) -> Result<(), KernelError> {
-    let field = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let Some(held) = field.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()) else { return Ok(()) };
+    let Some(held) = effective(status) else { return Ok(()) };
     let has = |bit: u32| held >> bit & 1 == 1;
     let missing: Vec<String> = NEEDED
         .iter()
@@ -126,16 +144,17 @@ mod tests {
 
     #[test]
     fn each_missing_capability_is_named_with_what_it_is_for() {
-        let all = [39, 12, 38, 21, 19, 2];
-        assert_eq!(lacking(&all), "");
-        for needed in &NEEDED {
-            let others: Vec<u32> = all.into_iter().filter(|bit| *bit != needed.bit).collect();
-            let expected = if needed.in_sys_admin {
-                String::new()
-            } else {
-                format!("{} (to {})", needed.name, needed.purpose)
-            };
-            assert_eq!(lacking(&others), expected);
+        for (all, sys_admin) in [(&[39, 12, 38, 19, 2][..], false), (&[21, 19, 2], true)] {
+            assert_eq!(lacking(all), "");
+            for needed in &NEEDED {
+                let others: Vec<u32> = all.iter().copied().filter(|bit| *bit != needed.bit).collect();
+                let expected = if sys_admin && needed.in_sys_admin {
+                    String::new()
+                } else {
+                    format!("{} (to {})", needed.name, needed.purpose)
+                };
+                assert_eq!(lacking(&others), expected);
+            }
         }
         assert!(lacking(&[12, 19, 2]).starts_with("CAP_BPF (to load programs), CAP_PERFMON (to follow"));
     }
