@@ -125,7 +125,10 @@ impl Accounts {
         loop {
             match self.ledger.write(entry.clone()).await {
                 Err(
-                    error @ (LedgerError::Stopped | LedgerError::TooLarge(_) | LedgerError::NotCanonical(_)),
+                    error @ (LedgerError::Stopped
+                    | LedgerError::PeerGone
+                    | LedgerError::TooLarge(_)
+                    | LedgerError::NotCanonical(_)),
                 ) => {
                     tracing::error!(%error, "a connect was not recorded");
                     return Err(error);

@@ -3,8 +3,9 @@
 //! Enters: one line of JSON, an [`Ask`]. Leaves: one line of JSON, its [`Answer`]. Must never: let one that asks nothing
 //! keep others waiting.
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,10 +13,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use weir_core::ids::Origin;
 
+use crate::handover::{Asking, Hello};
 use crate::netns::{For, Namespaces, Registered};
 
 /// The most bytes of what is asked, and of an answer.
@@ -36,6 +39,8 @@ pub enum Ask {
     Register {
         pid: u32,
     },
+    /// To take this agent's place: see [`crate::handover`].
+    Replace(Hello),
 }
 
 /// What is answered: `{"status":{...}}`, or `{"refused":"why"}`.
@@ -44,6 +49,8 @@ pub enum Ask {
 pub enum Answer {
     Status(Box<Status>),
     Registered(Registered),
+    /// What follows on this connection is the hand-over's.
+    Replacing,
     Refused(String),
 }
 
@@ -51,11 +58,20 @@ pub enum Answer {
 pub struct Desk {
     pub status: Arc<dyn Fn() -> Status + Send + Sync>,
     pub namespaces: Arc<Namespaces>,
+    /// Where processes go that are to take this one's place. None: this agent ends with its command.
+    pub successors: Option<mpsc::Sender<Asking>>,
 }
 
 impl Desk {
     async fn answer(&self, ask: Ask) -> Answer {
         match ask {
+            Ask::Replace(hello) => match hello.fault() {
+                Some(fault) => Answer::Refused(fault),
+                None if self.successors.is_none() => {
+                    Answer::Refused("it runs for one command, and ends with that".into())
+                }
+                None => Answer::Replacing,
+            },
             Ask::Status => Answer::Status(Box::new((self.status)())),
             Ask::Register { pid } => match self.namespaces.register(pid, For::Runtime).await {
                 Ok(registered) => Answer::Registered(registered),
@@ -132,14 +148,17 @@ pub fn socket(state_dir: &Path) -> PathBuf {
 }
 
 /// Listens at `path`; only the agent's own user may connect. The spool's lock says that no other agent of this
-/// state folder lives, so a socket that is there is a dead one's.
+/// state folder is in charge, so a socket that is there is a dead one's, or that of one which this replaces: whoever asks
+/// meets the one or the other, and never nobody.
 pub fn listen(path: &Path) -> io::Result<UnixListener> {
-    match std::fs::remove_file(path) {
+    let aside = path.with_extension("sock.new");
+    match std::fs::remove_file(&aside) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    let listener = UnixListener::bind(&aside)?;
+    std::fs::set_permissions(&aside, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&aside, path)?;
     Ok(listener)
 }
 
@@ -169,11 +188,33 @@ async fn attend(stream: UnixStream, desk: &Desk) -> io::Result<()> {
     let mut stream = BufReader::new(stream);
     let mut line = Vec::new();
     (&mut stream).take(MAX_ASK).read_until(b'\n', &mut line).await?;
-    let answer = match serde_json::from_slice(&line) {
-        Ok(ask) => desk.answer(ask).await,
+    let mut hello = None;
+    let mut answer = match serde_json::from_slice(&line) {
+        Ok(ask) => {
+            if let Ask::Replace(asked) = &ask {
+                hello = Some(asked.clone());
+            }
+            desk.answer(ask).await
+        }
         Err(error) => Answer::Refused(format!("not understood: {error}")),
     };
-    write_line(stream.get_mut(), &answer).await
+    let own = stream.get_ref().peer_cred()?.uid() == nix::unistd::geteuid().as_raw();
+    let place = desk.successors.as_ref().and_then(|successors| successors.try_reserve().ok());
+    match (&answer, hello, place) {
+        (Answer::Replacing, ..) if !own => answer = Answer::Refused("you are not the agent's user".into()),
+        (Answer::Replacing, Some(hello), Some(place)) => {
+            write_answer(stream.get_mut(), &answer).await?;
+            let stream = stream.into_inner().into_std()?;
+            stream.set_nonblocking(false)?;
+            place.send(Asking { hello, stream });
+            return Ok(());
+        }
+        (Answer::Replacing, ..) => {
+            answer = Answer::Refused("another process is about to replace it, or has".into());
+        }
+        _ => {}
+    }
+    write_answer(stream.get_mut(), &answer).await
 }
 
 /// Asks the agent of a state folder.
@@ -183,7 +224,7 @@ async fn attend(stream: UnixStream, desk: &Desk) -> io::Result<()> {
 pub async fn ask(state_dir: &Path, ask: &Ask) -> io::Result<Answer> {
     let asking = async {
         let mut stream = UnixStream::connect(socket(state_dir)).await?;
-        write_line(&mut stream, ask).await?;
+        write_answer(&mut stream, ask).await?;
         let mut line = Vec::new();
         stream.take(MAX_ANSWER).read_to_end(&mut line).await?;
         serde_json::from_slice(&line).map_err(io::Error::other)
@@ -199,8 +240,31 @@ pub async fn status(state_dir: &Path) -> io::Result<Status> {
     }
 }
 
-async fn write_line(stream: &mut UnixStream, value: &impl Serialize) -> io::Result<()> {
+async fn write_answer(stream: &mut UnixStream, value: &impl Serialize) -> io::Result<()> {
+    stream.write_all(&line_of(value)?).await
+}
+
+/// Asks on a connection that is used for more than one question.
+pub(crate) fn write_line(mut stream: &StdUnixStream, ask: &Ask) -> io::Result<()> {
+    stream.write_all(&line_of(ask)?)
+}
+
+/// Reads the answer to it, and nothing behind it.
+pub(crate) fn read_line(mut stream: &StdUnixStream, within: Duration) -> io::Result<Answer> {
+    stream.set_read_timeout(Some(within))?;
+    let (mut line, mut byte) = (Vec::new(), [0]);
+    while byte != *b"\n" {
+        stream.read_exact(&mut byte)?;
+        line.extend(byte);
+        if line.len() as u64 > MAX_ANSWER {
+            return Err(io::Error::other("an answer longer than any may be"));
+        }
+    }
+    serde_json::from_slice(&line).map_err(io::Error::other)
+}
+
+fn line_of(value: &impl Serialize) -> io::Result<Vec<u8>> {
     let mut line = serde_json::to_vec(value).map_err(io::Error::other)?;
     line.push(b'\n');
-    stream.write_all(&line).await
+    Ok(line)
 }

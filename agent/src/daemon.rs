@@ -1,6 +1,8 @@
 //! A running agent: every room set up, in order, and taken down again in order. `weir agent` runs one until
 //! it is told to stop; `weir run` runs one for as long as its command lives.
 
+mod replace;
+
 use std::collections::BTreeSet;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -8,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use weir_core::ids::Boot;
@@ -20,6 +23,7 @@ use crate::approval::Approvals;
 use crate::cgroup;
 use crate::config::{Config, Failure, Mode};
 use crate::gate::{Gate, HeldCalls, Place};
+use crate::handover::{Asking, Sockets};
 use crate::intercept::{Interceptor, Listeners};
 use crate::kernel::pins::Pins;
 use crate::kernel::{Hooks, KernelError, Plan, check_host, may_enter_namespaces};
@@ -33,6 +37,7 @@ use crate::tasks::Tasks;
 use crate::tls::{Minter, UpstreamTls};
 use crate::trust::{Authority, secret};
 use crate::watch::watch;
+use replace::Old;
 
 /// How long flows may finish what they carry when the agent ends.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -55,9 +60,18 @@ pub struct Agent {
     authority: Arc<Authority>,
     shipper: Option<Arc<Shipper>>,
     status: Arc<dyn Fn() -> Status + Send + Sync>,
+    boot: Boot,
+    /// Where connections come in, to be handed over.
+    sockets: Vec<Sockets>,
+    /// Processes that ask to take this one's place.
+    successors: mpsc::Receiver<Asking>,
     /// Cancelled when flows have ended: everything else does.
     ending: CancellationToken,
     background: Vec<JoinHandle<()>>,
+    accepting: JoinHandle<()>,
+    /// What only one agent may do at a time, and until when.
+    on_duty: CancellationToken,
+    duties: Vec<JoinHandle<()>>,
 }
 
 impl Agent {
@@ -68,6 +82,10 @@ impl Agent {
     /// One sentence that names the fault and the mend: no privilege, no BTF or cgroup2, a port that is taken,
     /// a CA that is not Weir's, a spool that another agent writes.
     pub async fn start(config: Config, tap: Option<Tap>) -> Result<Self> {
+        Self::begin(config, tap, None).await
+    }
+
+    async fn begin(config: Config, tap: Option<Tap>, old: Option<Old>) -> Result<Self> {
         check_host()?;
         let state_dir = config.state_dir.clone();
         make_state_dir(&state_dir)?;
@@ -75,17 +93,18 @@ impl Agent {
         let authority = Arc::new(Authority::open_or_create(&state_dir.join("ca"), &host)?);
         let masker = Masker::new(MaskKey::new(secret(&state_dir.join("keys"), "mask.key")?));
         let upstream = UpstreamTls::new(&config.upstream_roots)?;
-        let listeners = Listeners::open(&config.listen)?;
-        let (v4, v6) = listeners.addresses().context("cannot tell the listeners' addresses")?;
-        let pins = config.kernel.pin_dir.as_deref().map(Pins::open).transpose().map_err(KernelError::from)?;
+        // What is wrong is to be found before anything is taken from anybody.
+        for cgroup in &config.select.cgroups {
+            cgroup::resolve(cgroup)?;
+        }
+        let (old, lock) = old.map_or((None, None), |old| (Some(old.agent), old.lock));
+        let pins = match (config.kernel.pin_dir.as_deref(), lock) {
+            (Some(folder), Some(lock)) => Some(Pins::take_over(folder, lock).map_err(KernelError::from)?),
+            (Some(folder), None) => Some(Pins::open(folder).map_err(KernelError::from)?),
+            (None, _) => None,
+        };
         let plan = Plan { pins, own_ports: &config.protected_ports, ..Plan::default() };
         let hooks = Arc::new(Hooks::load(plan)?);
-        hooks.change_settings(|settings| hold_without_an_agent(settings, config.failure))?;
-        listeners.announce(&hooks)?;
-        // What comes later goes before what is the same.
-        let destinations = [config.egress.destinations(), config.intercept.destinations()].concat();
-        hooks.set_destinations(&destinations)?;
-        hooks.change_settings(|settings| settings.unknown = config.egress.default.action())?;
 
         let boot = Boot::from_random(random::bytes());
         let folder = Folder::open(state_dir.join("spool")).context("cannot open the spool")?;
@@ -94,13 +113,24 @@ impl Agent {
             limits: Limits { seal_bytes: config.spool.segment_bytes, ..Limits::of(config.spool.max_bytes) },
             seal_after: config.spool.seal_after,
             tap,
-            ..LedgerConfig::new(Arc::new(folder), tenant, host.clone(), boot, masked)
+            ..LedgerConfig::new(Arc::new(folder), tenant, host.clone(), boot.clone(), masked)
         };
-        let (ledger, recovered) = tokio::task::spawn_blocking(move || Ledger::open(ledger_config)).await??;
-        if !recovered.unknown.is_empty() {
-            let calls = recovered.unknown.len();
-            tracing::warn!(calls, "an earlier run ended before these calls did: their outcome is unknown");
-        }
+        let for_one_command = ledger_config.tap.is_some();
+        let listen = &config.listen;
+        let (ledger, listeners, letting_go) = match old {
+            Some(old) => replace::take_over(old, ledger_config, hooks.netns_cookie(), listen).await?,
+            None => {
+                let listeners = Listeners::open(listen)?;
+                (replace::open(ledger_config).await?, listeners, None)
+            }
+        };
+        let (v4, v6) = listeners.addresses().context("cannot tell the listeners' addresses")?;
+        hooks.change_settings(|settings| hold_without_an_agent(settings, config.failure))?;
+        listeners.announce(&hooks)?;
+        // What comes later goes before what is the same.
+        let destinations = [config.egress.destinations(), config.intercept.destinations()].concat();
+        hooks.set_destinations(&destinations)?;
+        hooks.change_settings(|settings| settings.unknown = config.egress.default.action())?;
         // Only now is the folder this agent's alone: the bundle may be another's, that is running.
         authority.write_bundle(&config.upstream_roots)?;
         let place = Place { tenant: config.tenant.clone(), host, origin: ledger.origin().clone() };
@@ -142,32 +172,60 @@ impl Agent {
             Arc::new(Shipper { collector, ledger, masker, origin })
         });
         let listen = ListenStatus { v4: v4.to_string(), v6: v6.to_string() };
-        let status = status(hooks.clone(), ledger, authority.clone(), place, listen);
-        let desk = Desk { status: status.clone(), namespaces: namespaces.clone() };
+        let status = status(hooks.clone(), ledger.clone(), authority.clone(), place, listen);
+        let (ask, successors) = mpsc::channel(1);
+        let successors_to = (!for_one_command).then_some(ask);
+        let desk = Desk { status: status.clone(), namespaces: namespaces.clone(), successors: successors_to };
         let admin = admin::socket(&state_dir);
         let admin = admin::listen(&admin).with_context(|| format!("cannot listen on {}", admin.display()))?;
 
+        // Before the hooks are touched: the old agent watches them.
+        let predecessor = match letting_go {
+            Some(old) => {
+                tokio::task::spawn_blocking(move || old.until_done()).await?;
+                Some(replace::gone(ledger.clone()))
+            }
+            None => None,
+        };
         select(&hooks, &accounts, &config.select.cgroups)?;
         hooks.settle()?;
         // Before anybody is told that the agent is ready.
         namespaces.take_up().await?;
-        let mut background = vec![
-            tokio::spawn(interceptor.accept(listeners, opened)),
-            tokio::spawn(namespaces.clone().run(wanted, ending.clone())),
-            tokio::spawn(admin::serve(admin, Arc::new(desk), ending.clone())),
-            tokio::spawn(until(ending.clone(), async move { approvals.run().await })),
-            tokio::spawn(accounts.clone().run(None, ending.clone())),
-            tokio::spawn(until(ending.clone(), sweep(hooks.clone(), accounts.clone()))),
+        let sockets =
+            vec![listeners.sockets(hooks.netns_cookie()).context("cannot copy a listener's handle")?];
+        let on_duty = ending.child_token();
+        let mut duties = vec![
+            tokio::spawn(namespaces.clone().run(wanted, on_duty.clone())),
+            tokio::spawn(admin::serve(admin, Arc::new(desk), on_duty.clone())),
+            tokio::spawn(accounts.clone().run(predecessor, on_duty.clone())),
+            tokio::spawn(until(on_duty.clone(), sweep(hooks.clone(), accounts.clone()))),
             tokio::spawn(until(
-                ending.clone(),
+                on_duty.clone(),
                 watch(hooks.clone(), gate.ledger.clone(), gate.masker.clone()),
             )),
         ];
+        let background = vec![tokio::spawn(until(ending.clone(), async move { approvals.run().await }))];
+        let accepting = tokio::spawn(interceptor.accept(listeners, opened));
         if let Some(shipper) = shipper.clone() {
             // A collector that does not answer must not keep the agent from ending.
-            background.push(tokio::spawn(until(ending.clone(), async move { shipper.run().await })));
+            duties.push(tokio::spawn(until(on_duty.clone(), async move { shipper.run().await })));
         }
-        Ok(Self { hooks, accounts, gate, authority, shipper, status, ending, background })
+        Ok(Self {
+            hooks,
+            accounts,
+            gate,
+            authority,
+            shipper,
+            status,
+            boot,
+            sockets,
+            successors,
+            ending,
+            background,
+            accepting,
+            on_duty,
+            duties,
+        })
     }
 
     pub fn status(&self) -> Status {
@@ -190,13 +248,13 @@ impl Agent {
     /// Lets flows finish, writes the last events, and ships what it can. What does not arrive in time waits
     /// in the spool for the next start.
     pub async fn stop(self) -> Result<()> {
-        let Self { hooks, accounts, gate, shipper, ending, background, .. } = self;
+        let Self { hooks, accounts, gate, shipper, ending, background, accepting, duties, .. } = self;
         if !gate.tasks.end(DRAIN, CLOSE).await {
             tracing::warn!("connections that did not end in time were closed");
         }
         accounts.finish().await;
         ending.cancel();
-        for task in background {
+        for task in background.into_iter().chain([accepting]).chain(duties) {
             task.await.context("a task of the agent's failed")?;
         }
         let written = tokio::time::timeout(LAST_EVENTS, gate.ledger.shutdown()).await;

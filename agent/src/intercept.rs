@@ -24,6 +24,7 @@ use self::learned::Learned;
 use crate::account::Accounts;
 use crate::config::{InterceptList, Listen};
 use crate::gate::Gate;
+use crate::handover::Sockets;
 use crate::kernel::{Hooks, Origin};
 use crate::netns::{Namespace, Opened};
 use crate::tls::{Minter, UpstreamTls};
@@ -34,6 +35,8 @@ const BACKLOG: u32 = 4096;
 const RECORDED_AT_A_TIME: usize = 64;
 /// How often the number of connections that have no record of their own is told, at most.
 const TOLD_EVERY: Duration = Duration::from_secs(1);
+/// How long a successor may take to listen in the network namespaces of jobs.
+const SUCCESSION: Duration = Duration::from_secs(10);
 /// The pause after an accept that failed for lack of something.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -65,6 +68,17 @@ impl Listeners {
         hooks.mark_listener(self.v6.as_fd())?;
         let (v4, v6) = self.addresses()?;
         Ok(hooks.listen(hooks.netns_cookie(), v4, v6)?)
+    }
+
+    /// Those that another agent opened, and hands over.
+    pub fn inherit(sockets: Sockets) -> io::Result<Self> {
+        let [v4, v6] = sockets.into_listeners()?;
+        Ok(Self { v4: TcpListener::from_std(v4)?, v6: TcpListener::from_std(v6)? })
+    }
+
+    /// To hand them over in turn.
+    pub fn sockets(&self, namespace: u64) -> io::Result<Sockets> {
+        Sockets::copy_of(namespace, &self.v4, &self.v6)
     }
 
     /// Where they are, with the ports that the kernel chose.
@@ -136,7 +150,7 @@ impl Interceptor {
         }
     }
 
-    /// Accepts until the agent ends, at this namespace's listeners and at those that are opened in others. What it
+    /// Accepts until the agent ends or another takes its place, at this namespace's listeners and at those that are opened in others. What it
     /// accepts, the gate's task tracker owns.
     pub async fn accept(self: Arc<Self>, listeners: Listeners, mut opened: mpsc::Receiver<Opened>) {
         let mut accepting = JoinSet::new();
@@ -153,7 +167,7 @@ impl Interceptor {
                 Some(ended) = accepting.join_next() => if let Err(error) = ended {
                     tracing::error!(%error, "a listener's task failed");
                 },
-                () = self.gate.tasks.ending() => break,
+                () = self.gate.tasks.retiring() => break,
             }
         }
         while let Some(ended) = accepting.join_next().await {
@@ -168,7 +182,7 @@ impl Interceptor {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
                 () = namespace.let_go() => return,
-                () = self.gate.tasks.ending() => return,
+                () = self.retired(&namespace) => return,
             };
             match accepted {
                 Ok((stream, peer)) => self.admit(stream, peer, &namespace),
@@ -176,6 +190,19 @@ impl Interceptor {
                     tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
+            }
+        }
+    }
+
+    /// This agent's own listeners are its successor's, too. In other namespaces that one opens its own; until it has, and
+    /// for what waits here by then, these stay.
+    async fn retired(&self, namespace: &Namespace) {
+        let tasks = &self.gate.tasks;
+        tasks.retiring().await;
+        if namespace.cookie() != self.host.cookie() {
+            tokio::select! {
+                () = tokio::time::sleep(SUCCESSION) => {}
+                () = tasks.ending() => {}
             }
         }
     }
@@ -223,7 +250,7 @@ impl Interceptor {
         loop {
             let ending = tokio::select! {
                 () = tokio::time::sleep(TOLD_EVERY) => false,
-                () = self.gate.tasks.ending() => true,
+                () = self.gate.tasks.retiring() => true,
             };
             self.tell("flow.unattributed", &self.uncounted.unattributed).await;
             self.tell("flow.no_room", &self.uncounted.no_room).await;

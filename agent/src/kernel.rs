@@ -389,6 +389,11 @@ impl Hooks {
         lock(&self.tables).netns.keys().collect::<Result<_, _>>().map_err(unreadable)
     }
 
+    /// Whoever holds it uses the folder of pins, if there is one.
+    pub fn pins_lock(&self) -> Option<BorrowedFd<'_>> {
+        self.pins.as_ref().map(Pins::lock)
+    }
+
     /// This process's own network namespace, as the hooks know it.
     pub fn netns_cookie(&self) -> u64 {
         self.netns_cookie

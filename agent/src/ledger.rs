@@ -247,6 +247,8 @@ struct Shared {
     vitals: Arc<Vitals>,
     thread: Mutex<Option<JoinHandle<()>>>,
     guests: Mutex<Vec<Hosted>>,
+    /// How many of the guests that came with the log have not ended.
+    living: Arc<watch::Sender<usize>>,
 }
 
 impl Ledger {
@@ -299,6 +301,7 @@ impl Ledger {
             vitals,
             thread: Mutex::new(Some(thread)),
             guests: Mutex::default(),
+            living: Arc::default(),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -330,6 +333,12 @@ impl Ledger {
                 Err(error)
             }
         }
+    }
+
+    /// Resolves when all processes that this one has replaced are gone.
+    pub async fn guests_gone(&self) {
+        // The sender is in the ledger itself.
+        let _ = self.shared.living.subscribe().wait_for(|living| *living == 0).await;
     }
 
     /// The log's name.
@@ -454,10 +463,11 @@ impl Shared {
         for guest in guests {
             let (boot, pid) = (guest.boot.clone(), guest.pid);
             let calls = guest.open.iter().map(|call| (call.clone(), None)).collect();
-            match Hosted::start(guest, commands.clone(), self.slots.clone()) {
+            match Hosted::start(guest, commands.clone(), self.slots.clone(), self.living.clone()) {
                 Ok(guest) => hosted.push(guest),
                 Err(error) => {
                     tracing::error!(%error, pid, "an agent that was replaced cannot be served");
+                    self.living.send_modify(|living| *living = living.saturating_sub(1));
                     let _ = commands.upgrade().map(|to| to.send(Command::GuestLost { boot, pid, calls }));
                 }
             }

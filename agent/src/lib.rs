@@ -17,6 +17,7 @@ pub mod clock;
 pub mod config;
 pub mod daemon;
 pub mod gate;
+pub mod handover;
 pub mod http;
 pub mod identity;
 pub mod intercept;

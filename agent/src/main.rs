@@ -33,6 +33,7 @@ Examples:
   weir run -- npx some-agent --task build     one command, its MCP calls listed at the end
   weir agent --config /etc/weir/weir.toml     the host's agent, in the foreground
   weir status --json                          what the running agent does
+  weir agent --replace                        a new one in the running agent's place
   weir agent --detach                         no hook is left in force
   weir oci-hook --print-config hooks-dir      has podman register each container before it starts
 Logs go to standard error; RUST_LOG=weir=debug shows more.
@@ -52,6 +53,13 @@ enum Command {
         /// The configuration file.
         #[arg(long, default_value = CONFIG)]
         config: PathBuf,
+        /// Takes the place of the agent that runs for the same state folder: an upgrade, or a restart with another
+        /// configuration, in which no connection meets nobody and no call fails.
+        ///
+        /// The old agent ends when its connections and held calls have. Should the new one fail before it has taken over,
+        /// the old one goes on. If none runs, this is a start like any other.
+        #[arg(long, conflicts_with = "detach")]
+        replace: bool,
         /// Takes away the hooks and tables that an agent left in force, and runs none.
         #[arg(long)]
         detach: bool,
@@ -209,8 +217,8 @@ fn main() -> ExitCode {
 
 fn execute(command: Command) -> Result<ExitCode> {
     match command {
-        Command::Agent { config, detach: false } => runtime()?.block_on(agent(&config))?,
-        Command::Agent { config, detach: true } => {
+        Command::Agent { config, replace, detach: false } => runtime()?.block_on(agent(&config, replace))?,
+        Command::Agent { config, detach: true, .. } => {
             tell(&runtime()?.block_on(uninstall::detach(&Config::read(&config)?))?);
         }
         Command::Uninstall { place, purge, force } => {
@@ -257,8 +265,15 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")
 }
 
-async fn agent(config: &Path) -> Result<()> {
+async fn agent(config: &Path, replace: bool) -> Result<()> {
     let config = Config::read(config)?;
+    if !replace && let Ok(running) = admin::status(&config.state_dir).await {
+        anyhow::bail!(
+            "an agent (pid {}) runs already for {}: `weir agent --replace` takes its place, or stop it first",
+            running.pid,
+            config.state_dir.display()
+        );
+    }
     anyhow::ensure!(
         !config.select.cgroups.is_empty(),
         "no cgroup is selected: name the runner's in [select] cgroups = [...]"
@@ -270,13 +285,29 @@ async fn agent(config: &Path) -> Result<()> {
         );
     }
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let agent = Agent::start(config, None).await?;
+    let mut agent = if replace { Agent::replace(config).await } else { Agent::start(config, None).await }?;
     let status = agent.status();
     tracing::info!(v4 = status.listen.v4, v6 = status.listen.v6, origin = %status.origin, "intercepting");
     status.missing.iter().for_each(|what| tracing::warn!("{what}"));
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    loop {
+        let asking = tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            asking = agent.asked() => asking,
+        };
+        match agent.hand_over(asking).await {
+            Ok(()) => {
+                return agent
+                    .drain(async {
+                        tokio::select! {
+                            _ = terminate.recv() => {}
+                            _ = interrupt.recv() => {}
+                        }
+                    })
+                    .await;
+            }
+            Err(error) => tracing::error!(%error, "this agent was not replaced, and goes on"),
+        }
     }
     tracing::info!("ending");
     agent.stop().await

@@ -10,6 +10,7 @@ use tokio_util::task::TaskTracker;
 #[derive(Debug, Clone, Default)]
 pub struct Tasks {
     tracker: TaskTracker,
+    retiring: CancellationToken,
     ending: CancellationToken,
     over: CancellationToken,
 }
@@ -31,6 +32,30 @@ impl Tasks {
     /// Runs `work` to its end, which it must come to by itself soon after [`Tasks::over`].
     pub fn spawn_closing(&self, work: impl Future<Output = ()> + Send + 'static) {
         self.tracker.spawn(work);
+    }
+
+    /// Resolves when no new connection is to be taken: another agent takes them, or this one ends.
+    pub async fn retiring(&self) {
+        tokio::select! {
+            () = self.retiring.cancelled() => {}
+            () = self.ending.cancelled() => {}
+        }
+    }
+
+    /// Whether connections are to end when their clients let them.
+    pub fn is_retiring(&self) -> bool {
+        self.retiring.is_cancelled() || self.ending.is_cancelled()
+    }
+
+    /// Takes no new connection; those there are may go on.
+    pub fn retire(&self) {
+        self.retiring.cancel();
+    }
+
+    /// Waits until all tasks are done, but not longer than this. Says whether they are.
+    pub async fn drained(&self, within: Duration) -> bool {
+        self.tracker.close();
+        tokio::time::timeout(within, self.tracker.wait()).await.is_ok()
     }
 
     /// Resolves when no more work is to be taken.
@@ -82,6 +107,19 @@ mod tests {
         });
         assert!(!tasks.end(SOON, LATE).await);
         assert!(waits.await.is_err() && closed.load(std::sync::atomic::Ordering::SeqCst));
+    }
+
+    #[tokio::test]
+    async fn those_that_retire_may_go_on_until_they_are_done() {
+        let tasks = Tasks::default();
+        let (finish, finished) = tokio::sync::oneshot::channel::<()>();
+        tasks.spawn(async move { drop(finished.await) });
+        assert!(!tasks.is_retiring());
+        tasks.retire();
+        tasks.retiring().await;
+        assert!(tasks.is_retiring() && !tasks.drained(SOON).await);
+        finish.send(()).unwrap();
+        assert!(tasks.drained(LATE).await);
     }
 
     #[tokio::test]

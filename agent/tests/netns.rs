@@ -311,6 +311,7 @@ async fn the_admin_socket_registers_for_a_runtime_and_whoever_asks_nothing_keeps
     let desk = Desk {
         status: std::sync::Arc::new(|| unreachable!("nobody asks for it")),
         namespaces: stage.namespaces.clone(),
+        successors: None,
     };
     let listener = listen(&socket(folder.path())).unwrap();
     let serving = tokio::spawn(serve(listener, std::sync::Arc::new(desk), ending.clone()));

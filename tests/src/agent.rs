@@ -123,6 +123,8 @@ impl Authority {
 #[derive(Debug)]
 pub struct Agent {
     program: Program,
+    /// The same with `--replace`.
+    replacing: Program,
     daemon: Daemon,
     config: PathBuf,
     state: PathBuf,
@@ -140,23 +142,32 @@ impl Agent {
             None => vec![binary("weir")?.into()],
         };
         let (first, others) = command.split_first().context("no command")?;
-        let program = Program::new("the agent", first, folder.join("agent.log"));
-        let program = others
-            .iter()
-            .fold(program, Program::arg)
-            .arg("agent")
-            .arg("--config")
-            .arg(&file)
-            .env("RUST_LOG", log)
-            .outlives(outlives);
+        let program = || {
+            let program = Program::new("the agent", first, folder.join("agent.log"));
+            others
+                .iter()
+                .fold(program, Program::arg)
+                .arg("agent")
+                .arg("--config")
+                .arg(&file)
+                .env("RUST_LOG", log)
+                .outlives(outlives)
+        };
+        let (program, replacing) = (program(), program().arg("--replace"));
         let daemon = up(&program, &file)?;
-        Ok(Self { program, daemon, config: file, state })
+        Ok(Self { program, replacing, daemon, config: file, state })
     }
 
     /// Starts it again, after it was ended.
     pub fn start_again(&mut self) -> Result<()> {
         self.daemon = up(&self.program, &self.config)?;
         Ok(())
+    }
+
+    /// Starts another in its place, as an upgrade does. What is left of the old one is given back.
+    pub fn replace(&mut self) -> Result<Daemon> {
+        let new = up(&self.replacing, &self.config)?;
+        Ok(std::mem::replace(&mut self.daemon, new))
     }
 
     pub fn daemon(&mut self) -> &mut Daemon {

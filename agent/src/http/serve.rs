@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use http::HeaderValue;
+use http::header::CONNECTION;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
@@ -22,7 +24,8 @@ pub enum Served {
 }
 
 /// Speaks HTTP/1.1 with a client. `idle` is the time that it has to send a request's whole head. When the agent
-/// ends, the connection may finish its exchange, as long as tasks may.
+/// ends, the connection may finish its exchange, as long as tasks may. When another agent takes new connections, each answer
+/// says that it is the connection's last; one that is idle is left to its client, who may be about to use it.
 pub async fn serve<S, A, E>(
     client: S,
     idle: Duration,
@@ -40,7 +43,19 @@ where
         .max_buf_size(MAX_HEAD)
         .max_header_size(MAX_HEAD)
         .preserve_header_case(true)
-        .serve_connection(TokioIo::new(client), service_fn(exchange));
+        .serve_connection(
+            TokioIo::new(client),
+            service_fn(|request| {
+                let answer = exchange(request);
+                async {
+                    let mut answer = answer.await?;
+                    if tasks.is_retiring() {
+                        answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                    }
+                    Ok::<_, E>(answer)
+                }
+            }),
+        );
     tokio::pin!(connection);
     let served = tokio::select! {
         served = &mut connection => served,

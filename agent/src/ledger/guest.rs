@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use std::{io, thread};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use weir_core::ids::{Boot, CallId};
 use weir_core::mask::MaskedByPeer;
 use weir_core::record::Body;
@@ -67,6 +67,7 @@ impl Hosted {
         guest: Guest,
         commands: Weak<Sender<Command>>,
         slots: Arc<Semaphore>,
+        living: Arc<watch::Sender<usize>>,
     ) -> io::Result<Self> {
         let Guest { boot, pid, open, link } = guest;
         link.set_write_timeout(Some(PATIENCE))?;
@@ -79,6 +80,9 @@ impl Hosted {
         let (from, to) = (link.try_clone()?, link.try_clone()?);
         let reader = thread::Builder::new().name("guest".into()).spawn(move || {
             let ended = reading.read(from);
+            if ended == End::Gone {
+                living.send_modify(|living| *living = living.saturating_sub(1));
+            }
             // Dropped with its end of the answers' channel before anybody learns of it.
             drop(reading);
             let _ = end.send(ended);

@@ -97,6 +97,7 @@ impl TakenOver {
     pub fn begin(self, replaced: &str) -> Result<Ledger, LedgerError> {
         let Self { ledger, guests } = self;
         ledger.shared.send(Command::Begin { replaces: replaced.to_owned(), guests: guests.len() })?;
+        ledger.shared.living.send_replace(guests.len());
         ledger.shared.host(guests);
         Ok(ledger)
     }

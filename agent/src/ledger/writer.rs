@@ -116,6 +116,7 @@ impl Writer {
             vitals,
         };
         writer.tell_sealed();
+        writer.vitals.open_calls.store(writer.book.len() as u64, Ordering::Relaxed);
         Ok((writer, recovered))
     }
 
