@@ -9,7 +9,7 @@ use crate::setup::{self, Needs};
 use crate::{ebpf, edges};
 
 pub fn run() -> Result<()> {
-    let setup = setup::prepare(Needs { world: false, nextest: false, deny: true })?;
+    let setup = setup::prepare(Needs { deny: true, ..Needs::none() })?;
     components(&setup)?;
     let mut failed = Vec::new();
     let mut check = |name, done: Result<()>| match done {

@@ -32,7 +32,7 @@ pub fn run(options: &Options) -> Result<()> {
         return kept::stop();
     }
     let began = Instant::now();
-    let setup = setup::prepare(Needs { world: true, nextest: false, deny: false })?;
+    let setup = setup::prepare(Needs { world: true, ..Needs::none() })?;
     say("build: the agent, the collector and the store");
     shown(cargo(&setup).args(["build", "-p", "weir", "-p", "weir-collector", "-p", "weir-store"]))?;
     if options.keep {

@@ -5,9 +5,11 @@
 #![forbid(unsafe_code)]
 
 mod check;
+mod debian;
 mod demo;
 mod ebpf;
 mod edges;
+mod matrix;
 mod progress;
 mod setup;
 mod test;
@@ -38,6 +40,8 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Boot Debian's own kernels in an emulator, and run the tests of the kernel side on each.
+    KernelMatrix(matrix::Options),
     /// Set up what the demo and the tests need, and nothing else.
     Setup,
 }
@@ -50,6 +54,7 @@ fn main() -> ExitCode {
         Task::Test(options) => test::run(&options),
         Task::Check => check::run(),
         Task::Ebpf { check } => ebpf::run(check),
+        Task::KernelMatrix(options) => matrix::run(&options),
         Task::Setup => setup::prepare(setup::Needs::all()).map(|_| ()),
     };
     match done {

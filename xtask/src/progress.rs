@@ -70,6 +70,16 @@ pub fn shown(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// Runs a command for what it says on stdout.
+pub fn output(command: &mut Command) -> Result<String> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let output = command.output().with_context(|| format!("starting {name}"))?;
+    if !output.status.success() {
+        bail!("{name} failed ({}): {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
 /// The command as one would type it.
 pub fn command_line(command: &Command) -> String {
     std::iter::once(command.get_program())

@@ -4,7 +4,8 @@
 //! installs see the caller's whole environment, registries and CA variables included; jobs later see none of it.
 
 mod commands;
-mod interpreters;
+pub mod interpreters;
+pub mod kernels;
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
@@ -14,30 +15,42 @@ use anyhow::{Context, Result, bail};
 use weir_tests::Setup;
 use weir_tests::places::workspace;
 
+use self::kernels::Kernel;
 use crate::progress::{cargo, logged, say, step};
 
 const NEXTEST: &str = "0.9.143";
 const DENY: &str = "0.20.2";
 
 /// Which parts a command needs.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Needs {
     /// Clients, the MCP server, the engine.
     pub world: bool,
     pub nextest: bool,
     pub deny: bool,
+    /// Other kernels, and what boots them.
+    pub kernels: Vec<&'static Kernel>,
 }
 
 impl Needs {
-    pub fn all() -> Self {
-        Self { world: true, nextest: true, deny: true }
+    pub fn none() -> Self {
+        Self { world: false, nextest: false, deny: false, kernels: Vec::new() }
     }
+
+    pub fn all() -> Self {
+        Self { world: true, nextest: true, deny: true, kernels: kernels_of_every_test() }
+    }
+}
+
+/// The kernels that `cargo xtask test` boots.
+pub fn kernels_of_every_test() -> Vec<&'static Kernel> {
+    kernels::IN_EVERY_TEST.iter().filter_map(|name| kernels::by_name(name)).collect()
 }
 
 /// Sets up what is needed and not there yet.
 pub fn prepare(needs: Needs) -> Result<Setup> {
     let setup = Setup::locate()?;
-    for folder in ["bin", "chdb", "clients", "logs", "stamps", "tools"] {
+    for folder in ["bin", "chdb", "clients", "kernels", "logs", "stamps", "tools"] {
         let folder = setup.folder().join(folder);
         std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     }
@@ -54,8 +67,10 @@ pub fn prepare(needs: Needs) -> Result<Setup> {
         say("setup: another `cargo xtask` is at it; waiting for it");
         lock.lock()?;
     }
+    if needs.world || !needs.kernels.is_empty() {
+        commands::install_missing(&setup, !needs.kernels.is_empty())?;
+    }
     if needs.world {
-        commands::install_missing(&setup)?;
         interpreters::node(&setup)?;
         runner_worker(&setup)?;
     }
@@ -72,6 +87,9 @@ pub fn prepare(needs: Needs) -> Result<Setup> {
         }
         if needs.deny {
             parts.push(scope.spawn(|| tool(&setup, "cargo-deny", DENY)));
+        }
+        if !needs.kernels.is_empty() {
+            parts.push(scope.spawn(|| kernels::fetch(&setup, &needs.kernels)));
         }
         let mut done = Ok(());
         for part in parts {

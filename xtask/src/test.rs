@@ -1,5 +1,5 @@
-//! `cargo xtask test`: sets up, builds, and runs every test, the kernel ones included. It never skips: what a test needs and
-//! does not find fails.
+//! `cargo xtask test`: sets up, builds, and runs every test, the kernel ones included: those on the kernel of this machine and
+//! then once more on others, see `kernel-matrix`. It never skips: what a test needs and does not find fails.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -8,6 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use weir_tests::machine::require_kernel;
 
+use crate::matrix;
 use crate::progress::{cargo, command_line, say, shown};
 use crate::setup::{self, Needs};
 
@@ -33,6 +34,8 @@ pub fn run(options: &Options) -> Result<()> {
     let mut count = Count::of_nextest(&report).unwrap_or_default();
     if options.nextest.is_empty() {
         count.add(doc_tests(&mut cargo(&setup))?);
+        let elsewhere = matrix::run_in_every_test(&setup)?;
+        count.add(Count { passed: elsewhere.passed, failed: elsewhere.failed });
     }
     say(format_args!(
         "test: {} passed, {} failed in {} s",

@@ -9,13 +9,13 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use weir_tests::Setup;
 
-use crate::progress::{cargo, logged, say, step};
+use crate::debian::Apt;
+use crate::progress::{cargo, logged, output, say, step};
 
 /// Another Rust builds other bytes.
 const RUST: &str = "1.95.0";
 /// Debian's package of the same sources, and the suite that has it.
 const DEBIAN_SOURCES: (&str, &str) = ("1.95.0+dfsg1-2~bpo13+1", "trixie-backports");
-const DEBIAN_KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const LINKER: &str = "0.13.0";
 /// 14, 16 and 19 were seen to strip to the same bytes.
 const STRIP_AT_LEAST: u32 = 14;
@@ -118,7 +118,7 @@ fn has_library(place: &Path) -> bool {
     place.join("library/core/src/lib.rs").exists()
 }
 
-/// Debian's package, unpacked, out of a suite that this machine need not have: with an apt state of our own.
+/// Debian's package, unpacked, out of a suite that this machine need not have.
 fn debian_sources(folder: &Path, log: &Path) -> Result<PathBuf> {
     let (version, suite) = DEBIAN_SOURCES;
     let unpacked = folder.join("rust-src");
@@ -126,40 +126,12 @@ fn debian_sources(folder: &Path, log: &Path) -> Result<PathBuf> {
     if has_library(&library) {
         return Ok(library);
     }
-    let state = folder.join("apt");
-    std::fs::create_dir_all(state.join("lists/partial"))?;
-    std::fs::create_dir_all(state.join("archives/partial"))?;
-    let list = state.join("sources.list");
-    std::fs::write(&list, format!("deb [signed-by={DEBIAN_KEYS}] {} {suite} main\n", debian_mirror()?))?;
-    let apt = || {
-        let mut apt = Command::new("apt-get");
-        apt.current_dir(&state).arg("-o").arg(format!("Dir::Etc::SourceList={}", list.display()));
-        apt.args(["-o", "Dir::Etc::SourceParts=-", "-o", "APT::Sandbox::User=root"]);
-        apt.arg("-o").arg(format!("Dir::State::Lists={}", state.join("lists").display()));
-        apt.arg("-o").arg(format!("Dir::Cache={}", state.display()));
-        apt
-    };
-    logged("ebpf", apt().arg("update"), log)?;
-    logged("ebpf", apt().args(["download", &format!("rust-src={version}")]), log)?;
-    let package = std::fs::read_dir(&state)?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-        .context("apt-get downloaded no package")?;
-    logged("ebpf", Command::new("dpkg").arg("-x").arg(&package).arg(&unpacked), log)?;
-    std::fs::remove_file(&package)?;
+    let apt = Apt::with_suites("ebpf", folder.join("apt"), &[suite], log)?;
+    apt.unpack(&format!("rust-src={version}"), &unpacked)?;
     if !has_library(&library) {
         bail!("Debian's rust-src {version} has no library in {}", library.display());
     }
     Ok(library)
-}
-
-/// Where this machine gets Debian from.
-fn debian_mirror() -> Result<String> {
-    let format = "$(ORIGIN) $(LABEL) $(REPO_URI)";
-    let known =
-        output(Command::new("apt-get").args(["indextargets", "--format", format, "Created-By: Packages"]))?;
-    let mirror = known.lines().find_map(|line| line.strip_prefix("Debian Debian "));
-    Ok(mirror.context("apt knows no Debian mirror: run `apt-get update` first")?.to_owned())
 }
 
 /// bpf-linker, on the very LLVM that rustc has: it reads what that one writes.
@@ -228,13 +200,4 @@ fn crates(setup: &Setup, log: &Path) -> Result<Vec<PathBuf>> {
     let listed =
         std::fs::read_dir(&registries).with_context(|| format!("listing {}", registries.display()))?;
     listed.map(|entry| Ok(entry?.path())).collect()
-}
-
-fn output(command: &mut Command) -> Result<String> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let output = command.output().with_context(|| format!("starting {name}"))?;
-    if !output.status.success() {
-        bail!("{name} failed ({}): {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -10,8 +10,8 @@ use super::interpreters;
 use crate::progress::{logged, step};
 
 /// Installs what is missing. apt-get is called only then.
-pub fn install_missing(setup: &Setup) -> Result<()> {
-    let missing = missing();
+pub fn install_missing(setup: &Setup, boots_kernels: bool) -> Result<()> {
+    let missing = missing(boots_kernels);
     if missing.is_empty() {
         return Ok(());
     }
@@ -35,9 +35,9 @@ pub fn install_missing(setup: &Setup) -> Result<()> {
 }
 
 /// The Debian packages of all that is not there.
-fn missing() -> Vec<&'static str> {
+fn missing(boots_kernels: bool) -> Vec<&'static str> {
     let mut packages = Vec::new();
-    for (command, package) in [
+    let always = [
         ("cc", "gcc"),
         ("ssh-keygen", "openssh-client"),
         ("setpriv", "util-linux"),
@@ -46,7 +46,9 @@ fn missing() -> Vec<&'static str> {
         // The container runtimes of the tests.
         ("runc", "runc"),
         ("crun", "crun"),
-    ] {
+    ];
+    let to_boot = [("qemu-system-x86_64", "qemu-system-x86"), ("cpio", "cpio"), ("xz", "xz-utils")];
+    for (command, package) in always.into_iter().chain(to_boot.into_iter().filter(|_| boots_kernels)) {
         if !on_path(command) {
             packages.push(package);
         }
