@@ -5,6 +5,7 @@
 //! keep, or to a listener that is not the agent's.
 
 use core::{
+    hint::black_box,
     mem::offset_of,
     ptr::{addr_of, from_mut, from_ref, null_mut, read_volatile},
 };
@@ -269,8 +270,11 @@ fn tuple_v4(address: [u8; 4], port: u16) -> TupleV4 {
     TupleV4 { saddr: 0, daddr: u32::from_ne_bytes(address), sport: 0, dport: port.to_be() }
 }
 
+/// The zeros are hidden from LLVM, which would call `memset` for them: on kernels up to 6.7 each call takes at least 32 bytes
+/// of the 512 that the stacks of all callers may have together, and here they are used up.
 fn tuple_v6(address: [u8; 16], port: u16) -> TupleV6 {
-    TupleV6 { saddr: [0; 4], daddr: words(address), sport: 0, dport: port.to_be() }
+    let zero = black_box(0_u32);
+    TupleV6 { saddr: [zero; 4], daddr: words(address), sport: zero as u16, dport: port.to_be() }
 }
 
 /// Looks a socket up by a `TupleV4` or a `TupleV6`, which the kernel tells apart by their sizes.

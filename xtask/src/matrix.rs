@@ -99,8 +99,14 @@ fn columns(setup: &Setup, chosen: &[&'static Kernel], filters: &[String]) -> Res
     let suite = suite::build(setup, filters)?;
     let fetched: Vec<Fetched> =
         chosen.iter().map(|kernel| kernels::fetched(setup, kernel)).collect::<Result<_>>()?;
-    let work = tempfile::Builder::new().prefix("work-").tempdir_in(kernels::folder(setup))?;
-    let shared = image::shared(setup, &suite, work.path())?;
+    let lock = std::fs::File::create(kernels::folder(setup).join("lock"))?;
+    if lock.try_lock().is_err() {
+        say("kernel-matrix: another `cargo xtask` is at it; waiting for it");
+        lock.lock()?;
+    }
+    let work = kernels::folder(setup).join("work");
+    let _ = std::fs::remove_dir_all(&work);
+    let shared = image::shared(setup, &suite, &work)?;
     say(format_args!(
         "kernel-matrix: {} tests on {}",
         suite.tests.len(),
@@ -112,7 +118,7 @@ fn columns(setup: &Setup, chosen: &[&'static Kernel], filters: &[String]) -> Res
         let booted = std::thread::scope(|scope| {
             let boots: Vec<_> = some
                 .iter()
-                .map(|kernel| scope.spawn(|| column(setup, kernel, &suite, &shared, work.path())))
+                .map(|kernel| scope.spawn(|| column(setup, kernel, &suite, &shared, &work)))
                 .collect();
             boots
                 .into_iter()
@@ -121,6 +127,7 @@ fn columns(setup: &Setup, chosen: &[&'static Kernel], filters: &[String]) -> Res
         })?;
         columns.extend(booted);
     }
+    std::fs::remove_dir_all(&work)?;
     let sum = report::sum(&columns);
     say(format_args!(
         "kernel-matrix: {} passed, {} failed, {} left out, in {} s",

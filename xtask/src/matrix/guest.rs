@@ -62,7 +62,10 @@ pub struct Boot {
 /// Boots, and waits until every test has ended or nothing more can come.
 pub fn boot(kernel: &Fetched, initramfs: &Path, titles: &[String], console: &Path) -> Result<Boot> {
     let _ = std::fs::remove_file(console);
-    let mut qemu = Command::new("qemu-system-x86_64");
+    let _ = std::fs::remove_file(console);
+    // So that none goes on emulating for a caller who is gone.
+    let mut qemu = Command::new("setpriv");
+    qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
     // Never with the machine's own virtualisation: it is not everywhere, and this must be the same everywhere.
     qemu.args([
         "-accel",

@@ -20,8 +20,12 @@ struct Binary {
 }
 
 /// To run the tests of one more file in `agent/tests` on other kernels, add it here.
-const BINARIES: &[Binary] =
-    &[Binary { target: "kernel", tests: "" }, Binary { target: "weir", tests: "kernel::" }];
+const BINARIES: &[Binary] = &[
+    Binary { target: "kernel", tests: "" },
+    Binary { target: "lineage", tests: "" },
+    Binary { target: "netns", tests: "" },
+    Binary { target: "weir", tests: "kernel::" },
+];
 const PACKAGE: &str = "weir";
 
 /// A test that is not run on a kernel.
