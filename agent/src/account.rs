@@ -121,6 +121,28 @@ impl Accounts {
         }
     }
 
+    /// Records connections of which only the number is told as gaps, one for each job, and lets the connects go.
+    pub async fn no_room(&self, origins: Vec<Origin>) {
+        let mut by_job: BTreeMap<(u64, u8), Vec<Origin>> = BTreeMap::new();
+        for origin in origins {
+            by_job.entry((origin.job, origin.verdict)).or_default().push(origin);
+        }
+        for of_job in by_job.into_values() {
+            let Some(first) = of_job.first() else { continue };
+            let Connect { job_key, verdict, .. } = self.connect(first, None);
+            let count = of_job.len() as u64;
+            let gap = Gap { job_key, verdict, reason: GapReason::NoRoom, count, detail: BTreeMap::new() };
+            if self.write(gap).await.is_err() {
+                continue;
+            }
+            for origin in &of_job {
+                if let Err(error) = self.hooks.recorded(origin) {
+                    tracing::error!(%error, "a connect that is recorded stays among those that are not");
+                }
+            }
+        }
+    }
+
     async fn write(&self, entry: impl Into<Entry> + Clone) -> Result<u64, LedgerError> {
         loop {
             match self.ledger.write(entry.clone()).await {

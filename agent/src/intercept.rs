@@ -11,8 +11,8 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -31,7 +31,7 @@ use crate::tls::{Minter, UpstreamTls};
 
 /// How many connections may wait to be accepted; the kernel allows 4096 unless it was told otherwise.
 const BACKLOG: u32 = 4096;
-/// How many connections that there was no room for are recorded at a time; of more, the number is.
+/// How many connections that there was no room for are recorded at a time; of more, a gap tells the number.
 const RECORDED_AT_A_TIME: usize = 64;
 /// How often the number of connections that have no record of their own is told, at most.
 const TOLD_EVERY: Duration = Duration::from_secs(1);
@@ -119,8 +119,15 @@ pub struct Interceptor {
 /// Connections of which only the number is told.
 struct Uncounted {
     unattributed: AtomicU64,
-    no_room: AtomicU64,
+    /// All of them are owed a record; the hooks' own table bounds how many that can be.
+    no_room: Mutex<Vec<Origin>>,
     recorded: Arc<Semaphore>,
+}
+
+impl Uncounted {
+    fn no_room(&self) -> MutexGuard<'_, Vec<Origin>> {
+        self.no_room.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Interceptor {
@@ -134,7 +141,7 @@ impl Interceptor {
         own_ports: BTreeSet<u16>,
     ) -> Self {
         let recorded = Arc::new(Semaphore::new(RECORDED_AT_A_TIME));
-        let uncounted = Uncounted { unattributed: AtomicU64::new(0), no_room: AtomicU64::new(0), recorded };
+        let uncounted = Uncounted { unattributed: AtomicU64::new(0), no_room: Mutex::default(), recorded };
         let host = Arc::new(Namespace::host(hooks.netns_cookie()));
         Self {
             gate,
@@ -226,7 +233,7 @@ impl Interceptor {
         }
         reset(&stream);
         match self.uncounted.recorded.clone().try_acquire_owned() {
-            Err(_) => drop(self.uncounted.no_room.fetch_add(1, Ordering::Relaxed)),
+            Err(_) => self.uncounted.no_room().push(origin),
             Ok(recorded) => tasks.spawn_closing(async move {
                 interceptor.record_no_room(namespace, origin, share).await;
                 drop(recorded);
@@ -253,7 +260,11 @@ impl Interceptor {
                 () = self.gate.tasks.retiring() => true,
             };
             self.tell("flow.unattributed", &self.uncounted.unattributed).await;
-            self.tell("flow.no_room", &self.uncounted.no_room).await;
+            let no_room = std::mem::take(&mut *self.uncounted.no_room());
+            if !no_room.is_empty() {
+                tracing::warn!(count = no_room.len(), "flow.no_room");
+                self.accounts.no_room(no_room).await;
+            }
             if ending {
                 return;
             }

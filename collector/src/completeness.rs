@@ -47,7 +47,8 @@ pub use report::{Asked, CompletenessError, Report, report};
 pub use watch::{Told, Watch};
 
 /// What an agent may give as its own reason for connects without a record. Any other explains nothing.
-pub const EXPLAINS: [GapReason; 3] = [GapReason::AgentEnded, GapReason::RingFull, GapReason::TableFull];
+pub const EXPLAINS: [GapReason; 4] =
+    [GapReason::AgentEnded, GapReason::RingFull, GapReason::TableFull, GapReason::NoRoom];
 /// How long a statement must have stood there until it is believed whatever follows.
 pub const SETTLED_US: i64 = 30_000_000;
 

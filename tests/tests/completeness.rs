@@ -34,6 +34,13 @@ fn sums(lines: &[Value], verdict: &str) -> (u64, u64) {
     (number("kernel"), number("recorded"))
 }
 
+/// The agent's own gaps of one verdict, by reason.
+fn explained(lines: &[Value], verdict: &str) -> BTreeMap<String, u64> {
+    let line = lines.iter().find(|line| line["verdict"] == verdict);
+    let gaps = line.and_then(|line| line["gaps"].as_object()).into_iter().flatten();
+    gaps.map(|(reason, n)| (reason.clone(), n.as_u64().unwrap_or(0))).collect()
+}
+
 /// What was found, by verdict and reason.
 fn found(lines: &[Value]) -> BTreeMap<(String, String), i64> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -61,6 +68,28 @@ fn closed(world: &World, redirected: u64) -> Result<String> {
     ensure!(rows.len() == 1, "{rows:?}");
     Ok(rows[0]["job_key"].as_str().context("a key")?.to_owned())
 }
+
+/// For some seconds, from two threads: connects on which the MCP server never hears a word, connects to a port at which
+/// nobody listens, and datagrams to the server's port, as many of each, with a pause of so many ms. Tells how many. (What there is no room for is reset.)
+const BUSY: &str = "
+import socket, sys, threading, time
+server, nobody, seconds, pause = map(int, sys.argv[1:])
+end, made = time.monotonic() + seconds, []
+def busy():
+    while time.monotonic() < end:
+        with socket.socket() as s:
+            assert s.connect_ex(('127.0.0.1', server)) in (0, 104)
+        with socket.socket() as s:
+            assert s.connect_ex(('127.0.0.1', nobody)) == 111
+        with socket.socket(type=socket.SOCK_DGRAM) as s:
+            assert s.connect_ex(('127.0.0.1', server)) == 1
+        made.append(1)
+        time.sleep(pause / 1000)
+threads = [threading.Thread(target=busy) for _ in range(2)]
+[t.start() for t in threads]
+[t.join() for t in threads]
+print(len(made))
+";
 
 /// Connects to a loopback port at which nobody listens: so many are refused as the kernel would.
 fn knock(world: &World, times: u64) -> Result<()> {
@@ -111,5 +140,63 @@ fn a_jobs_sums_close_and_rows_deleted_afterwards_are_named_to_the_number() -> Re
         let (closes, lines) = checked(&world, arguments)?;
         ensure!(!closes && found(&lines) == expected, "{arguments:?}: {lines:?}");
     }
+    Ok(())
+}
+
+/// A world with a job that is busy for some seconds, while the check looks again and again and must find nothing. How many
+/// connects of each kind the job made, and in which states the check saw it.
+fn busy(seconds: u32, pause_ms: u32) -> Result<(World, u64, BTreeMap<String, u32>)> {
+    let every = "[accounting]\nevery = \"1s\"\n";
+    let world = World::start(&WorldPlan { rules: every.into(), ..WorldPlan::default() })?;
+    let mut command: Vec<OsString> = vec![world.setup.python().into(), "-c".into(), BUSY.into()];
+    let arguments = [world.server.port().into(), free_port()?.into(), seconds, pause_ms];
+    command.extend(arguments.map(|argument: u32| argument.to_string().into()));
+    let mut job = world.job().command(&command)?;
+    let mut states = BTreeMap::new();
+    while job.ended()?.is_none() {
+        let (closes, lines) = checked(&world, &[])?;
+        ensure!(closes, "{lines:?}");
+        for line in &lines {
+            *states.entry(line["state"].as_str().unwrap_or_default().to_owned()).or_default() += 1;
+        }
+    }
+    let made: u64 = job.stdout()?.trim().parse().with_context(|| job.stderr().unwrap_or_default())?;
+    ensure!(made > 100, "{made}");
+    Ok((world, made, states))
+}
+
+/// The sums of the job in the end: of each kind of connect, what the kernel counted is what was made, and each has its row
+/// but for those whose number is told for the given reason. How many those are.
+fn all_are_accounted_for(world: &World, made: u64, gaps: &BTreeMap<&str, &str>) -> Result<u64> {
+    let key = closed(world, made)?;
+    let (closes, lines) = checked(world, &["--job", &key])?;
+    ensure!(closes, "{lines:?}");
+    let mut unrecorded = 0;
+    for verdict in ["redirected", "unanswered", "datagram"] {
+        let (kernel, recorded) = sums(&lines, verdict);
+        let told = explained(&lines, verdict);
+        ensure!(kernel == made && recorded + told.values().sum::<u64>() == made, "{made}: {lines:?}");
+        unrecorded += told.values().sum::<u64>();
+        ensure!(told.keys().all(|reason| gaps.get(verdict) == Some(&reason.as_str())), "{lines:?}");
+    }
+    ensure!(checked(world, &[])?.0, "other jobs, and the logs");
+    ensure!(world.number("SELECT count() FROM findings")? == 0, "{:?}", world.sql("SELECT * FROM findings"));
+    Ok(unrecorded)
+}
+
+#[test]
+fn a_busy_job_gives_no_false_finding_while_it_runs_and_its_sums_close() -> Result<()> {
+    let (world, made, states) = busy(8, 20)?;
+    ensure!(states.contains_key("open"), "it was never judged while it ran: {states:?}");
+    ensure!(all_are_accounted_for(&world, made, &BTreeMap::new())? == 0, "each has its row");
+    Ok(())
+}
+
+#[test]
+fn of_a_flood_that_nobody_can_record_one_by_one_the_number_is_told() -> Result<()> {
+    let (world, made, _) = busy(3, 0)?;
+    let gaps = [("redirected", "no_room"), ("unanswered", "ring_full"), ("datagram", "ring_full")];
+    let unrecorded = all_are_accounted_for(&world, made, &gaps.into())?;
+    ensure!(unrecorded > 0, "{made} of each were all recorded: this was no flood");
     Ok(())
 }

@@ -4,7 +4,7 @@ use ConnectVerdict::{Passed, Redirected};
 /// Before everything is settled.
 const NOW_US: i64 = 1_000_000_000;
 
-use GapReason::{AgentEnded, RingFull, RowsDeleted, Surplus, TableFull, Unexplained};
+use GapReason::{AgentEnded, NoRoom, RingFull, RowsDeleted, Surplus, TableFull, Unexplained};
 
 fn sums(redirected: u64, passed: u64) -> ConnectSums {
     ConnectSums { redirected, passed, ..ConnectSums::default() }
@@ -81,8 +81,8 @@ fn what_a_closed_job_has_in_flight_excuses_nothing() {
 fn a_gap_explains_its_number_if_the_agent_may_give_its_reason() {
     let closed = || account(vec![statement(9, true, sums(5, 4), 0)], 3, 1);
     let mut explained = closed();
-    explained.gaps.insert(Redirected, [(AgentEnded, 1), (TableFull, 1)].into());
-    explained.gaps.insert(Passed, [(RingFull, 3)].into());
+    explained.gaps.insert(Redirected, [(AgentEnded, 1), (NoRoom, 1)].into());
+    explained.gaps.insert(Passed, [(RingFull, 1), (TableFull, 2)].into());
     assert_eq!(judged(&explained, &mut logs(7)), (Standing::Closed, vec![]));
     let mut more = explained.clone();
     more.gaps.insert(Redirected, [(AgentEnded, 3)].into());

@@ -177,6 +177,8 @@ labels! {
         RingFull = "ring_full",
         /// A table of the kernel's had no room.
         TableFull = "table_full",
+        /// The agent had room neither to serve the connections, which it reset, nor to record each of them.
+        NoRoom = "no_room",
         /// Events are missing from the log: rows were deleted, or never arrived.
         RowsDeleted = "rows_deleted",
         /// Nothing explains it.
