@@ -259,10 +259,10 @@ impl Hooks {
             path: cgroup.clone(),
             source,
         })?;
-        let mut ebpf = lock(&self.programs);
+        let ebpf = lock(&self.programs);
         let mut links = Links::new();
         for (name, attach_type) in PROGRAMS {
-            let program = program(&mut ebpf, name)?;
+            let program = program(&ebpf, name)?;
             links.push(Link::attach(self.pins.as_ref(), name, program.as_fd(), attach_type, &folder)?);
         }
         attached.insert(cgroup, links);
