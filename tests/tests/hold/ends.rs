@@ -146,12 +146,14 @@ fn a_hold_made_while_the_collector_is_down_arrives_late_and_can_be_approved() ->
 
 #[test]
 fn a_hold_does_not_outlive_its_agent() -> Result<()> {
-    let mut world = World::start(&WorldPlan::default())?;
+    // Its clients come back while no agent runs, and are to see that it is not Weir.
+    let failure = "intercepted = \"open\"";
+    let mut world = World::start(&WorldPlan { failure, ..WorldPlan::default() })?;
     // A clean end drops what waits, and says so; of a killed agent's calls nothing more is known.
     for (kind, killed, result) in
         [(ClientKind::Python, true, "unknown"), (ClientKind::TypeScript, false, "aborted")]
     {
-        let mut held = held(&world, kind, kind.name(), "deploy", &["--timeout-ms", "6000"])?;
+        let mut held = held(&world, kind, kind.name(), "deploy", &["--timeout-ms", "15000"])?;
         let ended = match killed {
             true => world.agent.daemon().kill()?,
             false => world.agent.daemon().terminate()?,
