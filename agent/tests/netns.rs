@@ -229,6 +229,20 @@ async fn a_namespace_whose_loopback_is_down_or_has_no_ipv6_is_registered_and_tol
 }
 
 #[tokio::test]
+async fn the_namespace_of_an_ordinary_user_in_a_user_namespace_is_entered_too() {
+    let mut stage = Stage::new().await;
+    let net = Net::of_user();
+    assert_eq!(stage.namespaces.register(net.pid(), JOB).await.unwrap(), Registered::New);
+    let opened = stage.opened.recv().await.unwrap();
+    assert_eq!(opened.listeners.len(), 2);
+    look_often(&stage).await;
+    assert_eq!(stage.namespaces.len(), 1, "its process is seen");
+    net.end();
+    look_often(&stage).await;
+    assert!(stage.namespaces.is_empty());
+}
+
+#[tokio::test]
 async fn there_is_room_for_so_many_and_one_job_gets_half_of_it() {
     let mut stage = Stage::with_room(4).await;
     let nets: Vec<Net> = (0..5).map(|_| Net::bare()).collect();

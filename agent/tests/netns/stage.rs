@@ -38,7 +38,13 @@ pub struct Net(Child);
 impl Net {
     /// A new one: nothing in it, and its loopback interface down.
     pub fn bare() -> Self {
-        Self::held_by("sleep infinity")
+        Self::held_by(&["unshare", "--net"])
+    }
+
+    /// One that an ordinary user made, in a user namespace of its own.
+    pub fn of_user() -> Self {
+        let user = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--"];
+        Self::held_by(&[&user[..], &["unshare", "--user", "--map-root-user", "--net"]].concat())
     }
 
     /// One with its loopback interface up, as container runtimes make them.
@@ -48,12 +54,11 @@ impl Net {
         net
     }
 
-    fn held_by(command: &str) -> Self {
-        let child = Command::new("unshare")
-            .args(["--net", "setpriv", "--pdeathsig", "KILL", "sh", "-c", &format!("exec {command}")])
-            .stdin(Stdio::null())
-            .spawn()
-            .expect("these tests need util-linux");
+    fn held_by(words: &[&str]) -> Self {
+        let holds = ["setpriv", "--pdeathsig", "KILL", "sleep", "infinity"];
+        let words = [words, &holds].concat();
+        let child = Command::new(words[0]).args(&words[1..]).stdin(Stdio::null()).spawn();
+        let child = child.expect("these tests need util-linux");
         let net = Self(child);
         until("the process is in its namespace", || net.inode() != own_inode());
         net
