@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use weir_tests::oci::{Container, ContainerPlan, RUNTIMES};
 use weir_tests::places::binary;
 use weir_tests::world::CLIENT_DEADLINE;
-use weir_tests::{ClientKind, Net, Scheme, World, WorldPlan, until};
+use weir_tests::{ClientKind, Job, Net, Scheme, World, WorldPlan, until};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 /// The job's own addresses in its private network, and the server's.
@@ -196,6 +196,38 @@ fn an_agent_that_comes_back_after_kill_9_listens_again_in_the_namespaces_that_li
     ensure!(registered[1]["event_detail"]["for"] == "restart", "{registered:?}");
     let refused = world.sql_until(1, "SELECT connect_reason FROM flows WHERE connect_verdict = 'refused'")?;
     ensure!(refused.len() == 1 && refused[0]["connect_reason"] == "no_agent", "{refused:?}");
+    Ok(())
+}
+
+/// Asks again and again, each time over a connection of its own; tells of each whether it was answered.
+const ASK: &str = "
+import socket, sys
+while True:
+    try:
+        with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=20) as made:
+            made.sendall(b'GET / HTTP/1.1\\r\\nHost: a\\r\\nConnection: close\\r\\n\\r\\n')
+            print('ok' if made.recv(5) == b'HTTP/' else 'not answered', flush=True)
+    except OSError as error:
+        print(error, flush=True)
+";
+
+#[test]
+fn no_connection_of_a_namespace_fails_while_one_agent_takes_anothers_place() -> Result<()> {
+    let (jobs, _servers, mut world) = private_network(Scheme::Http)?;
+    ensure!(oci_hook(&world, jobs.pid(), &["--require"])?.status.success());
+    let command = script(&world, ASK, &[SERVERS[0], &world.server.port().to_string()]);
+    let mut job = world.job().command_in(&jobs, &command)?;
+    let answered = |job: &Job| -> Result<usize> { Ok(job.stdout()?.lines().count()) };
+    until("some answers", DEADLINE, || Ok((answered(&job)? > 20).then_some(())))?;
+    let mut old = world.agent.replace()?;
+    ensure!(old.wait(CLIENT_DEADLINE)?.success(), "{}", old.log());
+    let by_then = answered(&job)?;
+    until("answers by the new agent", DEADLINE, || Ok((answered(&job)? > by_then + 20).then_some(())))?;
+    job.kill()?;
+    let said = job.stdout()?;
+    ensure!(said.lines().all(|line| line == "ok"), "{said}");
+    let registered = events(&world, "netns.registered", 2)?;
+    ensure!(registered[1]["event_detail"]["for"] == "restart", "{registered:?}");
     Ok(())
 }
 
