@@ -39,17 +39,33 @@ pub const fn is_loopback(address: [u8; 16]) -> bool {
     }
 }
 
-/// The loopback address that the kernel puts in place of `0.0.0.0`, `::ffff:0.0.0.0` or `::`. None for any other.
+/// Puts in place of `0.0.0.0`, `::ffff:0.0.0.0` or `::` where the kernel goes from a socket that is bound to `source`: to loopback,
+/// but from an IPv4 address back to that very one (`ip_route_output_key_hash_rcu`, `tcp_v6_connect`). Any other address is left.
+/// In place, since bytes that may come from several places would take much of a kernel program's stack.
 #[inline(always)]
-pub const fn loopback_if_unspecified(address: [u8; 16]) -> Option<[u8; 16]> {
-    match v4(address) {
-        Some(v4) if u32::from_ne_bytes(v4) == 0 => Some(LOOPBACK_V4),
-        Some(_) => None,
-        None => {
-            let [w0, w1, w2, w3] = words(address);
-            if w0 == 0 && w1 == 0 && w2 == 0 && w3 == 0 { Some(LOOPBACK_V6) } else { None }
+pub fn settle(address: &mut [u8; 16], source: &[u8; 16]) {
+    let [w0, w1, w2, w3] = words(*address);
+    if w0 != 0 || w1 != 0 || w3 != 0 {
+        return;
+    }
+    let from = v4(*source);
+    if w2 == MAPPED_PREFIX[2] {
+        *address = LOOPBACK_V4;
+        if let Some(from) = from
+            && !is_zero(from)
+        {
+            *address = *source;
+        }
+    } else if w2 == 0 {
+        *address = LOOPBACK_V6;
+        if from.is_some() {
+            *address = LOOPBACK_V4;
         }
     }
+}
+
+const fn is_zero(v4: [u8; 4]) -> bool {
+    u32::from_ne_bytes(v4) == 0
 }
 
 /// Four words as the kernel's structures hold them: network order in memory.
@@ -95,11 +111,21 @@ mod tests {
     }
 
     #[test]
-    fn unspecified_becomes_the_loopback_of_its_own_family() {
-        assert_eq!(loopback_if_unspecified(address("::")), Some(address("::1")));
-        assert_eq!(loopback_if_unspecified(address("::ffff:0.0.0.0")), Some(address("::ffff:127.0.0.1")));
+    fn unspecified_becomes_the_loopback_of_its_own_family_or_the_bound_address() {
+        let meant = |to, from| {
+            let mut to = address(to);
+            settle(&mut to, &address(from));
+            to
+        };
+        for unbound in ["::", "::ffff:0.0.0.0"] {
+            assert_eq!(meant("::ffff:0.0.0.0", unbound), LOOPBACK_V4);
+        }
+        assert_eq!(meant("::ffff:0.0.0.0", "::ffff:192.0.2.7"), address("::ffff:192.0.2.7"));
+        assert_eq!(meant("::", "::"), LOOPBACK_V6);
+        assert_eq!(meant("::", "2001:db8::7"), LOOPBACK_V6);
+        assert_eq!(meant("::", "::ffff:192.0.2.7"), LOOPBACK_V4);
         for other in ["::1", "::ffff:0.0.0.1", "::ffff:127.0.0.1", "1::"] {
-            assert_eq!(loopback_if_unspecified(address(other)), None, "{other}");
+            assert_eq!(meant(other, "::ffff:192.0.2.7"), address(other), "{other}");
         }
     }
 

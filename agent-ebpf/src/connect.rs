@@ -21,7 +21,7 @@ use aya_ebpf::{
     },
 };
 use weir_ebpf::{
-    FlowOrigin, Listeners, MARK_LISTENER, Settings, Tag, action,
+    FlowOrigin, Listeners, MARK_LISTENER, Tag, action,
     address::{self, mapped, words},
     reason, verdict,
 };
@@ -31,14 +31,13 @@ use crate::{
     account::{count, recount, tell},
     datagram,
     destination::Destination,
-    origin, select,
+    origin, owner, select,
 };
 
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
 const SOCK_STREAM: u32 = 1;
-const IPPROTO_TCP: u32 = 6;
-const IPPROTO_MPTCP: u32 = 262;
+const IPPROTO_TCP: u8 = 6;
 
 const ENOMEM: u32 = 12;
 const ECONNREFUSED: u32 = 111;
@@ -49,7 +48,11 @@ pub const REFUSE: i32 = 0;
 
 /// What becomes of a connect.
 enum Answer {
-    Redirect(&'static Listeners),
+    /// To the one of them for the family of the destination that is meant.
+    Redirect {
+        to: &'static Listeners,
+        is_v4: bool,
+    },
     Pass,
     Refuse,
 }
@@ -62,12 +65,31 @@ struct Ruling {
     errno: u32,
 }
 
+impl Ruling {
+    /// In one register, as a function out of line can give it back.
+    fn pack(self) -> u64 {
+        u64::from(self.errno) << 32 | u64::from(self.reason) << 8 | u64::from(self.verdict)
+    }
+
+    fn unpack(packed: u64) -> Self {
+        Self { verdict: packed as u8, reason: (packed >> 8) as u8, errno: (packed >> 32) as u32 }
+    }
+}
+
 pub fn connect4(ctx: *mut bpf_sock_addr) -> i32 {
-    if is_tcp(ctx, AF_INET) { stream4(ctx) } else { datagram::connect4(ctx) }
+    match socket_of(ctx) {
+        (SOCK_STREAM, AF_INET) => stream4(ctx),
+        (SOCK_STREAM, _) => PROCEED,
+        _ => datagram::connect4(ctx),
+    }
 }
 
 pub fn connect6(ctx: *mut bpf_sock_addr) -> i32 {
-    if is_tcp(ctx, AF_INET6) { stream6(ctx) } else { datagram::connect6(ctx) }
+    match socket_of(ctx) {
+        (SOCK_STREAM, AF_INET6) => stream6(ctx),
+        (SOCK_STREAM, _) => PROCEED,
+        _ => datagram::connect6(ctx),
+    }
 }
 
 /// Out of line, as its sisters are: their stacks then lie in the same place.
@@ -76,7 +98,7 @@ fn stream4(ctx: *mut bpf_sock_addr) -> i32 {
     match answer(ctx, Destination::v4(ctx)) {
         Answer::Pass => PROCEED,
         Answer::Refuse => REFUSE,
-        Answer::Redirect(to) => {
+        Answer::Redirect { to, .. } => {
             Destination::write_v4(ctx, to.v4, to.v4_port);
             PROCEED
         }
@@ -85,15 +107,15 @@ fn stream4(ctx: *mut bpf_sock_addr) -> i32 {
 
 #[inline(never)]
 fn stream6(ctx: *mut bpf_sock_addr) -> i32 {
-    let destination = Destination::v6(ctx);
-    match answer(ctx, destination) {
+    match answer(ctx, Destination::v6(ctx)) {
         Answer::Pass => PROCEED,
         Answer::Refuse => REFUSE,
-        Answer::Redirect(to) => {
+        Answer::Redirect { to, is_v4 } => {
             // A v4-mapped destination stays in its family: the socket may be bound to a v4-mapped source.
-            match address::v4(destination.address) {
-                Some(_) => Destination::write_v6(ctx, mapped(to.v4), to.v4_port),
-                None => Destination::write_v6(ctx, to.v6, to.v6_port),
+            if is_v4 {
+                Destination::write_v6(ctx, mapped(to.v4), to.v4_port);
+            } else {
+                Destination::write_v6(ctx, to.v6, to.v6_port);
             }
             PROCEED
         }
@@ -105,33 +127,35 @@ fn stream6(ctx: *mut bpf_sock_addr) -> i32 {
 fn answer(ctx: *mut bpf_sock_addr, mut to: Destination) -> Answer {
     // SAFETY: `ctx` is valid, and in a connect hook its socket is never null.
     let sk = unsafe { (*ctx).__bindgen_anon_1.sk };
-    let Some(tag) = select::of_socket(sk) else { return Answer::Pass };
-    if mark_of(sk) != 0 {
+    let owner = owner::of(sk);
+    let mut tag = select::nobody();
+    if !select::of_socket(owner, &mut tag) {
+        // What an earlier connect of it left, in a selected process's hands, is not of this one.
+        origin::forget(owner);
+        return Answer::Pass;
+    }
+    if mark_of(owner) != 0 {
         origin::count_exempt();
         return Answer::Pass;
     }
-    let Some(settings) = select::settings() else { return Answer::Pass };
-    // The kernel reads the unspecified address as loopback, so the record and the agent's rules do too.
-    let stand_in = address::loopback_if_unspecified(to.address);
-    if let Some(loopback) = stand_in {
-        to.address = loopback;
-    }
     // SAFETY: reads the context.
     let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.cast()) };
-    let mut origin = origin::begin(netns_cookie, &tag, &to, IPPROTO_TCP as u8);
-    origin::bound(&mut origin, sk);
+    // As the kernel reads the unspecified address, so do the record and the agent's rules.
+    origin::settle(&mut to, sk);
     // SAFETY: a plain value; the agent replaces it as a whole.
     let listeners = unsafe { NETNS.get(netns_cookie) };
-    let probe = stand_in.is_none() && address::is_loopback(to.address);
-    let ruling = rule(ctx, settings, &tag, &to, netns_cookie, listeners, probe);
+    let ruling = Ruling::unpack(rule(ctx, &tag, &to, netns_cookie, listeners));
+    let mut origin = origin::blank();
+    origin::begin(&mut origin, netns_cookie, &tag, &to, IPPROTO_TCP);
+    origin::bound(&mut origin, sk);
     origin.verdict = ruling.verdict;
     origin.reason = ruling.reason;
     if ruling.verdict == verdict::REDIRECTED
         && let Some(listeners) = listeners
     {
-        return redirect(ctx, sk, &mut origin, listeners);
+        return redirect(ctx, sk, owner, &mut origin, listeners);
     }
-    origin::forget(sk);
+    origin::forget(owner);
     count(&mut origin);
     tell(&origin, ruling.reason == reason::NO_LISTENER);
     if ruling.verdict == verdict::PASSED {
@@ -144,20 +168,19 @@ fn answer(ctx: *mut bpf_sock_addr, mut to: Destination) -> Answer {
     Answer::Refuse
 }
 
-/// What is to become of it. `probe`: whether to look if somebody listens there (not for the unspecified address: a socket
-/// bound to another local address goes to that one instead).
-#[inline(always)]
+/// What is to become of it, as [`Ruling::pack`] has it. Out of line, so that its stack is free again when the origin is kept.
+#[inline(never)]
 fn rule(
     ctx: *mut bpf_sock_addr,
-    settings: &Settings,
     tag: &Tag,
     to: &Destination,
     netns_cookie: u64,
     listeners: Option<&Listeners>,
-    probe: bool,
-) -> Ruling {
-    let refuse = |reason, errno| Ruling { verdict: verdict::REFUSED, reason, errno };
-    if address::is_loopback(to.address) {
+) -> u64 {
+    let refuse = |reason, errno| Ruling { verdict: verdict::REFUSED, reason, errno }.pack();
+    let Some(settings) = select::settings() else { return refuse(reason::NO_AGENT, 0) };
+    let is_loopback = address::is_loopback(to.address);
+    if is_loopback {
         let of_host = netns_cookie == settings.host_netns && OWN_PORTS.get_ptr(to.port).is_some();
         if of_host || listeners.is_some_and(|own| to.port == own.v4_port || to.port == own.v6_port) {
             return refuse(reason::OWN_PORT, 0);
@@ -168,34 +191,39 @@ fn rule(
         return refuse(reason::DENIED, 0);
     }
     if action == action::PASS {
-        return Ruling { verdict: verdict::PASSED, reason: reason::PASS, errno: 0 };
+        return Ruling { verdict: verdict::PASSED, reason: reason::PASS, errno: 0 }.pack();
     }
     // Where nobody listens the connect is refused here rather than passed: between this look and the kernel's own one, a
     // listener could appear and be reached unseen. A listener bound to a device is not found either.
-    if probe && !has_listener(ctx, to) {
-        return Ruling { verdict: verdict::UNANSWERED, reason: reason::NONE, errno: ECONNREFUSED };
+    if is_loopback && !has_listener(ctx, &to.address, to.port, false) {
+        return Ruling { verdict: verdict::UNANSWERED, reason: reason::NONE, errno: ECONNREFUSED }.pack();
     }
     let Some(listeners) = listeners else { return refuse(reason::NO_LISTENER, settings.errno) };
-    if !is_agent_there(ctx, to, listeners) {
-        return if settings.open_actions >> (action & 31) & 1 == 1 {
-            Ruling { verdict: verdict::PASSED, reason: reason::NO_AGENT, errno: 0 }
-        } else {
-            refuse(reason::NO_AGENT, settings.errno)
-        };
+    // Whoever binds the agent's port when it is gone gets nothing.
+    let is_agent_there = match address::v4(to.address) {
+        Some(_) => has_listener(ctx, &mapped(listeners.v4), listeners.v4_port, true),
+        None => has_listener(ctx, &listeners.v6, listeners.v6_port, true),
+    };
+    if is_agent_there {
+        Ruling { verdict: verdict::REDIRECTED, reason: reason::NONE, errno: 0 }.pack()
+    } else if settings.open_actions >> (action & 31) & 1 == 1 {
+        Ruling { verdict: verdict::PASSED, reason: reason::NO_AGENT, errno: 0 }.pack()
+    } else {
+        refuse(reason::NO_AGENT, settings.errno)
     }
-    Ruling { verdict: verdict::REDIRECTED, reason: reason::NONE, errno: 0 }
 }
 
 #[inline(always)]
 fn redirect(
     ctx: *mut bpf_sock_addr,
     sk: *mut bpf_sock,
+    owner: *mut bpf_sock,
     origin: &mut FlowOrigin,
     listeners: &'static Listeners,
 ) -> Answer {
-    origin::let_go(sk);
+    origin::let_go(owner);
     count(origin);
-    if !origin::keep(sk, origin) {
+    if !origin::keep(owner, origin) {
         recount(origin, verdict::FAILED);
         tell(origin, false);
         // SAFETY: takes a number; connect hooks may call it.
@@ -203,7 +231,7 @@ fn redirect(
         return Answer::Refuse;
     }
     unbind_device(ctx, sk);
-    Answer::Redirect(listeners)
+    Answer::Redirect { to: listeners, is_v4: address::v4(origin.destination).is_some() }
 }
 
 /// A socket bound to a device does not reach the listener, which is behind the loopback one.
@@ -225,18 +253,11 @@ fn unbind_device(ctx: *mut bpf_sock_addr, sk: *mut bpf_sock) {
     }
 }
 
-/// MPTCP connects through plain TCP subflows, yet the hook may run on the outer socket. An address of another family
-/// than the socket's is refused by the kernel itself; AF_UNSPEC dissolves an association and comes here never.
-fn is_tcp(ctx: *mut bpf_sock_addr, family: u32) -> bool {
+/// The socket's kind and the family of the address that was given. Streams are TCP here, MPTCP's subflows included: others have no
+/// such hook. To a stream of the other family the kernel refuses the connect itself (AF_UNSPEC dissolves, and never comes here).
+fn socket_of(ctx: *mut bpf_sock_addr) -> (u32, u32) {
     // SAFETY: `ctx` is the kernel's context for this call, valid while the program runs.
-    let (kind, protocol, user_family) = unsafe {
-        (
-            read_volatile(addr_of!((*ctx).type_)),
-            read_volatile(addr_of!((*ctx).protocol)),
-            read_volatile(addr_of!((*ctx).user_family)),
-        )
-    };
-    kind == SOCK_STREAM && (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP) && user_family == family
+    unsafe { (read_volatile(addr_of!((*ctx).type_)), read_volatile(addr_of!((*ctx).user_family))) }
 }
 
 /// What the agent marked a socket with; 0: it is not the agent's.
@@ -249,20 +270,13 @@ fn mark_of(sk: *mut bpf_sock) -> u32 {
     if mark.is_null() { 0 } else { unsafe { *mark.cast::<u32>() } }
 }
 
-/// Whether a connect to this address, in the socket's own network namespace, would find a listener.
-fn has_listener(ctx: *mut bpf_sock_addr, to: &Destination) -> bool {
-    match address::v4(to.address) {
-        Some(v4) => found(ctx, &mut tuple_v4(v4, to.port), |_| true),
-        None => found(ctx, &mut tuple_v6(to.address, to.port), |_| true),
-    }
-}
-
-/// Whether it is the agent that listens at the agent's address: whoever binds its port when it is gone gets nothing.
-fn is_agent_there(ctx: *mut bpf_sock_addr, to: &Destination, listeners: &Listeners) -> bool {
-    let is_agents = |sk| mark_of(sk) == MARK_LISTENER;
-    match address::v4(to.address) {
-        Some(_) => found(ctx, &mut tuple_v4(listeners.v4, listeners.v4_port), is_agents),
-        None => found(ctx, &mut tuple_v6(listeners.v6, listeners.v6_port), is_agents),
+/// Whether a connect to this address, in the socket's own network namespace, would find a listener, or the agent's.
+#[inline(never)]
+fn has_listener(ctx: *mut bpf_sock_addr, address: &[u8; 16], port: u16, of_agent: bool) -> bool {
+    let is_it = |sk| !of_agent || mark_of(sk) == MARK_LISTENER;
+    match address::v4(*address) {
+        Some(v4) => found(ctx, &mut tuple_v4(v4, port), is_it),
+        None => found(ctx, &mut tuple_v6(*address, port), is_it),
     }
 }
 

@@ -3,6 +3,8 @@
 //! Enters: a connect or a send of a datagram socket. Leaves: it as it was, or a refusal (EPERM). Must never: refuse what the
 //! operator did not say is to be intercepted or denied, DNS above all.
 
+use core::ptr::{addr_of, read_volatile};
+
 use aya_ebpf::{bindings::bpf_sock_addr, helpers::bpf_get_netns_cookie};
 use weir_ebpf::{action, address, reason, verdict};
 
@@ -13,7 +15,8 @@ use crate::{
     origin, select,
 };
 
-const IPPROTO_UDP: u8 = 17;
+const IPPROTO_ICMP: u32 = 1;
+const IPPROTO_ICMPV6: u32 = 58;
 
 #[inline(never)]
 pub fn connect4(ctx: *mut bpf_sock_addr) -> i32 {
@@ -28,12 +31,17 @@ pub fn connect6(ctx: *mut bpf_sock_addr) -> i32 {
 #[inline(always)]
 fn answer(ctx: *mut bpf_sock_addr, mut to: Destination) -> i32 {
     // SAFETY: `ctx` is valid, and in these hooks its socket is never null.
-    let sk = unsafe { (*ctx).__bindgen_anon_1.sk };
-    let Some(tag) = select::of_socket(sk) else { return PROCEED };
-    let Some(settings) = select::settings() else { return PROCEED };
-    if let Some(loopback) = address::loopback_if_unspecified(to.address) {
-        to.address = loopback;
+    let (sk, protocol) = unsafe { ((*ctx).__bindgen_anon_1.sk, read_volatile(addr_of!((*ctx).protocol))) };
+    // Pings have no port, and carry no call.
+    if protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6 {
+        return PROCEED;
     }
+    let mut tag = select::nobody();
+    if !select::of_socket(sk, &mut tag) {
+        return PROCEED;
+    }
+    let Some(settings) = select::settings() else { return PROCEED };
+    origin::settle(&mut to, sk);
     let reason = match to.action(settings, &tag) {
         None => reason::NOT_NAMED,
         Some(action::INTERCEPT) => reason::NONE,
@@ -42,7 +50,8 @@ fn answer(ctx: *mut bpf_sock_addr, mut to: Destination) -> i32 {
     };
     // SAFETY: reads the context.
     let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.cast()) };
-    let mut origin = origin::begin(netns_cookie, &tag, &to, IPPROTO_UDP);
+    let mut origin = origin::blank();
+    origin::begin(&mut origin, netns_cookie, &tag, &to, protocol as u8);
     origin.verdict = verdict::DATAGRAM;
     origin.reason = reason;
     count(&mut origin);

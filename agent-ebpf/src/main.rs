@@ -14,6 +14,7 @@ mod datagram;
 mod destination;
 mod lineage;
 mod origin;
+mod owner;
 mod peername;
 mod select;
 mod socket;

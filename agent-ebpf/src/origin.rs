@@ -13,13 +13,13 @@ use core::{
 use aya_ebpf::{
     bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
     helpers::{
-        bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
-        bpf_ktime_get_boot_ns, bpf_sk_storage_delete, bpf_sk_storage_get,
+        bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_boot_ns,
+        bpf_sk_storage_delete, bpf_sk_storage_get, generated::bpf_get_current_comm,
     },
 };
 use weir_ebpf::{
     FlowOrigin, Tag,
-    address::{bytes, mapped},
+    address::{self, bytes, mapped},
     reason, verdict,
 };
 
@@ -31,44 +31,81 @@ use crate::{
 
 const AF_INET: u32 = 2;
 
-/// The current task on its way to a destination; `netns_cookie` is its socket's.
-#[inline(always)]
-pub fn begin(netns_cookie: u64, tag: &Tag, to: &Destination, protocol: u8) -> FlowOrigin {
-    let (task, user) = (bpf_get_current_pid_tgid(), bpf_get_current_uid_gid());
-    // SAFETY: these helpers read the current task or a clock.
-    let (cgroup_id, connected_at) = unsafe { (bpf_get_current_cgroup_id(), bpf_ktime_get_boot_ns()) };
+/// To be filled by [`begin`].
+pub const fn blank() -> FlowOrigin {
     FlowOrigin {
-        netns_cookie,
-        cgroup_id,
-        connected_at,
-        job: tag.job,
-        process_start: tag.process_start,
-        tgid: (task >> 32) as u32,
-        tid: task as u32,
-        uid: user as u32,
-        gid: (user >> 32) as u32,
-        destination: to.address,
+        netns_cookie: 0,
+        cgroup_id: 0,
+        connected_at: 0,
+        job: 0,
+        process_start: 0,
+        tgid: 0,
+        tid: 0,
+        uid: 0,
+        gid: 0,
+        destination: [0; 16],
         source: [0; 16],
-        destination_port: to.port,
+        destination_port: 0,
         source_port: 0,
         verdict: verdict::REDIRECTED,
         reason: reason::NONE,
-        protocol,
+        protocol: 0,
         begun: 0,
-        comm: bpf_get_current_comm().unwrap_or_default(),
+        comm: [0; 16],
     }
 }
 
+/// The current task on its way to a destination; `netns_cookie` is its socket's. Out of line and in place, so that there is one of
+/// them on a program's stack and not two.
+#[inline(never)]
+pub fn begin(origin: &mut FlowOrigin, netns_cookie: u64, tag: &Tag, to: &Destination, protocol: u8) {
+    let (task, user) = (bpf_get_current_pid_tgid(), bpf_get_current_uid_gid());
+    origin.netns_cookie = netns_cookie;
+    // SAFETY: these helpers read the current task or a clock.
+    (origin.cgroup_id, origin.connected_at) =
+        unsafe { (bpf_get_current_cgroup_id(), bpf_ktime_get_boot_ns()) };
+    origin.job = tag.job;
+    origin.process_start = tag.process_start;
+    origin.tgid = (task >> 32) as u32;
+    origin.tid = task as u32;
+    origin.uid = user as u32;
+    origin.gid = (user >> 32) as u32;
+    origin.destination = to.address;
+    origin.destination_port = to.port;
+    origin.protocol = protocol;
+    // SAFETY: the array, and how long it is.
+    unsafe { bpf_get_current_comm(origin.comm.as_mut_ptr().cast(), origin.comm.len() as u32) };
+}
+
+/// Puts what is meant in place of an unspecified destination of this socket.
+#[inline(never)]
+pub fn settle(to: &mut Destination, sk: *mut bpf_sock) {
+    let mut source = [0; 16];
+    source_of(sk, &mut source);
+    address::settle(&mut to.address, &source);
+}
+
 /// Adds what the socket is bound to.
-#[inline(always)]
+#[inline(never)]
 pub fn bound(origin: &mut FlowOrigin, sk: *mut bpf_sock) {
-    const V6: usize = offset_of!(bpf_sock, src_ip6);
     origin.source_port = field::<{ offset_of!(bpf_sock, src_port) }>(sk) as u16;
-    origin.source = if field::<{ offset_of!(bpf_sock, family) }>(sk) == AF_INET {
-        mapped(field::<{ offset_of!(bpf_sock, src_ip4) }>(sk).to_ne_bytes())
+    source_of(sk, &mut origin.source);
+}
+
+/// The address that the socket is bound to.
+#[inline(always)]
+fn source_of(sk: *mut bpf_sock, source: &mut [u8; 16]) {
+    const V6: usize = offset_of!(bpf_sock, src_ip6);
+    if field::<{ offset_of!(bpf_sock, family) }>(sk) == AF_INET {
+        *source = mapped(field::<{ offset_of!(bpf_sock, src_ip4) }>(sk).to_ne_bytes());
     } else {
-        bytes([field::<V6>(sk), field::<{ V6 + 4 }>(sk), field::<{ V6 + 8 }>(sk), field::<{ V6 + 12 }>(sk)])
-    };
+        *source = bytes([
+            field::<V6>(sk),
+            field::<{ V6 + 4 }>(sk),
+            field::<{ V6 + 8 }>(sk),
+            field::<{ V6 + 12 }>(sk),
+        ]);
+    }
 }
 
 /// A field of the context's own socket. As assembly, since LLVM would compute an address first, and the verifier allows
@@ -86,8 +123,8 @@ pub fn field<const OFFSET: usize>(sk: *mut bpf_sock) -> u32 {
 /// What the latest connect of this socket left, if it was redirected.
 #[inline(always)]
 pub fn of(sk: *mut bpf_sock) -> Option<*mut FlowOrigin> {
-    // SAFETY: the map is a socket storage of `FlowOrigin`, the socket the context's own, not null; without the create
-    // flag no value is read.
+    // SAFETY: the map is a socket storage of `FlowOrigin`, the socket the context's own or its owner, not null;
+    // without the create flag no value is read.
     let kept = unsafe { bpf_sk_storage_get(from_ref(&ORIGINS).cast_mut().cast(), sk.cast(), null_mut(), 0) };
     if kept.is_null() { None } else { Some(kept.cast()) }
 }

@@ -52,9 +52,20 @@ pub fn current() -> Option<Tag> {
     None
 }
 
-/// The current process, or the one that made the socket.
-pub fn of_socket(sk: *mut bpf_sock) -> Option<Tag> {
-    current().or_else(|| tag_of(sk))
+/// The current process, or the one that made the socket. False: neither is selected. Out of line, and not an `Option`, since
+/// its callers need their stacks for more.
+#[inline(never)]
+pub fn of_socket(sk: *mut bpf_sock, tag: &mut Tag) -> bool {
+    let found = current().or_else(|| tag_of(sk));
+    if let Some(found) = found {
+        *tag = found;
+    }
+    found.is_some()
+}
+
+/// A tag to be filled.
+pub const fn nobody() -> Tag {
+    Tag { job: 0, process_start: 0, flags: 0, by_executable: 0 }
 }
 
 /// Tags a socket with whose it is, wherever it is passed on to.

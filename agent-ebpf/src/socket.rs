@@ -42,7 +42,8 @@ pub fn create(sk: *mut bpf_sock) -> i32 {
     // SAFETY: reads the context.
     let netns_cookie = unsafe { bpf_get_netns_cookie(sk.cast()) };
     let nowhere = Destination { address: [0; 16], port: 0 };
-    let mut origin = origin::begin(netns_cookie, &tag, &nowhere, protocol as u8);
+    let mut origin = origin::blank();
+    origin::begin(&mut origin, netns_cookie, &tag, &nowhere, protocol as u8);
     origin.verdict = verdict::SOCKET;
     count(&mut origin);
     tell(&origin, false);

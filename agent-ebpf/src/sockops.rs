@@ -11,7 +11,7 @@ use aya_ebpf::{
         BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE,
         BPF_TCP_ESTABLISHED, BPF_TCP_SYN_SENT, bpf_sock_ops,
     },
-    helpers::{bpf_get_netns_cookie, bpf_setsockopt, bpf_sock_ops_cb_flags_set},
+    helpers::{bpf_setsockopt, bpf_sock_ops_cb_flags_set},
 };
 use weir_ebpf::{
     FlowKey, FlowOrigin,
@@ -22,7 +22,7 @@ use weir_ebpf::{
 use crate::{
     PENDING, SO_BINDTOIFINDEX, SOL_SOCKET,
     account::{count_begun, recount, tell},
-    origin,
+    origin, owner,
 };
 
 const AF_INET: u32 = 2;
@@ -44,16 +44,17 @@ fn hand_over(ctx: *mut bpf_sock_ops) {
     if sk.is_null() {
         return;
     }
-    let Some(origin) = origin::of(sk) else { return };
+    let Some(origin) = origin::of(owner::of(sk)) else { return };
     // SAFETY: `origin` lies in the socket's storage, which lives as long as the socket does.
     let origin = unsafe { &mut *origin };
-    if origin.begun == 0 {
-        origin.begun = 1;
-        count_begun(origin);
+    if origin.begun != 0 {
+        // Of an earlier connect: this one was not led anywhere.
+        return;
     }
+    origin.begun = 1;
     let key = key(ctx, origin.netns_cookie);
     // An entry under the same key is of a connection that is dead by now: the kernel gave its port away.
-    tell_withdrawn(&key);
+    tell_withdrawn(&key, |_| true);
     let kept = PENDING.insert(key, *origin, 0).is_ok();
     if !(kept && watch_state(ctx)) {
         if kept {
@@ -62,33 +63,44 @@ fn hand_over(ctx: *mut bpf_sock_ops) {
         recount(origin, verdict::FAILED);
         tell(origin, false);
         sever(ctx);
+        return;
     }
+    count_begun(origin);
 }
 
 /// A connection that failed (SYN_SENT) or was reset (ESTABLISHED) takes its origin with it, before its port can be
 /// used again. After an orderly end the agent may still accept it and read what the client has sent.
 fn withdraw(ctx: *mut bpf_sock_ops) {
     // SAFETY: as in `on_event`; a state change fills the first two arguments.
-    let (from, to) = unsafe {
+    let (sk, from, to) = unsafe {
         (
+            (*ctx).__bindgen_anon_2.sk,
             read_volatile(addr_of!((*ctx).__bindgen_anon_1.args[0])),
             read_volatile(addr_of!((*ctx).__bindgen_anon_1.args[1])),
         )
     };
-    if to == BPF_TCP_CLOSE && (from == BPF_TCP_SYN_SENT || from == BPF_TCP_ESTABLISHED) {
-        // SAFETY: reads the context.
-        let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.cast()) };
-        tell_withdrawn(&key(ctx, netns_cookie));
+    if sk.is_null() || to != BPF_TCP_CLOSE || !(from == BPF_TCP_SYN_SENT || from == BPF_TCP_ESTABLISHED) {
+        return;
     }
+    let Some(own) = origin::of(owner::of(sk)) else { return };
+    // SAFETY: as in `hand_over`.
+    let own = unsafe { &*own };
+    // Its own entry alone: the socket may have gone elsewhere since, and share its port with another on its way to the agent.
+    tell_withdrawn(&key(ctx, own.netns_cookie), |entry| {
+        entry.connected_at == own.connected_at && entry.tid == own.tid
+    });
 }
 
 /// Takes an entry out that the agent has not taken, and tells of it. Only one of them and us can remove it.
 #[inline(always)]
-fn tell_withdrawn(key: &FlowKey) {
+fn tell_withdrawn(key: &FlowKey, is_it: impl Fn(&FlowOrigin) -> bool) {
     // SAFETY: a plain value, copied out. Should the agent remove it at this moment, so that another took its place in
     // memory, our removal fails and the copy is not used.
     let Some(origin) = (unsafe { PENDING.get(key) }) else { return };
     let mut origin: FlowOrigin = *origin;
+    if !is_it(&origin) {
+        return;
+    }
     if PENDING.remove(key).is_ok() {
         origin.reason = reason::WITHDRAWN;
         tell(&origin, false);

@@ -203,8 +203,11 @@ impl Hooks {
     pub fn load(plan: Plan<'_>) -> Result<Self, KernelError> {
         host::check()?;
         let mut loader = EbpfLoader::new();
-        let offsets = btf::offsets()?;
-        loader.map_max_entries("PENDING", plan.pending_room).override_global("OFFSETS", &offsets, true);
+        let layout = btf::layout()?;
+        loader
+            .map_max_entries("PENDING", plan.pending_room)
+            .override_global("OFFSETS", &layout.offsets, true)
+            .override_global("MPTCP", &layout.mptcp, true);
         for table in plan.pins.iter().flat_map(|pins| TABLES.map(|table| (table, pins.map_path(table)))) {
             loader.map_pin_path(table.0, table.1);
         }

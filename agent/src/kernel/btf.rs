@@ -14,6 +14,8 @@ use super::KernelError;
 const FILE: &str = "/sys/kernel/btf/vmlinux";
 const MAGIC: u16 = 0xeb9f;
 const HEADER: usize = 24;
+/// What there is only in a kernel built with MPTCP.
+const MPTCP: &[u8] = b"mptcp_sock";
 
 /// Kinds of types.
 const ARRAY: u32 = 3;
@@ -37,15 +39,27 @@ pub(super) enum BtfError {
     Missing(String),
 }
 
-/// Those of the running kernel.
-pub(super) fn offsets() -> Result<Offsets, KernelError> {
-    let failed = |reason: String| KernelError::Layout { file: FILE.into(), reason };
-    let bytes = std::fs::read(FILE).map_err(|e| failed(e.to_string()))?;
-    offsets_in(&bytes).map_err(|e| failed(e.to_string()))
+/// What the programs are told of the running kernel.
+#[derive(Debug)]
+pub(super) struct Layout {
+    pub offsets: Offsets,
+    /// 1: it knows MPTCP sockets.
+    pub mptcp: u32,
 }
 
-fn offsets_in(bytes: &[u8]) -> Result<Offsets, BtfError> {
+/// That of the running kernel.
+pub(super) fn layout() -> Result<Layout, KernelError> {
+    let failed = |reason: String| KernelError::Layout { file: FILE.into(), reason };
+    let bytes = std::fs::read(FILE).map_err(|e| failed(e.to_string()))?;
+    layout_in(&bytes).map_err(|e| failed(e.to_string()))
+}
+
+fn layout_in(bytes: &[u8]) -> Result<Layout, BtfError> {
     let types = Types::read(bytes)?;
+    Ok(Layout { offsets: offsets_in(&types)?, mptcp: types.named.contains_key(MPTCP).into() })
+}
+
+fn offsets_in(types: &Types<'_>) -> Result<Offsets, BtfError> {
     let at = |structure, field| types.offset(structure, field);
     Ok(Offsets {
         task_pid: at("task_struct", "pid")?,
@@ -263,7 +277,7 @@ mod tests {
 
     #[test]
     fn the_running_kernel_has_every_field() {
-        let offsets = offsets().unwrap();
+        let Layout { offsets, .. } = layout().unwrap();
         assert_ne!(offsets.task_pid, offsets.task_tgid);
         assert_eq!(offsets.task_tgid, offsets.task_pid + 4);
         assert!(offsets.cgroup_ancestors > 0 && offsets.net_ns_inum > 0 && offsets.super_block_dev > 0);
@@ -306,20 +320,20 @@ mod tests {
     #[test]
     fn garbage_is_refused_and_never_read_past_its_end() {
         for bytes in [&b""[..], b"\x9f\xeb", &[0; 64], &[0xff; 64]] {
-            assert!(offsets_in(bytes).is_err(), "{bytes:?}");
+            assert!(layout_in(bytes).is_err(), "{bytes:?}");
         }
         let whole = btf(&[head(OUTER, STRUCT, 1, 8).as_slice(), &[FIELD, 0, 0]].concat(), STRINGS);
         for length in 0..whole.len() {
-            assert!(offsets_in(whole.get(..length).unwrap()).is_err(), "{length}");
+            assert!(layout_in(whole.get(..length).unwrap()).is_err(), "{length}");
         }
         // Each byte in turn altered, in several ways.
         for place in 0..whole.len() {
             for with in [0x00, 0x01, 0x7f, 0x80, 0xff] {
                 let mut altered = whole.clone();
                 altered[place] = with;
-                assert!(offsets_in(&altered).is_err());
+                assert!(layout_in(&altered).is_err());
             }
         }
-        assert!(matches!(offsets_in(&whole), Err(BtfError::Missing(what)) if what == "task_struct.pid"));
+        assert!(matches!(layout_in(&whole), Err(BtfError::Missing(what)) if what == "task_struct.pid"));
     }
 }
