@@ -34,6 +34,13 @@ pub fn count_begun(origin: &FlowOrigin) {
     add(origin.job, VERDICTS, verdict::BEGUN, 1);
 }
 
+/// Takes back what was counted as redirected and begun, and counts it as failed.
+#[inline(always)]
+pub fn fail(origin: &mut FlowOrigin) {
+    add(origin.job, VERDICTS, verdict::BEGUN, 1_u64.wrapping_neg());
+    recount(origin, verdict::FAILED);
+}
+
 /// Takes back what was counted under another verdict, and counts this one.
 #[inline(always)]
 pub fn recount(origin: &mut FlowOrigin, verdict: u8) {

@@ -16,12 +16,12 @@ use aya_ebpf::{
 use weir_ebpf::{
     FlowKey, FlowOrigin,
     address::{bytes, mapped},
-    reason, verdict,
+    reason,
 };
 
 use crate::{
     PENDING, SO_BINDTOIFINDEX, SOL_SOCKET,
-    account::{count_begun, recount, tell},
+    account::{count_begun, fail, tell},
     origin, owner,
 };
 
@@ -52,6 +52,7 @@ fn hand_over(ctx: *mut bpf_sock_ops) {
         return;
     }
     origin.begun = 1;
+    count_begun(origin);
     let key = key(ctx, origin.netns_cookie);
     // An entry under the same key is of a connection that is dead by now: the kernel gave its port away.
     tell_withdrawn(&key, |_| true);
@@ -60,12 +61,10 @@ fn hand_over(ctx: *mut bpf_sock_ops) {
         if kept {
             let _ = PENDING.remove(key);
         }
-        recount(origin, verdict::FAILED);
+        fail(origin);
         tell(origin, false);
         sever(ctx);
-        return;
     }
-    count_begun(origin);
 }
 
 /// A connection that failed (SYN_SENT) or was reset (ESTABLISHED) takes its origin with it, before its port can be
