@@ -21,7 +21,7 @@ use std::{
     fs::File,
     io,
     net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6},
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -393,8 +393,15 @@ impl Hooks {
     }
 
     /// Whoever holds it uses the folder of pins, if there is one.
-    pub fn pins_lock(&self) -> Option<BorrowedFd<'_>> {
-        self.pins.as_ref().map(Pins::lock)
+    pub fn pins_lock(&self) -> Option<OwnedFd> {
+        self.pins.as_ref().and_then(Pins::lock)
+    }
+
+    /// Another agent uses the folder of pins now.
+    pub fn leave_pins(&self) {
+        if let Some(pins) = &self.pins {
+            pins.leave();
+        }
     }
 
     /// This process's own network namespace, as the hooks know it.

@@ -37,6 +37,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 use weir_core::ids::{Boot, CallId, FlowId, Origin};
 use weir_core::mask::{Masked, Masker};
 use weir_core::record::{AgentEvent, Body, Completeness, DecisionRecord, Flow, Gap, Message, Written};
@@ -206,6 +207,8 @@ struct Vitals {
     lost_notes: AtomicU64,
     failed_groups: AtomicU64,
     fault: Mutex<Option<String>>,
+    /// Cancelled when the process to which the log was given is gone.
+    peer_gone: CancellationToken,
 }
 
 impl Vitals {
@@ -310,8 +313,9 @@ impl Ledger {
     /// from now on waits until the outcome is known, see [`Released`]. After an error nothing has changed.
     pub async fn release(&self) -> Result<Released, LedgerError> {
         let shared = self.shared.clone();
-        let hosted = std::mem::take(&mut *shared.guests());
-        if hosted.iter().filter(|hosted| !hosted.is_gone()).count() >= MAX_GUESTS {
+        let mut hosted = std::mem::take(&mut *shared.guests());
+        hosted.retain(|hosted| !hosted.is_gone());
+        if hosted.len() >= MAX_GUESTS {
             *shared.guests() = hosted;
             return Err(LedgerError::TooManyGuests);
         }
@@ -333,6 +337,11 @@ impl Ledger {
                 Err(error)
             }
         }
+    }
+
+    /// Resolves when the process to which the log was given is gone.
+    pub async fn peer_gone(&self) {
+        self.shared.vitals.peer_gone.cancelled().await;
     }
 
     /// Resolves when all processes that this one has replaced are gone.

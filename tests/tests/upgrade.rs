@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
@@ -76,6 +76,7 @@ fn agents_replace_one_another_under_load_and_no_call_fails() -> Result<()> {
     let (approval, _) = next_hold(&world.collector, DEADLINE)?;
     let jobs = start(&world)?;
     until_answered(&jobs, 5)?;
+    let began = Instant::now();
 
     let (mut replaced, mut pids) = (Vec::new(), BTreeSet::new());
     let origin = world.agent.status()?.origin;
@@ -84,6 +85,7 @@ fn agents_replace_one_another_under_load_and_no_call_fails() -> Result<()> {
     for _ in 0..REPLACEMENTS {
         until_executed(&world, BETWEEN)?;
         replaced.push(world.agent.replace()?);
+        eprintln!("replaced after {:?}", began.elapsed());
         let status = world.agent.status()?;
         ensure!(status.origin == origin, "another log: {status:?}");
         ensure!(status.listen.v4 == listen.v4 && status.listen.v6 == listen.v6, "other sockets: {status:?}");
@@ -103,8 +105,10 @@ fn agents_replace_one_another_under_load_and_no_call_fails() -> Result<()> {
     ensure!((call.ok, call.text.as_deref()) == (true, Some("deployed to production")), "{call:?}");
 
     let told = stop(jobs)?;
+    eprintln!("the clients ended after {:?}", began.elapsed());
     for mut old in replaced {
         let exit = old.wait(DEADLINE)?;
+        eprintln!("an agent that was replaced ended after {:?}", began.elapsed());
         ensure!(exit.success(), "an agent that was replaced ended with {exit}");
     }
     no_call_failed(&world, &told)?;

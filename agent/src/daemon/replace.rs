@@ -1,6 +1,7 @@
 //! An agent that takes another's place, and one whose place is taken. See [`crate::handover`] for what the two say.
 
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -61,7 +62,9 @@ impl Agent {
         let sockets = std::mem::take(&mut self.sockets);
         let runtime = Handle::current();
         let giving = tokio::task::spawn_blocking(move || {
-            let estate = Estate { ledger: &ledger, boot, lock: hooks.pins_lock(), sockets: &sockets };
+            let lock = hooks.pins_lock();
+            let lock = lock.as_ref().map(AsFd::as_fd);
+            let estate = Estate { ledger: &ledger, boot, lock, sockets: &sockets };
             let given = give(asking, &estate, &runtime);
             (given, sockets)
         });
@@ -83,6 +86,7 @@ impl Agent {
         if tokio::time::timeout(LETTING_GO, ended).await.is_err() {
             tracing::error!("not all tasks of an agent that was replaced ended in time");
         }
+        self.hooks.leave_pins();
         let (pid, version) = (successor.hello.pid, successor.hello.version.clone());
         successor.done();
         tracing::info!(
@@ -100,7 +104,7 @@ impl Agent {
     }
 
     /// Of an agent that was replaced: waits until its connections and held calls have ended, at most as long as the
-    /// configuration says and until it is told to `stop`, and ends.
+    /// configuration says, until it is told to `stop`, or until the agent that has the log is gone; and ends.
     pub async fn drain(self, stop: impl Future<Output = ()>) -> Result<()> {
         let Self { gate, hooks, ending, background, mut accepting, .. } = self;
         let holds = gate.approval.deadline.saturating_add(AFTER_A_HOLD);
@@ -112,6 +116,8 @@ impl Agent {
         let (accepted, drained) = tokio::select! {
             (accepted, drained) = drained => (Some(accepted), drained),
             () = stop => (None, false),
+            // Nothing that happens now would be recorded.
+            () = gate.ledger.peer_gone() => (None, false),
         };
         if !drained && !gate.tasks.end(DRAIN, CLOSE).await {
             tracing::warn!("connections that did not end in time were closed");

@@ -13,10 +13,11 @@ use std::{
     fs::{self, DirBuilder, File, Permissions, TryLockError},
     io,
     os::{
-        fd::{AsFd, BorrowedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     },
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use aya::maps::{Array, MapData};
@@ -64,7 +65,7 @@ fn hint(error: &io::Error) -> &'static str {
 pub struct Pins {
     root: PathBuf,
     /// Whoever holds this very opening of the folder (it can be sent to another process) uses the folder.
-    lock: File,
+    lock: Mutex<Option<File>>,
     epoch: u64,
 }
 
@@ -93,7 +94,7 @@ impl Pins {
             make_folder(&path)?;
         }
         let epoch = epoch(&layout.join("maps").join(EPOCH))?;
-        Ok(Self { root: root.to_owned(), lock, epoch })
+        Ok(Self { root: root.to_owned(), lock: Mutex::new(Some(lock)), epoch })
     }
 
     /// Where a table is pinned, or is to be.
@@ -116,8 +117,14 @@ impl Pins {
     }
 
     /// To be sent to a successor. The folder is in use until every copy of it is closed.
-    pub fn lock(&self) -> BorrowedFd<'_> {
-        self.lock.as_fd()
+    pub fn lock(&self) -> Option<OwnedFd> {
+        let lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        lock.as_ref().and_then(|lock| lock.as_fd().try_clone_to_owned().ok())
+    }
+
+    /// The folder is a successor's alone: should that end, its own successor need not wait for this process.
+    pub fn leave(&self) {
+        drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     /// The layouts of other versions of Weir whose hooks and tables are still here. Their tables cannot be read by this

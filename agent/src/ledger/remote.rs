@@ -64,6 +64,7 @@ impl Remote {
         let reader = reader.inspect_err(|error| {
             tracing::error!(%error, "cannot hear the agent that writes the log now");
             lock(&self.owed).items = None;
+            self.closed.vitals.peer_gone.cancel();
         });
         self.serve(commands);
         // All that was sent is still read there; then the other side closes, too.
@@ -199,6 +200,7 @@ impl Listening {
         };
         let items = lock(&self.owed).items.take().unwrap_or_default();
         *self.vitals.fault() = Some(LedgerError::PeerGone.to_string());
+        self.vitals.peer_gone.cancel();
         if !items.is_empty() || end.is_some() {
             tracing::error!(owed = items.len(), why = ?end, "the agent that writes the log now is gone");
         }

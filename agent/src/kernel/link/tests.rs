@@ -233,7 +233,7 @@ fn one_agent_at_a_time_uses_a_folder_and_a_successor_gets_its_lock() {
     let refused = Pins::open(&stage.folder).unwrap_err();
     assert!(matches!(refused, PinError::InUse { holder: Some(pid), .. } if pid == std::process::id()));
     assert!(matches!(pins::remove(&stage.folder), Err(PinError::InUse { .. })));
-    let sent = File::from(pins.lock().try_clone_to_owned().unwrap());
+    let sent = File::from(pins.lock().unwrap());
     let successor = Pins::take_over(&stage.folder, sent).unwrap();
     assert_eq!(successor.epoch(), pins.epoch());
     drop(pins);
