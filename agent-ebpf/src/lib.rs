@@ -353,7 +353,7 @@ mod tests {
     #[test]
     fn the_deepest_level_is_looked_up_first() {
         assert_eq!(Settings::pack_levels([2, 5, 2]), Some(0x25));
-        assert_eq!(Settings::pack_levels(1..=15), Some(0x1234_5678_9abc_def));
+        assert_eq!(Settings::pack_levels(1..=15), Some(0x0123_4567_89ab_cdef));
         assert_eq!(Settings::pack_levels([]), Some(0));
         assert_eq!((Settings::pack_levels([0]), Settings::pack_levels([16])), (None, None));
     }
