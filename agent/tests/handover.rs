@@ -33,14 +33,10 @@ async fn old(state: &Path, ledger: Ledger) -> Result<Successor, HandoverError> {
     let runtime = Handle::current();
     let giving = tokio::task::spawn_blocking(move || {
         let (stream, _) = listener.accept().unwrap();
-        let mut line = Vec::new();
-        for byte in (&stream).bytes() {
-            match byte.unwrap() {
-                b'\n' => break,
-                byte => line.push(byte),
-            }
-        }
-        let asked: serde_json::Value = serde_json::from_slice(&line).unwrap();
+        // Nothing follows before the answer, so nothing is read too far.
+        let mut line = String::new();
+        BufReader::new(&stream).read_line(&mut line).unwrap();
+        let asked: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!(asked["ask"], "replace");
         let hello: Hello = serde_json::from_value(asked).unwrap();
         writeln!(&stream, "\"replacing\"").unwrap();

@@ -83,7 +83,6 @@ impl Life {
 }
 
 /// Answers a command that nothing can be done for. `None` ends the thread; an item is to be kept.
-#[expect(clippy::option_option, reason = "two things to say: whether to go on, and what to keep")]
 fn refuse(closed: &Closed, command: Command, error: &LedgerError) -> Option<Option<Item>> {
     match command {
         Command::Put(item) => {
