@@ -217,7 +217,7 @@ impl DestinationKey {
 
 /// An executable by its file.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FileKey {
     pub inode: u64,
     /// As the kernel holds it (`MKDEV`: major << 20 | minor).

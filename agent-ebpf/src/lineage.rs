@@ -211,6 +211,7 @@ pub fn exec(ctx: &BtfTracePointContext) {
     let wake = unsafe {
         let wake = describe(addr_of_mut!((*told).event), event::EXEC, tgid, &own, task, cgroup);
         copy_path(told, binprm.read(offset!(binprm_filename)));
+        (*told).inode = inode(binprm).read(offset!(inode_ino));
         copy_arguments(told, task.0.follow(offset!(task_mm)));
         wake
     };
@@ -295,7 +296,7 @@ pub fn mkdir(ctx: &BtfTracePointContext) {
     unsafe {
         describe(addr_of_mut!((*told).event), event::CGROUP, tgid, &NOBODY, Task::current(), cgroup);
         copy_path(told, path as u64);
-        ((*told).arguments_len, (*told).arguments_whole) = (0, 0);
+        ((*told).inode, (*told).arguments_len, (*told).arguments_whole) = (0, 0, 0);
     }
     entry.submit(u64::from(BPF_RB_FORCE_WAKEUP));
 }
@@ -354,6 +355,12 @@ fn belongs(inherited: Tag, cgroup: Cgroup) -> Tag {
     USERS.get_ptr(bpf_get_current_uid_gid() as u32).map_or(NOBODY, of)
 }
 
+/// Of the file that is about to run.
+#[inline(always)]
+fn inode(binprm: At) -> At {
+    binprm.follow(offset!(binprm_file)).follow(offset!(file_inode))
+}
+
 #[inline(always)]
 fn of(selected: *const Selected) -> Tag {
     // SAFETY: as in `tag`.
@@ -367,7 +374,7 @@ fn selected_executable(binprm: At) -> *const Selected {
     if settings().is_none_or(|settings| settings.by_executable == 0) {
         return null();
     }
-    let inode = binprm.follow(offset!(binprm_file)).follow(offset!(file_inode));
+    let inode = inode(binprm);
     let key = FileKey {
         inode: inode.read(offset!(inode_ino)),
         device: inode.follow(offset!(inode_sb)).read(offset!(super_block_dev)),

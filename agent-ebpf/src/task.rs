@@ -70,6 +70,8 @@ pub struct NamedEvent {
     /// Bytes of `path` and `arguments` that are filled; what comes after them is of an older event.
     pub path_len: u32,
     pub arguments_len: u32,
+    /// Of an exec: the number of the file that it runs, which for a script is its interpreter. Else 0.
+    pub inode: u64,
     /// Bytes of the whole command line; `arguments_len` when it was not cut.
     pub arguments_whole: u64,
     /// Of an exec: the path that was given to `execve`. Of a cgroup: its own, from the hierarchy's root.
@@ -158,6 +160,6 @@ impl Offsets {
 
 const _: () = {
     assert!(size_of::<TaskEvent>() == 120 && align_of::<TaskEvent>() == 8);
-    assert!(size_of::<NamedEvent>() == 2440 && align_of::<NamedEvent>() == 8);
+    assert!(size_of::<NamedEvent>() == 2448 && align_of::<NamedEvent>() == 8);
     assert!(size_of::<Offsets>() == 132 && align_of::<Offsets>() == 4);
 };

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
-use weir_core::mask::{Masked, Masker};
+use weir_core::mask::Masked;
 use weir_core::record::{
     Completeness, Connect, ConnectReason, ConnectSums, ConnectVerdict, Flow, Gap, GapReason,
 };
@@ -32,6 +32,7 @@ use jobs::Jobs;
 
 use crate::kernel::{Hooks, KernelError, Origin};
 use crate::ledger::{Entry, Ledger, LedgerError};
+use crate::process::Processes;
 
 /// How often it is looked whether a job has ended.
 const LOOK: Duration = Duration::from_secs(1);
@@ -47,7 +48,7 @@ pub type Listener = Arc<dyn Fn(&Origin) + Send + Sync>;
 pub struct Accounts {
     hooks: Arc<Hooks>,
     ledger: Ledger,
-    masker: Masker,
+    processes: Arc<Processes>,
     /// How often the sums of a job that goes on are stated.
     every: Duration,
     jobs: Mutex<Jobs>,
@@ -73,13 +74,22 @@ impl Accounts {
     pub fn new(
         hooks: Arc<Hooks>,
         ledger: Ledger,
-        masker: Masker,
+        processes: Arc<Processes>,
         every: Duration,
         listener: Option<Listener>,
     ) -> Arc<Self> {
         let (marks, asked) = mpsc::channel(1);
         let jobs = Mutex::new(Jobs::new());
-        Arc::new(Self { hooks, ledger, masker, every, jobs, listener, marks, asked: Mutex::new(Some(asked)) })
+        Arc::new(Self {
+            hooks,
+            ledger,
+            processes,
+            every,
+            jobs,
+            listener,
+            marks,
+            asked: Mutex::new(Some(asked)),
+        })
     }
 
     /// A job whose sums are to be stated under this name. One that is known keeps its name.
@@ -87,9 +97,14 @@ impl Accounts {
         self.jobs().begin(job, name, extent);
     }
 
+    /// What is known of processes.
+    pub fn processes(&self) -> &Arc<Processes> {
+        &self.processes
+    }
+
     /// The name of a job in records: unlike any other's, of this host or another.
     pub fn key(&self, job: u64) -> String {
-        format!("{:016x}-{job:016x}", self.hooks.epoch())
+        self.processes.job_key(job)
     }
 
     /// What a flow record says of its connect. `source` is the address that the client would have had without Weir, if it
@@ -218,7 +233,7 @@ impl Accounts {
             let still: Vec<Origin> = self.hooks.taken()?;
             for origin in owed?.into_iter().filter(|origin| still.contains(origin)) {
                 let connect = self.connect(&origin, None);
-                let text = |value: String| self.masker.text(&value).truncate(told::MAX_TEXT);
+                let text = |value: String| self.processes.masker().text(&value).truncate(told::MAX_TEXT);
                 let detail = BTreeMap::from([
                     ("destination".to_owned(), text(origin.destination.to_string())),
                     ("pid".to_owned(), text(origin.tgid.to_string())),
@@ -261,7 +276,7 @@ impl Accounts {
             let closed = has_ended && in_flight == 0;
             let statement = Completeness {
                 job_key: self.key(job),
-                name: self.masker.text(&name).truncate(told::MAX_TEXT),
+                name: self.processes.masker().text(&name).truncate(told::MAX_TEXT),
                 closed,
                 kernel: sums(&own.verdicts),
                 lost: sums(&own.lost),

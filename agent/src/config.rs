@@ -4,6 +4,7 @@
 mod egress;
 mod lifecycle;
 mod limits;
+mod select;
 
 use std::net::{IpAddr, SocketAddrV4, SocketAddrV6};
 use std::ops::Range;
@@ -20,6 +21,7 @@ use weir_ebpf::action;
 pub use egress::{Egress, Treatment};
 pub use lifecycle::{Failure, Kernel, Mode, Refusal};
 pub use limits::{Limits, Spool};
+pub use select::{Reach, Select, SelectEntry, Stdio, UserName};
 
 use crate::kernel::Destination;
 
@@ -31,6 +33,7 @@ pub struct Config {
     pub state_dir: PathBuf,
     pub policy: Policy,
     pub select: Select,
+    pub stdio: Stdio,
     pub listen: Listen,
     pub kernel: Kernel,
     pub failure: Failure,
@@ -61,15 +64,6 @@ impl Default for Accounting {
     fn default() -> Self {
         Self { every: Duration::from_secs(10) }
     }
-}
-
-/// Whose connections are led through the proxy.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Select {
-    /// Folders of the cgroup2 hierarchy, absolute or relative to its mount point.
-    #[serde(default)]
-    pub cgroups: Vec<PathBuf>,
 }
 
 /// The listeners' addresses; port 0 takes any free one.
@@ -178,8 +172,9 @@ struct Document {
     state_dir: PathBuf,
     #[serde(default)]
     default_action: Option<Spanned<Action>>,
+    select: Option<Spanned<Select>>,
     #[serde(default)]
-    select: Select,
+    stdio: Stdio,
     #[serde(default)]
     listen: Listen,
     #[serde(default)]
@@ -295,6 +290,13 @@ impl Config {
             };
             wrong(span, e.to_string())
         })?;
+        let select = match document.select {
+            Some(select) => match select.get_ref().fault() {
+                Some(fault) => return Err(wrong(select.span(), fault)),
+                None => select.into_inner(),
+            },
+            None => Select::default(),
+        };
         let limits = match document.limits {
             Some(limits) => match limits.get_ref().fault() {
                 Some(fault) => return Err(wrong(limits.span(), fault.into())),
@@ -320,7 +322,8 @@ impl Config {
             tenant: document.tenant,
             state_dir: document.state_dir,
             policy,
-            select: document.select,
+            select,
+            stdio: document.stdio,
             listen: document.listen,
             kernel: document.kernel,
             failure: document.failure,

@@ -3,9 +3,8 @@
 
 mod replace;
 
-use std::collections::BTreeSet;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,12 +14,11 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use weir_core::ids::Boot;
 use weir_core::mask::{MaskKey, Masker};
-use weir_ebpf::{Selected, Settings, action, reason};
+use weir_ebpf::{Settings, action, reason};
 
-use crate::account::{Accounts, Extent, Listener};
+use crate::account::{Accounts, Listener};
 use crate::admin::{self, CaStatus, CallStatus, ConnectStatus, Desk, ListenStatus, SpoolStatus, Status};
 use crate::approval::Approvals;
-use crate::cgroup;
 use crate::config::{Config, Failure, Mode};
 use crate::gate::{Gate, HeldCalls, Place};
 use crate::handover::{Asking, Sockets};
@@ -28,8 +26,11 @@ use crate::intercept::{Interceptor, Listeners};
 use crate::kernel::pins::Pins;
 use crate::kernel::{Hooks, KernelError, Plan, check_host, may_enter_namespaces};
 use crate::ledger::{Ledger, LedgerConfig, Tap};
+use crate::lineage::Lineage;
 use crate::netns::Namespaces;
+use crate::process::Processes;
 use crate::random;
+use crate::select::Selection;
 use crate::share::Shares;
 use crate::ship::{Collector, Shipper};
 use crate::spool::{Folder, Limits};
@@ -94,9 +95,7 @@ impl Agent {
         let masker = Masker::new(MaskKey::new(secret(&state_dir.join("keys"), "mask.key")?));
         let upstream = UpstreamTls::new(&config.upstream_roots)?;
         // What is wrong is to be found before anything is taken from anybody.
-        for cgroup in &config.select.cgroups {
-            cgroup::resolve(cgroup)?;
-        }
+        Selection::new(&config.select)?;
         let (old, lock) = old.map_or((None, None), |old| (Some(old.agent), old.lock));
         let pins = match (config.kernel.pin_dir.as_deref(), lock) {
             (Some(folder), Some(lock)) => Some(Pins::take_over(folder, lock).map_err(KernelError::from)?),
@@ -105,6 +104,7 @@ impl Agent {
         };
         let plan = Plan { pins, own_ports: &config.protected_ports, ..Plan::default() };
         let hooks = Arc::new(Hooks::load(plan)?);
+        let processes = Arc::new(Processes::new(masker.clone(), hooks.epoch()));
 
         let boot = Boot::from_random(random::bytes());
         let folder = Folder::open(state_dir.join("spool")).context("cannot open the spool")?;
@@ -156,7 +156,7 @@ impl Agent {
             .context("cannot look at this network namespace in /proc")?;
         let seeing = namespaces.clone();
         let listener: Listener = Arc::new(move |origin| seeing.refused(origin));
-        let accounts = Accounts::new(hooks.clone(), ledger.clone(), masker.clone(), every, Some(listener));
+        let accounts = Accounts::new(hooks.clone(), ledger.clone(), processes, every, Some(listener));
         let interceptor = Interceptor::new(
             gate.clone(),
             accounts.clone(),
@@ -187,7 +187,13 @@ impl Agent {
             }
             None => None,
         };
-        select(&hooks, &accounts, &config.select.cgroups)?;
+        let lineage = Lineage::start(
+            hooks.clone(),
+            accounts.clone(),
+            &config.select,
+            &config.stdio,
+            namespaces.clone(),
+        )?;
         hooks.settle()?;
         // Before anybody is told that the agent is ready.
         namespaces.take_up().await?;
@@ -195,6 +201,7 @@ impl Agent {
             vec![listeners.sockets(hooks.netns_cookie()).context("cannot copy a listener's handle")?];
         let on_duty = ending.child_token();
         let mut duties = vec![
+            tokio::spawn(lineage.run(ledger.clone(), on_duty.clone())),
             tokio::spawn(namespaces.clone().run(wanted, on_duty.clone())),
             tokio::spawn(admin::serve(admin, Arc::new(desk), on_duty.clone())),
             tokio::spawn(accounts.clone().run(predecessor, on_duty.clone())),
@@ -320,34 +327,12 @@ fn status(
     })
 }
 
-/// Selects cgroups, each with all those below.
-fn select(hooks: &Hooks, accounts: &Accounts, cgroups: &[PathBuf]) -> Result<()> {
-    let mount = cgroup::mount_point()?;
-    let paths = cgroups.iter().map(|path| cgroup::resolve(path)).collect::<Result<Vec<_>, _>>()?;
-    let depths =
-        paths.iter().map(|path| path.strip_prefix(&mount).map_or(0, |below| below.components().count()));
-    let levels =
-        Settings::pack_levels(depths).context("a selected cgroup is the root, or deeper than 15 levels")?;
-    hooks.change_settings(|settings| settings.cgroup_levels = levels)?;
-    let mut jobs = BTreeSet::new();
-    for path in &paths {
-        let job = std::fs::metadata(path)?.ino();
-        jobs.insert(job);
-        accounts.begin(job, path.display().to_string(), Extent::Cgroup(path.clone()));
-        hooks.select_cgroup(job, Selected { job, flags: 0, reserved: 0 })?;
-        hooks.attach(path)?;
-    }
-    // What an agent before this one selected.
-    for id in hooks.selected_cgroups()?.keys().filter(|id| !jobs.contains(id)) {
-        hooks.unselect_cgroup(*id)?;
-    }
-    Ok(())
-}
-
 /// What this host does not let Weir do, with what is lost by it.
 fn missing(hooks: &Hooks) -> Vec<String> {
     let unseen = |why| {
-        format!("sockets of families that no hook sees (AF_PACKET and the like) are not recorded: {why}")
+        format!(
+            "sockets of families that no hook sees (AF_PACKET and the like) are looked for each second alone, and one that lived for less is not recorded: {why}"
+        )
     };
     let mut missing: Vec<String> = hooks.socket_fault().map(unseen).into_iter().collect();
     if !may_enter_namespaces() {

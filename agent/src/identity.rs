@@ -1,120 +1,141 @@
-//! Who connected: an [`Origin`] from the kernel comes in, a [`Caller`] goes out, masked. What the process says
-//! of itself (its environment, its command line) is recorded as it says it; nothing is decided by it yet.
+//! Who connected: an [`Origin`] from the kernel comes in, a [`Caller`] goes out, masked. What lineage knows of the process goes
+//! first, since that is there when the process is gone; /proc is asked for the rest. What the process says of itself (its
+//! environment, its command line) is recorded as it says it; nothing is decided by it yet.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use weir_core::mask::{Masked, Masker};
-use weir_core::record::{Caller, Job};
+use weir_core::record::{Ancestor, Caller, Job};
 
 use crate::kernel::Origin;
+use crate::process::{self, MAX_COMMAND_LINE, Processes, proc};
 
-/// The most bytes that are read of one /proc file of a job's process.
-const MAX_PROC_FILE: u64 = 256 << 10;
 /// How long a process may take to be described.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// The most bytes of a command line that are recorded.
-const MAX_COMMAND_LINE: usize = 4096;
 /// The most bytes of any other text that a process chose.
 const MAX_TEXT: usize = 512;
 
-/// Describes the process behind a connection, for no longer than [`PATIENCE`]: /proc is read from the process's
+/// Describes the process behind a connection, for no longer than [`PATIENCE`]: some of /proc is read from the process's
 /// own memory, which may make its reader wait.
-pub async fn look_up(origin: Origin, masker: Masker) -> Caller<Masked<String>> {
-    let (at_most, own_masker) = (origin.clone(), masker.clone());
-    let reading = tokio::task::spawn_blocking(move || caller(&origin, &masker));
-    match tokio::time::timeout(PATIENCE, reading).await {
-        Ok(Ok(caller)) => caller,
-        _ => describe(&at_most, &own_masker, None),
-    }
+///
+/// One that nothing was told of and that is gone, or whose number another process has by now, is described by what the
+/// hook saw alone, and `seen_alive` says so.
+pub async fn look_up(origin: Origin, processes: &Arc<Processes>) -> Caller<Masked<String>> {
+    let known = processes.find(origin.tgid, origin.connected_at).await;
+    // A process that has told its CI job has told all.
+    let living = match &known {
+        Some(known) if !known.ci.provider.is_empty() || known.exited.is_some() => None,
+        _ => read(&origin).await,
+    };
+    describe(&origin, processes, known, living)
 }
 
-/// Describes the process behind a connection. One that is gone, or whose pid another process has by now, is
-/// described by what the kernel saw alone, and `seen_alive` says so.
-pub fn caller(origin: &Origin, masker: &Masker) -> Caller<Masked<String>> {
-    describe(origin, masker, Process::read(origin.tgid, origin.connected_at))
+/// What /proc says, if it says it in time.
+async fn read(origin: &Origin) -> Option<Living> {
+    let (pid, at) = (origin.tgid, origin.connected_at);
+    let reading = tokio::task::spawn_blocking(move || Living::read(pid, at));
+    tokio::time::timeout(PATIENCE, reading).await.ok()?.ok()?
 }
 
-fn describe(origin: &Origin, masker: &Masker, process: Option<Process>) -> Caller<Masked<String>> {
+fn describe(
+    origin: &Origin,
+    processes: &Processes,
+    known: Option<process::Process>,
+    living: Option<Living>,
+) -> Caller<Masked<String>> {
+    let masker = processes.masker();
     let text = |value: &str| masker.text(value).truncate(MAX_TEXT);
-    let seen_alive = process.is_some();
-    let process = process.unwrap_or_default();
-    Caller {
+    let caller = Caller {
         pid: origin.tgid,
-        start_time: process.start_time,
+        start_time: None,
         uid: origin.uid,
         gid: origin.gid,
         comm: text(&origin.comm),
-        executable: text(&process.executable),
-        command_line: masker.text(&process.command_line).truncate(MAX_COMMAND_LINE),
-        cgroup: text(&process.cgroup),
-        job: job(&process.environment, text),
-        seen_alive,
+        executable: Masked::default(),
+        command_line: Masked::default(),
+        cgroup: Masked::default(),
+        job: Job::default(),
+        seen_alive: known.is_some() || living.is_some(),
         parents: Vec::new(),
         container_id: String::new(),
         netns: 0,
-        job_key: String::new(),
+        job_key: processes.job_key(origin.job),
+    };
+    let caller = match living {
+        Some(living) => Caller {
+            start_time: Some(living.start_ticks),
+            executable: text(&living.executable),
+            command_line: masker.text(&living.command_line).truncate(MAX_COMMAND_LINE),
+            container_id: process::container::id(&living.cgroup).to_owned(),
+            cgroup: text(&living.cgroup),
+            netns: living.netns,
+            job: ci_job(&living.environment, masker),
+            ..caller
+        },
+        None => caller,
+    };
+    let Some(known) = known else { return caller };
+    let at = u64::try_from(origin.connected_at.as_nanos()).unwrap_or(u64::MAX);
+    let image = known.image(at).cloned();
+    let (executable, command_line) =
+        image.map(|image| (image.executable, image.command_line)).unwrap_or_default();
+    let or = |told: Masked<String>, read: Masked<String>| if told.as_str().is_empty() { read } else { told };
+    Caller {
+        start_time: Some(process::ticks(known.key.start)),
+        executable: or(executable, caller.executable),
+        command_line: or(command_line, caller.command_line),
+        cgroup: processes.cgroup_path(origin.cgroup_id).map_or(known.cgroup.1, |path| text(&path)),
+        job: if caller.job.provider.is_empty() { Job::clone(&known.ci) } else { caller.job },
+        parents: known.parents.iter().map(|parent| Ancestor::clone(parent)).collect(),
+        container_id: known.container_id,
+        netns: known.netns,
+        ..caller
     }
 }
 
+/// What /proc says of a process that is there.
 #[derive(Debug, Default)]
-struct Process {
-    start_time: Option<u64>,
+struct Living {
+    start_ticks: u64,
     executable: String,
     command_line: String,
     cgroup: String,
+    netns: u32,
     environment: HashMap<String, String>,
 }
 
-impl Process {
+impl Living {
+    /// A process that began after the connection is another one with the same number. /proc counts in hundredths of a
+    /// second, rounded down.
     fn read(pid: u32, connected_at: Duration) -> Option<Self> {
-        let folder = PathBuf::from(format!("/proc/{pid}"));
-        let started = start_time(&read(&folder.join("stat"))?)?;
-        // A process that began after the connection is another one with the same pid. /proc counts in
-        // hundredths of a second, rounded down.
-        if Duration::from_millis(started.saturating_mul(10)) > connected_at {
+        let facts = proc::Facts::read(pid)?;
+        let began = Duration::from_nanos(facts.start_ticks.saturating_mul(proc::NANOS_A_TICK));
+        if began > connected_at {
             return None;
         }
-        let executable = std::fs::read_link(folder.join("exe")).ok()?;
-        let command_line = read(&folder.join("cmdline"))?;
-        let environment = read(&folder.join("environ")).unwrap_or_default();
-        let process = Self {
-            start_time: Some(started),
-            executable: executable.to_string_lossy().into_owned(),
-            command_line: command_line.trim_end_matches('\0').replace('\0', " "),
-            cgroup: cgroup2_path(&read(&folder.join("cgroup"))?).unwrap_or_default(),
-            environment: variables(&environment),
+        let living = Self {
+            start_ticks: facts.start_ticks,
+            executable: facts.executable,
+            command_line: process::spaced(&proc::command_line(pid)?),
+            cgroup: facts.cgroup,
+            netns: facts.netns,
+            environment: proc::environment(pid).unwrap_or_default(),
         };
         // Still the same process: what was read is of one.
-        (start_time(&read(&folder.join("stat"))?)? == started).then_some(process)
+        (proc::start_ticks_of(pid)? == living.start_ticks).then_some(living)
     }
 }
 
-fn read(path: &std::path::Path) -> Option<String> {
-    use std::io::Read;
-    let mut bytes = Vec::new();
-    std::fs::File::open(path).ok()?.take(MAX_PROC_FILE).read_to_end(&mut bytes).ok()?;
-    Some(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-/// When a process began, clock ticks since boot: field 22 of its /proc/PID/stat. Field 2 may hold spaces and parentheses.
+/// When a process began, clock ticks since boot.
 pub fn start_time(stat: &str) -> Option<u64> {
-    stat.get(stat.rfind(')')? + 1..)?.split_ascii_whitespace().nth(19)?.parse().ok()
-}
-
-/// The path in the cgroup2 hierarchy: the line `0::/path`.
-fn cgroup2_path(text: &str) -> Option<String> {
-    text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
-}
-
-fn variables(environment: &str) -> HashMap<String, String> {
-    let pairs = environment.split('\0').filter_map(|pair| pair.split_once('='));
-    pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    proc::start_ticks(stat)
 }
 
 /// The CI job by the variables that each system sets for its jobs.
-fn job(environment: &HashMap<String, String>, text: impl Fn(&str) -> Masked<String>) -> Job<Masked<String>> {
+pub fn ci_job(environment: &HashMap<String, String>, masker: &Masker) -> Job<Masked<String>> {
+    let text = |value: &str| masker.text(value).truncate(MAX_TEXT);
     let is_set = |name: &str| environment.get(name).is_some_and(|value| !value.is_empty());
     let (provider, [repository, workflow, run_id, job, actor, reference, commit, runner]) =
         if is_set("GITHUB_ACTIONS") {
@@ -196,12 +217,12 @@ mod tests {
         }
     }
 
-    fn masker() -> Masker {
-        Masker::new(MaskKey::new([1; 32]))
+    fn nothing_told() -> Arc<Processes> {
+        Arc::new(Processes::new(Masker::new(MaskKey::new([1; 32])), 5))
     }
 
-    #[test]
-    fn a_living_process_is_described_and_its_secrets_are_masked() {
+    #[tokio::test]
+    async fn a_living_process_is_described_and_its_secrets_are_masked() {
         let mut child = std::process::Command::new("sh")
             .args(["-c", "read line", "sh", "--password", "correct-horse"])
             .env("GITHUB_ACTIONS", "true")
@@ -215,7 +236,7 @@ mod tests {
         while std::fs::read(&environment).unwrap().is_empty() && std::time::Instant::now() < deadline {
             std::thread::yield_now();
         }
-        let caller = caller(&origin(child.id(), Duration::MAX), &masker());
+        let caller = look_up(origin(child.id(), Duration::MAX), &nothing_told()).await;
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(caller.seen_alive && caller.start_time.is_some());
@@ -226,21 +247,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_process_that_is_gone_is_described_by_what_the_kernel_saw() {
-        let caller = look_up(origin(u32::MAX, Duration::MAX), masker()).await;
+        let caller = look_up(origin(u32::MAX, Duration::MAX), &nothing_told()).await;
         assert!(!caller.seen_alive && caller.comm.as_str() == "curl" && caller.uid == 1);
     }
 
-    #[test]
-    fn a_process_that_began_after_the_connection_is_not_its_caller() {
-        let caller = caller(&origin(std::process::id(), Duration::ZERO), &masker());
+    #[tokio::test]
+    async fn a_process_that_began_after_the_connection_is_not_its_caller() {
+        let caller = look_up(origin(std::process::id(), Duration::ZERO), &nothing_told()).await;
         assert!(!caller.seen_alive && caller.executable.is_empty());
         assert_eq!((caller.pid, caller.comm.as_str()), (std::process::id(), "curl"));
-    }
-
-    #[test]
-    fn a_name_with_parentheses_does_not_shift_the_start_time() {
-        let fields: Vec<String> = (3..=52).map(|n| n.to_string()).collect();
-        assert_eq!(start_time(&format!("7 (a) b) {}", fields.join(" "))), Some(22));
-        assert_eq!(start_time("7 (a"), None);
     }
 }

@@ -175,7 +175,7 @@ pub struct Hooks {
     pending: Pending,
     taken: Mutex<Taken>,
     connects: Mutex<Option<Connects>>,
-    task_events: Mutex<Option<TaskEvents>>,
+    task_events: Mutex<Option<Map>>,
     socket_fault: Option<String>,
     pins: Option<Pins>,
     netns_cookie: u64,
@@ -229,7 +229,7 @@ impl Hooks {
         tables.set_settings(settings)?;
         Ok(Self {
             tracing: Mutex::new(tasks::attach(&ebpf, plan.pins.as_ref(), socket_fault.is_none())?),
-            task_events: Mutex::new(Some(TaskEvents::open(&mut ebpf)?)),
+            task_events: Mutex::new(Some(take(&mut ebpf, "TASK_EVENTS")?)),
             socket_fault,
             exempt: Mutex::new(SkStorage::try_from(take(&mut ebpf, "EXEMPT")?).map_err(unreadable)?),
             pending: Pending::open(take(&mut ebpf, "PENDING")?)?,
@@ -540,6 +540,17 @@ impl fmt::Debug for Hooks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Hooks").field("attached", &lock(&self.attached).keys()).finish_non_exhaustive()
     }
+}
+
+/// The clock by which the kernel programs stamp what they tell.
+pub fn since_boot() -> Duration {
+    // It cannot fail for a clock that the kernel has.
+    syscall::since_boot().unwrap_or_default()
+}
+
+/// What the kernel calls the protocol of a socket, by its link in `/proc/PID/fd`: `PACKET`, `XDP`, `TCPv6`.
+pub fn socket_protocol(link: &Path) -> io::Result<String> {
+    syscall::socket_protocol(link)
 }
 
 /// A loaded program.

@@ -275,8 +275,8 @@ async fn agent(config: &Path, replace: bool) -> Result<()> {
         );
     }
     anyhow::ensure!(
-        !config.select.cgroups.is_empty(),
-        "no cgroup is selected: name the runner's in [select] cgroups = [...]"
+        !config.select.is_empty(),
+        "no cgroup is selected, no executable and no user: name the runner's in [select] cgroups = [...]"
     );
     raise_open_files(config.limits.flows);
     if config.policy.holds() && (config.collector.is_none() || config.approval.signers.is_empty()) {

@@ -99,7 +99,7 @@ async fn end(cgroup: Cgroup, agent: Agent) -> Result<()> {
 }
 
 async fn start_agent(mut config: Config, cgroup: &Path, listing: &Listing) -> Result<Agent> {
-    config.select = Select { cgroups: vec![cgroup.to_owned()] };
+    config.select = Select::only(cgroup);
     config.listen = Default::default();
     // Nothing is to stay behind.
     config.kernel.pin_dir = None;

@@ -1,5 +1,7 @@
 //! Processes of a job stay its own, whatever they do, and what they were is known after they are gone.
 
+#[path = "lineage/followed.rs"]
+mod followed;
 #[path = "lineage/stage.rs"]
 mod stage;
 

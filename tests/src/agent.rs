@@ -44,8 +44,8 @@ impl AgentConfig {
     /// The configuration file.
     pub fn toml(&self, state: &Path) -> String {
         let mut text = format!(
-            "tenant = {:?}\nstate_dir = {:?}\ndefault_action = {:?}\n\n[select]\ncgroups = {:?}\n",
-            self.tenant, state, self.default_action, self.cgroups
+            "tenant = {:?}\nstate_dir = {:?}\ndefault_action = {:?}\n\n[select]\nattach = {:?}\ncgroups = {:?}\n",
+            self.tenant, state, self.default_action, self.cgroups, self.cgroups
         );
         text += &format!("\n[kernel]\npin_dir = {:?}\n\n[failure]\n{}\n", self.pin_dir, self.failure);
         if let Some(socket) = &self.collector {

@@ -93,15 +93,14 @@ impl Accounts {
 
     /// Records a connect that never came here as a connection.
     pub async fn told(&self, origin: Origin) {
-        let mut caller = identity::look_up(origin.clone(), self.masker.clone()).await;
-        caller.job_key = self.key(origin.job);
+        let caller = identity::look_up(origin.clone(), &self.processes).await;
         let address = origin.destination.ip().to_string();
         let (treatment, end) = fate(&origin);
         let flow = Flow {
             flow_id: FlowId::from_random(random::bytes()),
             caller: Arc::new(caller),
             server: Server {
-                name: self.masker.text(&address),
+                name: self.processes.masker().text(&address),
                 address,
                 port: origin.destination.port(),
                 proof: Proof::Unproven,

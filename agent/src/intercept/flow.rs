@@ -79,8 +79,7 @@ impl Interceptor {
 
     async fn open(&self, namespace: Arc<Namespace>, origin: Origin, share: Arc<Share>) -> Opening {
         let (destination, started) = (origin.destination, Instant::now());
-        let mut caller = identity::look_up(origin.clone(), self.gate.masker.clone()).await;
-        caller.job_key = self.accounts.key(origin.job);
+        let caller = identity::look_up(origin.clone(), self.accounts.processes()).await;
         Opening {
             id: FlowId::from_random(random::bytes()),
             origin,

@@ -275,3 +275,16 @@ pub(super) fn plain<T: aya::Pod>(bytes: &[u8]) -> Option<T> {
     // SAFETY: there are enough bytes, any of them are a valid `T`, and it is read without regard to alignment.
     (bytes.len() >= size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }
+
+/// The name of the protocol of a socket, by a link to it.
+pub(super) fn socket_protocol(link: &Path) -> io::Result<String> {
+    let path = CString::new(link.as_os_str().as_bytes())?;
+    let mut name = [0_u8; 32];
+    // SAFETY: both names end with a zero and live until the call returns; the kernel writes no more than the given size.
+    let length = unsafe {
+        libc::getxattr(path.as_ptr(), c"system.sockprotoname".as_ptr(), name.as_mut_ptr().cast(), name.len())
+    };
+    let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
+    let name = name.get(..length).unwrap_or_default();
+    Ok(String::from_utf8_lossy(name).trim_end_matches('\0').to_owned())
+}

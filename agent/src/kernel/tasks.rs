@@ -3,7 +3,10 @@
 //! Enters: what executables to select, tags for processes that were there before. Leaves: [`Told`], one for each event of
 //! a selected process, in order. Must never: read what the ring holds past the length that an event says.
 
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::fd::{AsFd, BorrowedFd},
+};
 
 use aya::{
     Btf, Ebpf,
@@ -22,7 +25,7 @@ use super::{
     pins::Pins,
     program, refused, syscall,
     tables::{gone, is_there_already},
-    take, unreadable,
+    unreadable,
 };
 
 /// Programs, and the tracepoints that they are for.
@@ -43,6 +46,8 @@ const BPF_NOEXIST: u64 = 1;
 pub struct Told {
     pub event: TaskEvent,
     pub path: Vec<u8>,
+    /// Of an exec: the number of the file that runs, which for a script is its interpreter; else 0.
+    pub inode: u64,
     /// Separated by zeros.
     pub arguments: Vec<u8>,
     /// Whether `arguments` is less than the process was given.
@@ -86,6 +91,26 @@ impl Hooks {
         tables.set_settings(Settings { by_executable: 1, ..settings })
     }
 
+    /// Lets go of the executables and users that are selected besides these, by an agent before this one.
+    pub fn keep_selectors(
+        &self,
+        files: &BTreeMap<FileKey, u32>,
+        users: &BTreeSet<u32>,
+    ) -> Result<(), KernelError> {
+        let mut tables = lock(&self.tables);
+        let old = tables.executables.keys().collect::<Result<Vec<_>, _>>().map_err(unreadable)?;
+        for file in old.iter().filter(|file| !files.contains_key(file)) {
+            gone(tables.executables.remove(file))?;
+        }
+        let old = tables.users.keys().collect::<Result<Vec<_>, _>>().map_err(unreadable)?;
+        for uid in old.iter().filter(|uid| !users.contains(uid)) {
+            gone(tables.users.remove(uid))?;
+        }
+        let settings = tables.settings()?;
+        let (by_user, by_executable) = (u32::from(!users.is_empty()), u32::from(!files.is_empty()));
+        tables.set_settings(Settings { by_user, by_executable, ..settings })
+    }
+
     pub fn unselect_executable(&self, file: FileKey) -> Result<(), KernelError> {
         gone(lock(&self.tables).executables.remove(&file))
     }
@@ -100,6 +125,11 @@ impl Hooks {
         }
     }
 
+    /// Accounts for a job that the agent itself names.
+    pub fn account(&self, job: u64) -> Result<(), KernelError> {
+        lock(&self.tables).begin_job(job)
+    }
+
     pub fn tag_of(&self, tgid: u32) -> Result<Option<Tag>, KernelError> {
         match lock(&self.tables).tasks.get(&tgid, 0) {
             Ok(tag) => Ok(Some(tag)),
@@ -108,9 +138,11 @@ impl Hooks {
         }
     }
 
-    /// The reader of what becomes of processes. There is one; None: it is taken already.
-    pub fn task_events(&self) -> Option<TaskEvents> {
-        lock(&self.task_events).take()
+    /// The reader of what becomes of processes. There is one; None: it is taken already. It begins where the one before it
+    /// stopped, so an agent before this one must have let go by now.
+    pub fn task_events(&self) -> Result<Option<TaskEvents>, KernelError> {
+        let ring = lock(&self.task_events).take();
+        ring.map(|ring| Ok(TaskEvents { ring: ring.try_into().map_err(unreadable)? })).transpose()
     }
 
     /// Why this kernel does not tell of sockets of families that the hooks cannot see, if it does not.
@@ -120,10 +152,6 @@ impl Hooks {
 }
 
 impl TaskEvents {
-    pub(super) fn open(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
-        Ok(Self { ring: take(ebpf, "TASK_EVENTS")?.try_into().map_err(unreadable)? })
-    }
-
     /// The next event that is there by now.
     pub fn take(&mut self) -> Option<Told> {
         loop {
@@ -136,10 +164,10 @@ impl TaskEvents {
     }
 }
 
-impl AsRawFd for TaskEvents {
+impl AsFd for TaskEvents {
     /// Readable when the programs ask for attention; they do not for each event.
-    fn as_raw_fd(&self) -> RawFd {
-        self.ring.as_fd().as_raw_fd()
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.ring.as_fd()
     }
 }
 
@@ -147,13 +175,19 @@ impl AsRawFd for TaskEvents {
 fn told(bytes: &[u8]) -> Option<Told> {
     if bytes.len() == size_of::<TaskEvent>() {
         let event = syscall::plain(bytes)?;
-        return Some(Told { event, path: Vec::new(), arguments: Vec::new(), cut: false });
+        return Some(Told { event, path: Vec::new(), inode: 0, arguments: Vec::new(), cut: false });
     }
     let named: NamedEvent = syscall::plain(bytes)?;
     let path = named.path.get(..(named.path_len as usize).min(PATH_BYTES))?;
     let arguments = named.arguments.get(..(named.arguments_len as usize).min(ARGUMENTS_BYTES))?;
     let cut = named.arguments_whole > arguments.len() as u64;
-    Some(Told { event: named.event, path: path.to_vec(), arguments: arguments.to_vec(), cut })
+    Some(Told {
+        event: named.event,
+        path: path.to_vec(),
+        inode: named.inode,
+        arguments: arguments.to_vec(),
+        cut,
+    })
 }
 
 fn load_tracepoint(ebpf: &mut Ebpf, name: &str, tracepoint: &str, types: &Btf) -> Result<(), ProgramError> {

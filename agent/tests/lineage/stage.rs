@@ -46,17 +46,12 @@ pub struct Stage {
 impl Stage {
     pub fn new() -> Self {
         let hooks = Hooks::load(Plan::default()).expect("these tests need root and type information");
-        let events = hooks.task_events().unwrap();
+        let events = hooks.task_events().unwrap().unwrap();
         Self { hooks, events: RefCell::new(events), told: RefCell::default() }
     }
 
     pub fn select(&self, cgroup: &Cgroup) -> u64 {
-        let id = cgroup.id().unwrap();
-        let below = cgroup.path().strip_prefix(weir::cgroup::mount_point().unwrap()).unwrap();
-        let levels = Settings::pack_levels([below.components().count()]).unwrap();
-        self.hooks.change_settings(|settings| settings.cgroup_levels = levels).unwrap();
-        self.hooks.select_cgroup(id, Selected { job: id, flags: 0, reserved: 0 }).unwrap();
-        id
+        select(&self.hooks, cgroup)
     }
 
     pub fn tag(&self, pid: u32) -> Option<Tag> {
@@ -79,6 +74,16 @@ impl Stage {
         told.extend(std::iter::from_fn(|| self.events.borrow_mut().take()));
         told.clone()
     }
+}
+
+/// Selects a cgroup, with all those below.
+pub fn select(hooks: &Hooks, cgroup: &Cgroup) -> u64 {
+    let id = cgroup.id().unwrap();
+    let below = cgroup.path().strip_prefix(weir::cgroup::mount_point().unwrap()).unwrap();
+    let levels = Settings::pack_levels([below.components().count()]).unwrap();
+    hooks.change_settings(|settings| settings.cgroup_levels = levels).unwrap();
+    hooks.select_cgroup(id, Selected { job: id, flags: 0, reserved: 0 }).unwrap();
+    id
 }
 
 pub fn cgroup() -> Cgroup {

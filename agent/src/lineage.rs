@@ -1,0 +1,504 @@
+//! Lineage: the one who reads what the kernel tells of processes, keeps the table of them true, and selects what comes to be.
+//!
+//! Enters: the ring of events, the cgroup2 hierarchy, /proc. Leaves: [`Processes`], the hooks' tables, and records of what no hook
+//! can see. Must never: wait for a job's process, since every job's events wait behind it.
+
+mod sockets;
+pub mod stdio;
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+use weir_core::mask::Masked;
+use weir_core::record::AgentEvent;
+use weir_ebpf::{
+    Selected, Tag, counter,
+    task::{TaskEvent, event},
+};
+
+use crate::account::{Accounts, Extent};
+use crate::config::{Select, Stdio};
+use crate::kernel::{Hooks, KernelError, TaskEvents, Told, since_boot};
+use crate::ledger::Ledger;
+use crate::netns::Namespaces;
+use crate::process::{Key, Process, Processes, proc};
+use crate::select::{Scan, SelectError, Selection};
+
+/// How long an event may lie unread, unless the kernel asks for attention.
+const LOOK: Duration = Duration::from_millis(10);
+/// How often the hierarchy is looked at, should an event of a new cgroup have been lost.
+const SCAN: Duration = Duration::from_secs(1);
+/// How often the table is compared with what is there.
+const RECONCILE: Duration = Duration::from_secs(5);
+/// How many records may wait for the ledger. Past it they are counted.
+const NOTES: usize = 4096;
+/// How many processes' own memories are read at a time. Past it the process is not asked.
+const ENRICHED_AT_A_TIME: usize = 16;
+
+/// Marks the job of a selected executable's start.
+const EXECUTABLE_JOB: u64 = 1 << 63;
+
+/// What is wrong with the selection, or with the kernel.
+#[derive(Debug, thiserror::Error)]
+pub enum LineageError {
+    #[error(transparent)]
+    Select(#[from] SelectError),
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    #[error("another reader has the kernel's events of processes")]
+    Taken,
+}
+
+/// See the module.
+pub struct Lineage {
+    hooks: Arc<Hooks>,
+    accounts: Arc<Accounts>,
+    processes: Arc<Processes>,
+    namespaces: Arc<Namespaces>,
+    selection: Selection,
+    patterns: Vec<String>,
+    events: TaskEvents,
+    notes: mpsc::Sender<AgentEvent<Masked<String>>>,
+    written: Option<mpsc::Receiver<AgentEvent<Masked<String>>>>,
+    sockets: sockets::Told,
+    enriching: Arc<Semaphore>,
+    runtime: Handle,
+    told: Losses,
+    unwritten: u64,
+    /// Whether the start is over.
+    is_following: bool,
+}
+
+/// What could not be kept, of all of the agent's life.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Losses {
+    events: u64,
+    tasks: u64,
+    jobs: u64,
+    evicted: u64,
+}
+
+impl Lineage {
+    /// Attaches the hooks and selects what there is; when it returns, what is selected is followed. To be called on a
+    /// runtime, which [`Lineage::run`] needs.
+    pub fn start(
+        hooks: Arc<Hooks>,
+        accounts: Arc<Accounts>,
+        select: &Select,
+        stdio: &Stdio,
+        namespaces: Arc<Namespaces>,
+    ) -> Result<Self, LineageError> {
+        let (notes, written) = mpsc::channel(NOTES);
+        let mut own = Self {
+            events: hooks.task_events()?.ok_or(LineageError::Taken)?,
+            selection: Selection::new(select)?,
+            patterns: stdio.patterns.clone(),
+            notes,
+            written: Some(written),
+            sockets: sockets::Told::default(),
+            enriching: Arc::new(Semaphore::new(ENRICHED_AT_A_TIME)),
+            runtime: Handle::current(),
+            told: Losses::default(),
+            unwritten: 0,
+            is_following: false,
+            hooks,
+            processes: accounts.processes().clone(),
+            accounts,
+            namespaces,
+        };
+        own.selection.begin(&own.hooks, &own.accounts)?;
+        // Tags of processes that ended while nobody followed them.
+        own.reconcile()?;
+        own.scan()?;
+        own.selection.settle(&own.hooks)?;
+        own.seed_others();
+        // Those that have left what is selected, and were followed by an agent before this one.
+        for (pid, tag) in own.hooks.tags()? {
+            own.describe_tagged(pid, tag);
+        }
+        if let Some(fault) = own.hooks.socket_fault() {
+            tracing::info!(fault, "sockets of unseen families are looked for each second");
+        }
+        own.is_following = true;
+        own.processes.told_until(0);
+        Ok(own)
+    }
+
+    /// Follows processes until the agent ends. What is to be recorded goes to the ledger.
+    pub async fn run(mut self, ledger: Ledger, ending: CancellationToken) {
+        let Some(mut written) = self.written.take() else { return };
+        let following = tokio::task::spawn_blocking(move || self.follow(&ending));
+        // Until the follower has let its end go.
+        while let Some(event) = written.recv().await {
+            if let Err(error) = ledger.note(event).await {
+                tracing::error!(%error, "an event of lineage was not recorded");
+            }
+        }
+        if let Err(error) = following.await {
+            tracing::error!(%error, "the reader of processes failed");
+        }
+    }
+
+    fn follow(&mut self, ending: &CancellationToken) {
+        let (mut scanned, mut reconciled) = (Instant::now(), Instant::now());
+        while !ending.is_cancelled() {
+            self.wait();
+            self.drain();
+            if scanned.elapsed() >= SCAN {
+                scanned = Instant::now();
+                if let Err(error) = self.scan() {
+                    tracing::error!(%error, "cannot look for new cgroups");
+                }
+                self.look_for_unseen_sockets();
+                self.tell_losses();
+            }
+            if reconciled.elapsed() >= RECONCILE {
+                reconciled = Instant::now();
+                if let Err(error) = self.reconcile() {
+                    tracing::error!(%error, "cannot compare the table of processes");
+                }
+            }
+        }
+        self.drain();
+        self.tell_losses();
+        // Nobody reads on: nothing is to be waited for any more.
+        self.processes.told_until(u64::MAX);
+    }
+
+    /// Until the kernel asks for attention, or it is time to look.
+    fn wait(&self) {
+        let timeout = PollTimeout::try_from(LOOK).unwrap_or(PollTimeout::ZERO);
+        // An interrupted wait is a short one.
+        let _ = poll(&mut [PollFd::new(self.events.as_fd(), PollFlags::POLLIN)], timeout);
+    }
+
+    /// Takes in all that was told by now.
+    fn drain(&mut self) {
+        let now = nanos(since_boot());
+        while let Some(told) = self.events.take() {
+            self.take(&told);
+        }
+        self.processes.told_until(now);
+    }
+
+    fn take(&mut self, told: &Told) {
+        if told.event.kind == event::CGROUP {
+            return self.made(told.event.cgroup_id, &String::from_utf8_lossy(&told.path));
+        }
+        let key = Key { pid: told.event.tgid, start: told.event.start };
+        let is_known = self.processes.of(key).is_some();
+        let Some(process) = self.processes.apply(told) else { return };
+        self.look_for_another_namespace(told);
+        match told.event.kind {
+            event::EXEC => {
+                self.name_job(&told.event, &process);
+                self.enrich(&process);
+                self.look_for_stdio(&process, &told.arguments);
+            }
+            // It comes from elsewhere, with what it has open.
+            event::MOVE if !is_known => self.describe_seeded(&process),
+            event::SOCKET => {
+                let (family, errno) = (told.event.detail, told.event.error);
+                let more = [("family", family_name(family)), ("errno", errno.to_string())];
+                self.note("socket.unseen", &process, more);
+            }
+            _ => {}
+        }
+    }
+
+    /// A process that is in another network namespace may connect soon: the agent should be listening there by then.
+    fn look_for_another_namespace(&self, told: &Told) {
+        let of = &told.event;
+        let lives = matches!(of.kind, event::FORK | event::EXEC | event::MOVE);
+        if lives && of.netns_cookie != 0 && of.netns_cookie != self.hooks.netns_cookie() {
+            self.namespaces.want(of.netns_cookie, of.tgid, of.tgid, of.job);
+        }
+    }
+
+    /// The start of a selected executable began a job.
+    fn name_job(&self, of: &TaskEvent, process: &Process) {
+        if of.by_executable != 0 && of.job == (of.start | EXECUTABLE_JOB) {
+            let executable = process.images.last().map_or("", |image| image.executable.as_str());
+            self.accounts.begin(of.job, executable.to_owned(), Extent::Lineage);
+        }
+    }
+
+    /// A cgroup was made.
+    fn made(&mut self, id: u64, path: &str) {
+        self.processes.know_cgroup(id, path);
+        match self.selection.made(&self.hooks, &self.accounts, id, path) {
+            Ok(Some(cgroup)) => self.seed(&cgroup.path, cgroup.selected),
+            Ok(None) => {}
+            Err(error) => tracing::error!(%error, path, "cannot select a new cgroup"),
+        }
+    }
+
+    fn scan(&mut self) -> Result<(), SelectError> {
+        let Scan { new, paths } = self.selection.scan(&self.hooks, &self.accounts)?;
+        self.processes.know_cgroups(paths);
+        for cgroup in new {
+            tracing::debug!(cgroup = cgroup.path, "selected");
+            self.seed(&cgroup.path, cgroup.selected);
+        }
+        Ok(())
+    }
+
+    /// Tags the processes that are in a cgroup, and below it, already.
+    fn seed(&mut self, path: &str, selected: Selected) {
+        let Ok(mount) = crate::cgroup::mount_point() else { return };
+        let mut folders = vec![mount.join(path)];
+        while let Some(folder) = folders.pop() {
+            let list = std::fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+            for pid in list.lines().filter_map(|line| line.parse().ok()) {
+                self.seed_process(pid, selected, false);
+            }
+            let below = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+            folders.extend(below.filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir())).map(|e| e.path()));
+        }
+    }
+
+    /// Those that are selected by their executable or user, with all that come from such an executable.
+    fn seed_others(&mut self) {
+        let facts: BTreeMap<u32, proc::Facts> =
+            proc::all().into_iter().filter_map(|pid| Some((pid, proc::Facts::read(pid)?))).collect();
+        for (pid, own) in &facts {
+            let mut above = Some((*pid, own));
+            // Bounded: parents of parents can lead in a circle when numbers are given out again meanwhile.
+            let executable = (0..facts.len()).find_map(|_| {
+                let (pid, process) = above?;
+                above = facts.get_key_value(&process.parent).map(|(pid, facts)| (*pid, facts));
+                let flags = self.selection.executable(&PathBuf::from(&process.executable))?;
+                Some((pid, process.start_ticks, flags))
+            });
+            if let Some((_, start_ticks, flags)) = executable {
+                let job = (start_ticks * proc::NANOS_A_TICK) | EXECUTABLE_JOB;
+                self.seed_process(*pid, Selected { job, flags, reserved: 0 }, true);
+            } else if let Some(selected) = self.selection.user(own.uid) {
+                self.seed_process(*pid, selected, false);
+            }
+        }
+    }
+
+    /// Tags a process that has no tag yet, and describes it.
+    fn seed_process(&mut self, pid: u32, selected: Selected, by_executable: bool) {
+        if let Ok(Some(tag)) = self.hooks.tag_of(pid) {
+            return self.describe_tagged(pid, tag);
+        }
+        let Some(process) = self.processes.adopt(pid, None, selected.job) else { return };
+        let tag = Tag {
+            job: selected.job,
+            process_start: process.key.start,
+            flags: selected.flags,
+            by_executable: u32::from(by_executable),
+        };
+        match self.hooks.seed(pid, tag) {
+            // It was tagged by the kernel meanwhile, by its exact start.
+            Ok(false) => {
+                self.processes.forget(process.key);
+                if let Ok(Some(tag)) = self.hooks.tag_of(pid) {
+                    self.describe_tagged(pid, tag);
+                }
+            }
+            // It may have ended before it had the tag, which nobody would take away then.
+            Ok(true) if proc::start_ticks_of(pid) != Some(crate::process::ticks(process.key.start)) => {
+                self.end(process.key);
+            }
+            Ok(true) => {
+                if by_executable {
+                    self.begin_job(selected.job, &process);
+                }
+                self.describe_seeded(&process);
+            }
+            Err(error) => tracing::error!(%error, pid, "a process could not be tagged"),
+        }
+    }
+
+    /// One that has its tag from the kernel, or from an agent before this one.
+    fn describe_tagged(&mut self, pid: u32, tag: Tag) {
+        let is_known = self.processes.of(Key { pid, start: tag.process_start }).is_some();
+        if !is_known && let Some(process) = self.processes.adopt(pid, Some(tag.process_start), tag.job) {
+            // At the start such a tag is of an agent before this one, which has recorded the connections.
+            if self.is_following {
+                self.describe_seeded(&process);
+            } else {
+                self.enrich(&process);
+            }
+        }
+    }
+
+    fn describe_seeded(&mut self, process: &Process) {
+        self.enrich(process);
+        for connection in self.sockets.established(process.key.pid) {
+            let (local, remote) = (connection.local.to_string(), connection.remote.to_string());
+            self.note("connection.predates", process, [("local", local), ("remote", remote)]);
+        }
+    }
+
+    /// Of an executable that runs already.
+    fn begin_job(&self, job: u64, process: &Process) {
+        let name = process.images.last().map_or("", |image| image.executable.as_str());
+        self.accounts.begin(job, name.to_owned(), Extent::Lineage);
+        if let Err(error) = self.hooks.account(job) {
+            tracing::error!(%error, "a job is not accounted for");
+        }
+    }
+
+    fn end(&self, key: Key) {
+        if let Err(error) = self.hooks.untag(key.pid) {
+            tracing::error!(%error, pid = key.pid, "a tag of a process that is gone stays");
+        }
+        self.processes.reconcile(nanos(since_boot()), |other| other != key);
+    }
+
+    /// What the process's memory says, read by another thread: the process can make its reader wait.
+    fn enrich(&self, process: &Process) {
+        let Some(image) = process.images.last() else { return };
+        let Ok(permit) = self.enriching.clone().try_acquire_owned() else { return };
+        let (processes, key, since) = (self.processes.clone(), process.key, image.since);
+        self.runtime.spawn_blocking(move || {
+            processes.enrich(key, since);
+            drop(permit);
+        });
+    }
+
+    fn look_for_stdio(&mut self, process: &Process, arguments: &[u8]) {
+        // What a recorded server starts is that server.
+        if process.stdio {
+            return;
+        }
+        let Some(pattern) = stdio::pattern(&self.patterns, arguments).map(str::to_owned) else { return };
+        self.processes.is_stdio(process.key);
+        self.note("stdio_server_started", process, [("pattern", pattern)]);
+    }
+
+    /// Where the kernel does not tell of them: among what selected processes have open.
+    fn look_for_unseen_sockets(&mut self) {
+        if self.hooks.socket_fault().is_none() {
+            return;
+        }
+        let Ok(tags) = self.hooks.tags() else { return };
+        for (pid, tag) in tags {
+            let found = self.sockets.unseen(pid);
+            let Some(process) = self.processes.of(Key { pid, start: tag.process_start }) else { continue };
+            for family in found {
+                self.note("socket.unseen", &process, [("family", family), ("errno", "0".into())]);
+            }
+        }
+    }
+
+    /// Puts right what went wrong while events were lost: tags and entries of processes that are gone.
+    fn reconcile(&mut self) -> Result<(), KernelError> {
+        let tags = self.hooks.tags()?;
+        for (pid, tag) in &tags {
+            if proc::start_ticks_of(*pid) != Some(crate::process::ticks(tag.process_start))
+                && self.hooks.tag_of(*pid)? == Some(*tag)
+            {
+                self.hooks.untag(*pid)?;
+            }
+        }
+        let is_there = |key: Key| {
+            tags.get(&key.pid).is_some_and(|tag| tag.process_start == key.start)
+                || proc::start_ticks_of(key.pid) == Some(crate::process::ticks(key.start))
+        };
+        self.processes.reconcile(nanos(since_boot()), is_there);
+        Ok(())
+    }
+
+    /// What could not be kept is said, and never in silence.
+    fn tell_losses(&mut self) {
+        let count = |slot| self.hooks.count(slot).unwrap_or_default();
+        let now = Losses {
+            events: count(counter::TASK_EVENTS_LOST),
+            tasks: count(counter::TASKS_FULL),
+            jobs: count(counter::JOBS_FULL),
+            evicted: self.processes.evicted(),
+        };
+        if now == self.told && self.unwritten == 0 {
+            return;
+        }
+        let before = std::mem::replace(&mut self.told, now);
+        let detail = [
+            ("events", now.events.wrapping_sub(before.events)),
+            ("untagged_processes", now.tasks.wrapping_sub(before.tasks)),
+            ("unaccounted_jobs", now.jobs.wrapping_sub(before.jobs)),
+            ("evicted_processes", now.evicted.wrapping_sub(before.evicted)),
+            ("unwritten_records", std::mem::take(&mut self.unwritten)),
+        ];
+        tracing::warn!(?detail, "what became of processes is not fully known");
+        let masker = self.processes.masker();
+        let detail =
+            detail.into_iter().map(|(name, n)| (name.to_owned(), masker.text(&n.to_string()))).collect();
+        self.send(AgentEvent { name: "lineage.lost".into(), detail });
+    }
+
+    /// Records something of a process, with its lineage.
+    fn note<const N: usize>(&mut self, name: &str, process: &Process, more: [(&str, String); N]) {
+        let masker = self.processes.masker();
+        let mut detail: BTreeMap<String, Masked<String>> =
+            more.into_iter().map(|(name, text)| (name.to_owned(), masker.text(&text))).collect();
+        let mut plain = |name: &str, text: String| drop(detail.insert(name.to_owned(), masker.text(&text)));
+        plain("pid", process.key.pid.to_string());
+        plain("start_time", crate::process::ticks(process.key.start).to_string());
+        plain("uid", process.uid.to_string());
+        plain("job_key", self.processes.job_key(process.job));
+        plain("container_id", process.container_id.clone());
+        plain("netns", process.netns.to_string());
+        let parents = process.parents.iter();
+        plain(
+            "parents",
+            parents.map(|p| format!("{} {}", p.pid, p.executable.as_str())).collect::<Vec<_>>().join("; "),
+        );
+        detail.insert("cgroup".into(), process.cgroup.1.clone());
+        if let Some(image) = process.images.last() {
+            detail.insert("executable".into(), image.executable.clone());
+            detail.insert("command_line".into(), image.command_line.clone());
+        }
+        self.send(AgentEvent { name: name.to_owned(), detail });
+    }
+
+    fn send(&mut self, event: AgentEvent<Masked<String>>) {
+        if self.notes.try_send(event).is_err() {
+            self.unwritten += 1;
+        }
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// As linux/socket.h calls it, or its number.
+fn family_name(family: u32) -> String {
+    let name = match family {
+        3 => "AX25",
+        4 => "IPX",
+        5 => "APPLETALK",
+        9 => "X25",
+        15 => "KEY",
+        17 => "PACKET",
+        21 => "RDS",
+        24 => "PPPOX",
+        26 => "LLC",
+        27 => "IB",
+        29 => "CAN",
+        30 => "TIPC",
+        31 => "BLUETOOTH",
+        33 => "RXRPC",
+        35 => "PHONET",
+        40 => "VSOCK",
+        41 => "KCM",
+        42 => "QIPCRTR",
+        43 => "SMC",
+        44 => "XDP",
+        45 => "MCTP",
+        other => return other.to_string(),
+    };
+    name.to_owned()
+}
