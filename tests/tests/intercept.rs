@@ -188,7 +188,7 @@ with socket.create_connection(address) as connection:
 ";
 
 #[test]
-fn a_process_that_is_gone_is_recorded_by_what_the_kernel_saw() -> Result<()> {
+fn a_process_that_is_gone_is_recorded_by_what_the_kernel_told_of_it() -> Result<()> {
     let mut world = World::start(&WorldPlan { scheme: Scheme::Http, ..WorldPlan::default() })?;
     // Stopped, the agent accepts nothing; the kernel completes the connection, and the process ends.
     world.agent.daemon().signal(Signal::SIGSTOP)?;
@@ -206,9 +206,15 @@ fn a_process_that_is_gone_is_recorded_by_what_the_kernel_saw() -> Result<()> {
     let pid: u64 = job.stdout()?.trim().parse()?;
     let rows = world.sql_until(1, "SELECT * FROM flows")?;
     let row = &rows[0];
-    ensure!(row["process_seen_alive"] == false && row["process_pid"] == pid, "{row}");
+    ensure!(row["process_seen_alive"] == true && row["process_pid"] == pid, "{row}");
     ensure!(row["process_user_id"] == JOB_UID && row["process_comm"] == "python", "{row}");
-    ensure!(row["process_start_ticks"].is_null() && row["process_executable_path"] == "", "{row}");
+    let text = |name: &str| row[name].as_str().unwrap_or_default().to_owned();
+    ensure!(
+        !row["process_start_ticks"].is_null() && text("process_executable_path").contains("python"),
+        "{row}"
+    );
+    ensure!(text("process_command_line").ends_with(&format!(" 127.0.0.1 {}", world.server.port())), "{row}");
+    ensure!(row["process_ancestor_pids"].as_array().is_some_and(|pids| !pids.is_empty()), "{row}");
     ensure!(row["server_port"] == world.server.port() && row["server_address"] == "127.0.0.1", "{row}");
     Ok(())
 }
