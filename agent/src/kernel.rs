@@ -6,6 +6,7 @@
 
 mod btf;
 mod connects;
+pub mod cost;
 mod host;
 pub mod link;
 mod origin;

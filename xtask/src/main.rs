@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod check;
 mod debian;
 mod demo;
@@ -42,6 +43,9 @@ enum Task {
     },
     /// Boot Debian's own kernels in an emulator, and run the tests of the kernel side on each.
     KernelMatrix(matrix::Options),
+    /// Measure what Weir costs, as ratios within one run; fails where one is above its bound.
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// Set up what the demo and the tests need, and nothing else.
     Setup,
 }
@@ -55,6 +59,7 @@ fn main() -> ExitCode {
         Task::Check => check::run(),
         Task::Ebpf { check } => ebpf::run(check),
         Task::KernelMatrix(options) => matrix::run(&options),
+        Task::Bench(bench) => bench::run(&bench),
         Task::Setup => setup::prepare(setup::Needs::all()).map(|_| ()),
     };
     match done {

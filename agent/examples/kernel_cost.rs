@@ -1,0 +1,326 @@
+//! Measures what the hooks and lineage cost the processes below them. Run by `cargo xtask bench kernel`, which judges.
+//!
+//! Enters: how many rounds. Leaves: one JSON document on stdout with the times of each round, in nanoseconds. Needs root;
+//! attaches to a cgroup of its own alone, connects over loopback alone, and removes what it made.
+//!
+//! What is timed, each time twice close together in one round, without Weir and with it (which of them comes first alternates;
+//! without means that nothing of Weir is loaded at all):
+//! - `connection`: a whole connection over loopback: socket(2) and connect(2) of the client, accept(2) and close(2) of the other
+//!   end, close(2) of the client; all that the hooks see. Without what the agent does of its own (taking the origin);
+//! - `client`: of these the client's own calls alone;
+//! - `connect`: connect(2) alone, blocking, until it returns with the connection established;
+//! - `process`: from the start of `/bin/true` (fork and exec) until it is waited for.
+//!
+//! A time is the median of a batch, so that a batch is not spoilt by what else the machine does in one of its moments.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddrV4, SocketAddrV6, TcpListener, TcpStream},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use nix::{
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    sys::socket::{
+        AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, connect, setsockopt, socket, sockopt,
+    },
+    unistd::Pid,
+};
+use serde_json::{Value, json};
+use weir::{
+    cgroup::Cgroup,
+    kernel::{Connects, Destination, Hooks, Plan, TaskEvents, cost::Measuring},
+};
+use weir_ebpf::{Selected, Settings, action};
+
+/// Connections, and processes, in one batch; before them a tenth of that to warm up.
+const CONNECTIONS: usize = 1500;
+const PROCESSES: usize = 300;
+
+fn main() -> Result<()> {
+    let rounds: usize = std::env::args().nth(1).context("say how many rounds")?.parse()?;
+    let processor = stay_on_one_processor()?;
+    let place = Place::new()?;
+    let measured = measure(&place, rounds);
+    place.leave()?;
+    let (rounds, programs) = measured?;
+    println!("{}", json!({ "processor": processor, "rounds": rounds, "programs": programs }));
+    Ok(())
+}
+
+/// The cgroups, and who listens.
+struct Place {
+    before: String,
+    /// Has the hooks.
+    attached: Cgroup,
+    selected: Cgroup,
+    /// Below the hooks, and not selected.
+    beside: Cgroup,
+    level: usize,
+    server: TcpListener,
+    agent: TcpListener,
+    agent_v6: TcpListener,
+}
+
+/// What a batch is of.
+#[derive(Clone, Copy, PartialEq)]
+enum Case {
+    Redirected,
+    Passed,
+    Unselected,
+    ForkExec,
+}
+
+/// What is not selected goes first: a process that was in a selected cgroup stays tagged wherever it goes.
+const CASES: [(Case, &str); 4] = [
+    (Case::Unselected, "unselected"),
+    (Case::Redirected, "redirected"),
+    (Case::Passed, "passed"),
+    (Case::ForkExec, "fork_exec"),
+];
+
+/// The medians of a batch, by [`TIMED`]. For processes all are the same.
+type Times = [u64; 3];
+const TIMED: [&str; 3] = ["connection", "client", "connect"];
+
+fn measure(place: &Place, rounds: usize) -> Result<(Vec<Value>, Vec<Value>)> {
+    let mut told = Vec::new();
+    for round in 0..rounds {
+        let mut all = serde_json::Map::new();
+        let without_first = round % 2 == 0;
+        let mut with = if without_first { None } else { Some(with_weir(place)?) };
+        let without = without_weir(place)?;
+        if without_first {
+            with = Some(with_weir(place)?);
+        }
+        // Once more, so that the noise can be told: the same against the same.
+        let again = without_weir(place)?;
+        let with = with.context("no batch with Weir")?;
+        for (n, (_, name)) in CASES.into_iter().enumerate() {
+            let of = |times: &[Times; 4]| -> Value {
+                TIMED.iter().zip(times[n]).map(|(timed, nanos)| ((*timed).to_owned(), json!(nanos))).collect()
+            };
+            all.insert(
+                name.to_owned(),
+                json!({ "without": of(&without), "with": of(&with), "again": of(&again) }),
+            );
+        }
+        told.push(Value::Object(all));
+        eprintln!("round {} of {rounds}", round + 1);
+    }
+    Ok((told, program_times(place)?))
+}
+
+fn without_weir(place: &Place) -> Result<[Times; 4]> {
+    let mut all = [[0; 3]; 4];
+    for (times, (case, _)) in all.iter_mut().zip(CASES) {
+        place.join(case)?;
+        *times = place.batch(case, None)?;
+    }
+    Ok(all)
+}
+
+fn with_weir(place: &Place) -> Result<[Times; 4]> {
+    let mut weir = Weir::begin(place)?;
+    let mut all = [[0; 3]; 4];
+    for (times, (case, _)) in all.iter_mut().zip(CASES) {
+        weir.set(place, case)?;
+        place.join(case)?;
+        *times = place.batch(case, Some(&mut weir))?;
+    }
+    weir.check(place)?;
+    Ok(all)
+}
+
+/// By the kernel's own clock, in batches of their own, since that clock costs time as well.
+fn program_times(place: &Place) -> Result<Vec<Value>> {
+    let mut told = Vec::new();
+    for (case, name) in CASES {
+        let mut weir = Weir::begin(place)?;
+        weir.set(place, case)?;
+        place.join(case)?;
+        let measuring = Measuring::begin()?;
+        place.batch(case, Some(&mut weir))?;
+        drop(measuring);
+        for cost in weir.hooks.costs().into_iter().filter(|cost| cost.runs > 0) {
+            let nanos = cost.time.as_nanos() as u64;
+            told.push(json!({ "case": name, "program": cost.program, "runs": cost.runs, "ns_each": nanos / cost.runs }));
+        }
+    }
+    Ok(told)
+}
+
+/// Weir's kernel side as an agent has it, with this process in the agent's place.
+struct Weir {
+    hooks: Hooks,
+    connects: Connects,
+    tasks: TaskEvents,
+}
+
+impl Weir {
+    fn begin(place: &Place) -> Result<Self> {
+        // The tag of a process is given as it comes into a selected cgroup: from outside.
+        place.attached.add(Pid::this())?;
+        let hooks = Hooks::load(Plan::default())?;
+        for listener in [&place.agent, &place.agent_v6] {
+            hooks.mark_listener(listener.as_fd())?;
+        }
+        let v4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, place.agent.local_addr()?.port());
+        let v6 = SocketAddrV6::new("::1".parse()?, place.agent_v6.local_addr()?.port(), 0, 0);
+        hooks.listen(hooks.netns_cookie(), v4, v6)?;
+        let job = place.selected.id()?;
+        hooks.select_cgroup(job, Selected { job, flags: 0, reserved: 0 })?;
+        let levels = Settings::pack_levels([place.level]).context("too deep a cgroup")?;
+        hooks.change_settings(|settings| settings.cgroup_levels = levels)?;
+        let connects = hooks.connects().context("the ring of connects")?;
+        let tasks = hooks.task_events()?.context("the ring of processes")?;
+        hooks.attach(place.attached.path())?;
+        Ok(Self { hooks, connects, tasks })
+    }
+
+    fn set(&self, place: &Place, case: Case) -> Result<()> {
+        let action = if case == Case::Passed { action::PASS } else { action::INTERCEPT };
+        let port = place.server.local_addr()?.port();
+        self.hooks.set_destinations(&[Destination { network: "127.0.0.1/32".parse()?, port, action }])?;
+        Ok(())
+    }
+
+    /// What the agent reads every few milliseconds, and records.
+    fn read_rings(&mut self) -> Result<()> {
+        while let Some(origin) = self.connects.take(&self.hooks)? {
+            self.hooks.recorded(&origin)?;
+        }
+        while self.tasks.take().is_some() {}
+        Ok(())
+    }
+
+    /// Each connect took the way that it was measured for.
+    fn check(&self, place: &Place) -> Result<()> {
+        let counts = self.hooks.counts()?;
+        let each = (CONNECTIONS + CONNECTIONS / 10) as u64;
+        ensure!(counts.redirected == each, "{} of {each} connects were redirected", counts.redirected);
+        ensure!(counts.passed == each, "{} of {each} connects were passed", counts.passed);
+        ensure!(
+            counts.refused + counts.failed + counts.lost == 0,
+            "connects were refused or not told: {counts:?}"
+        );
+        ensure!(self.hooks.jobs()?.contains_key(&place.selected.id()?), "the job is not accounted for");
+        Ok(())
+    }
+}
+
+impl Place {
+    fn new() -> Result<Self> {
+        let own = fs::read_to_string("/proc/self/cgroup")?;
+        let before = own.lines().find_map(|line| line.strip_prefix("0::")).context("no cgroup2 hierarchy")?;
+        let name = format!("weir-bench-{}", std::process::id());
+        let listen = |address: &str| -> Result<TcpListener> {
+            let listener = TcpListener::bind(address)?;
+            nix::sys::socket::listen(&listener, Backlog::MAXCONN)?;
+            // A connect has returned before: what is not there to be accepted went elsewhere.
+            listener.set_nonblocking(true)?;
+            Ok(listener)
+        };
+        // Made out here: a socket belongs to the cgroup in which it is made.
+        let (server, agent, agent_v6) = (listen("127.0.0.1:0")?, listen("127.0.0.1:0")?, listen("[::1]:0")?);
+        let attached = Cgroup::create(&name)?;
+        let selected = Cgroup::create(format!("{name}/selected"))?;
+        let beside = Cgroup::create(format!("{name}/beside"))?;
+        Ok(Self { before: before.to_owned(), attached, selected, beside, level: 2, server, agent, agent_v6 })
+    }
+
+    fn join(&self, case: Case) -> Result<()> {
+        let cgroup = if case == Case::Unselected { &self.beside } else { &self.selected };
+        Ok(cgroup.add(Pid::this())?)
+    }
+
+    fn leave(self) -> Result<()> {
+        let before =
+            weir::cgroup::mount_point()?.join(self.before.trim_start_matches('/')).join("cgroup.procs");
+        fs::write(before, std::process::id().to_string())?;
+        self.selected.remove()?;
+        self.beside.remove()?;
+        Ok(self.attached.remove()?)
+    }
+
+    fn batch(&self, case: Case, mut weir: Option<&mut Weir>) -> Result<Times> {
+        let number = if case == Case::ForkExec { PROCESSES } else { CONNECTIONS };
+        let mut batch: [Vec<Duration>; 3] = Default::default();
+        for n in 0..number + number / 10 {
+            let times = match case {
+                Case::ForkExec => [process()?; 3],
+                _ => self.connection(case, weir.as_deref())?,
+            };
+            if n >= number / 10 {
+                batch.iter_mut().zip(times).for_each(|(all, time)| all.push(time));
+            }
+            if let Some(weir) = weir.as_deref_mut().filter(|_| n % 64 == 63) {
+                weir.read_rings()?;
+            }
+        }
+        if let Some(weir) = weir {
+            weir.read_rings()?;
+        }
+        let [connection, client, connect] = batch;
+        Ok([median(connection)?, median(client)?, median(connect)?])
+    }
+
+    /// One connection, by [`TIMED`].
+    fn connection(&self, case: Case, weir: Option<&Weir>) -> Result<[Duration; 3]> {
+        let server = SockaddrIn::new(127, 0, 0, 1, self.server.local_addr()?.port());
+        let listener = if weir.is_some() && case == Case::Redirected { &self.agent } else { &self.server };
+        let began = Instant::now();
+        let client: OwnedFd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        let made = Instant::now();
+        connect(client.as_raw_fd(), &server)?;
+        let connected = Instant::now();
+        let (accepted, peer) = listener.accept().context("a connection went elsewhere")?;
+        let established = Instant::now();
+        if let Some(weir) = weir.filter(|_| case == Case::Redirected) {
+            let origin = weir.hooks.take_origin(weir.hooks.netns_cookie(), peer)?;
+            weir.hooks.recorded(&origin.context("a redirected connection without an origin")?)?;
+        }
+        let ending = Instant::now();
+        reset(accepted)?;
+        let closing = Instant::now();
+        drop(client);
+        let closed = Instant::now();
+        let whole = established - began + (closed - ending);
+        Ok([whole, connected - began + (closed - closing), connected - made])
+    }
+}
+
+/// Ends it without the minute in which a port is not used again.
+fn reset(accepted: TcpStream) -> Result<()> {
+    let linger = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+    Ok(setsockopt(&accepted, sockopt::Linger, &linger)?)
+}
+
+/// One process.
+fn process() -> Result<Duration> {
+    let began = Instant::now();
+    let ended = Command::new("/bin/true").status()?;
+    let took = began.elapsed();
+    ensure!(ended.success(), "/bin/true ended with {ended}");
+    Ok(took)
+}
+
+fn median(mut times: Vec<Duration>) -> Result<u64> {
+    times.sort_unstable();
+    let middle = times.get(times.len() / 2).context("an empty batch")?;
+    Ok(u64::try_from(middle.as_nanos())?)
+}
+
+/// The last one that is ours: loopback is served by whom it is used by.
+fn stay_on_one_processor() -> Result<usize> {
+    let ours = sched_getaffinity(Pid::this())?;
+    let last =
+        (0..CpuSet::count()).rev().find(|n| ours.is_set(*n).unwrap_or(false)).context("no processor")?;
+    let mut one = CpuSet::new();
+    one.set(last)?;
+    sched_setaffinity(Pid::this(), &one)?;
+    Ok(last)
+}
