@@ -30,11 +30,12 @@ pub fn current() -> Option<Tag> {
     {
         return Some(tag);
     }
-    let process_start = tag.map_or(0, |tag| tag.process_start);
+    let (process_start, inherited) = tag.map_or((0, 0), |tag| (tag.process_start, tag.flags));
     let of = |selected: Selected| Tag {
         job: selected.job,
         process_start,
-        flags: selected.flags,
+        // Strictness is never lost on the way.
+        flags: selected.flags | inherited,
         by_executable: 0,
     };
     // Where it is now goes before where it was when it was tagged.

@@ -175,7 +175,7 @@ pub struct Hooks {
     tables: Mutex<Tables>,
     pending: Pending,
     taken: Mutex<Taken>,
-    connects: Mutex<Option<Connects>>,
+    connects: Mutex<Option<Map>>,
     task_events: Mutex<Option<Map>>,
     socket_fault: Option<String>,
     pins: Option<Pins>,
@@ -235,7 +235,7 @@ impl Hooks {
             exempt: Mutex::new(SkStorage::try_from(take(&mut ebpf, "EXEMPT")?).map_err(unreadable)?),
             pending: Pending::open(take(&mut ebpf, "PENDING")?)?,
             taken: Mutex::new(Taken::open(take(&mut ebpf, "TAKEN")?)?),
-            connects: Mutex::new(Some(Connects::open(&mut ebpf)?)),
+            connects: Mutex::new(Some(take(&mut ebpf, "CONNECTS")?)),
             tables: Mutex::new(tables),
             netns_cookie,
             epoch: plan.pins.as_ref().map_or_else(|| u64::from_ne_bytes(random::bytes()), Pins::epoch),
@@ -516,9 +516,11 @@ impl Hooks {
         lock(&self.tables).count(slot)
     }
 
-    /// The reader of what does not come here as a connection. There is one; None: it is taken already.
+    /// The reader of what does not come here as a connection. There is one; None: it is taken already, or cannot be opened.
+    /// It begins where the one before it stopped, so an agent before this one must have let go by now.
     pub fn connects(&self) -> Option<Connects> {
-        lock(&self.connects).take()
+        let opened = Connects::open(lock(&self.connects).take()?);
+        opened.inspect_err(|error| tracing::error!(%error, "the ring of connects cannot be opened")).ok()
     }
 
     /// Redirected connections that the agent has not yet taken.

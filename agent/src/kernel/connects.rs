@@ -7,14 +7,11 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
 };
 
-use aya::{
-    Ebpf,
-    maps::{MapData, RingBuf},
-};
+use aya::maps::{Map, MapData, RingBuf};
 use tokio::io::unix::AsyncFd;
 use weir_ebpf::FlowOrigin;
 
-use super::{Hooks, KernelError, Origin, syscall, take, unreadable};
+use super::{Hooks, KernelError, Origin, syscall, unreadable};
 
 /// The reader of the ring; there is one at a time.
 pub struct Connects {
@@ -22,8 +19,8 @@ pub struct Connects {
 }
 
 impl Connects {
-    pub(super) fn open(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
-        Ok(Self { ring: take(ebpf, "CONNECTS")?.try_into().map_err(unreadable)? })
+    pub(super) fn open(map: Map) -> Result<Self, KernelError> {
+        Ok(Self { ring: map.try_into().map_err(unreadable)? })
     }
 
     /// To be waited for by the runtime.
