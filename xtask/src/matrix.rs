@@ -66,7 +66,7 @@ pub fn run(options: &Options) -> Result<()> {
         chosen.iter().try_for_each(|kernel| kernels::forget(&setup, kernel))?;
     }
     let setup = setup::prepare(Needs { kernels: chosen.clone(), ..Needs::none() })?;
-    let columns = columns(&setup, &chosen, &options.filters)?;
+    let columns = columns(&setup, &chosen, &suite::build(&setup, &options.filters)?)?;
     if options.json {
         println!("{}", serde_json::to_string_pretty(&report::json(&columns))?);
     } else {
@@ -77,8 +77,13 @@ pub fn run(options: &Options) -> Result<()> {
 
 /// What `cargo xtask test` runs of it, when the setup is done. Prints the table; fails only when it could not be run at all.
 pub fn run_in_every_test(setup: &Setup) -> Result<Sum> {
-    let columns = columns(setup, &setup::kernels_of_every_test(), &[])?;
+    let mut suite = suite::build(setup, &[])?;
+    suite.tests.retain(Test::is_in_every_test);
+    let columns = columns(setup, &setup::kernels_of_every_test(), &suite)?;
     print!("{}", report::table(&columns));
+    for (binary, reason) in suite::not_in_every_test() {
+        println!("not run here: {binary}, {reason}: `cargo xtask kernel-matrix --filter {binary}::`");
+    }
     Ok(report::sum(&columns))
 }
 
@@ -94,9 +99,8 @@ fn verdict(columns: &[Column]) -> Result<Sum> {
 }
 
 /// Boots the kernels, as many at a time as there are processors.
-fn columns(setup: &Setup, chosen: &[&'static Kernel], filters: &[String]) -> Result<Vec<Column>> {
+fn columns(setup: &Setup, chosen: &[&'static Kernel], suite: &Suite) -> Result<Vec<Column>> {
     let began = Instant::now();
-    let suite = suite::build(setup, filters)?;
     let fetched: Vec<Fetched> =
         chosen.iter().map(|kernel| kernels::fetched(setup, kernel)).collect::<Result<_>>()?;
     let lock = std::fs::File::create(kernels::folder(setup).join("lock"))?;
@@ -106,7 +110,7 @@ fn columns(setup: &Setup, chosen: &[&'static Kernel], filters: &[String]) -> Res
     }
     let work = kernels::folder(setup).join("work");
     let _ = std::fs::remove_dir_all(&work);
-    let shared = image::shared(setup, &suite, &work)?;
+    let shared = image::shared(setup, suite, &work)?;
     say(format_args!(
         "kernel-matrix: {} tests on {}",
         suite.tests.len(),
@@ -118,7 +122,7 @@ fn columns(setup: &Setup, chosen: &[&'static Kernel], filters: &[String]) -> Res
         let booted = std::thread::scope(|scope| {
             let boots: Vec<_> = some
                 .iter()
-                .map(|kernel| scope.spawn(|| column(setup, kernel, &suite, &shared, &work)))
+                .map(|kernel| scope.spawn(|| column(setup, kernel, suite, &shared, &work)))
                 .collect();
             boots
                 .into_iter()

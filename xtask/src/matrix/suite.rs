@@ -17,15 +17,24 @@ struct Binary {
     target: &'static str,
     /// Only the tests whose names begin so.
     tests: &'static str,
+    /// Whether `cargo xtask test` runs it on other kernels too, or, if not, why.
+    in_every_test: Result<(), &'static str>,
 }
 
 /// To run the tests of one more file in `agent/tests` on other kernels, add it here.
 const BINARIES: &[Binary] = &[
-    Binary { target: "kernel", tests: "" },
-    Binary { target: "lineage", tests: "" },
-    Binary { target: "netns", tests: "" },
-    Binary { target: "weir", tests: "kernel::" },
+    Binary { target: "kernel", tests: "", in_every_test: Ok(()) },
+    Binary { target: "weir", tests: "kernel::", in_every_test: Ok(()) },
+    Binary { target: "lineage", tests: "", in_every_test: Err(NOT_YET) },
+    Binary { target: "netns", tests: "", in_every_test: Err(NOT_YET) },
 ];
+const NOT_YET: &str = "not seen to pass there as a whole yet, and four minutes are what these runs may take";
+
+/// The binaries that `cargo xtask test` does not run on other kernels, with the reasons.
+pub fn not_in_every_test() -> impl Iterator<Item = (&'static str, &'static str)> {
+    BINARIES.iter().filter_map(|binary| Some((binary.target, binary.in_every_test.err()?)))
+}
+
 const PACKAGE: &str = "weir";
 
 /// A test that is not run on a kernel.
@@ -49,6 +58,10 @@ pub struct Test {
 }
 
 impl Test {
+    pub fn is_in_every_test(&self) -> bool {
+        not_in_every_test().all(|(target, _)| target != self.binary)
+    }
+
     /// As the table shows it.
     pub fn title(&self) -> String {
         format!("{}::{}", self.binary, self.name)
