@@ -4,6 +4,7 @@
 //! [`Origin`] for each connection that the hooks led here. Must never: let another room see aya, or make
 //! an origin up: a peer without one is refused by its caller.
 
+mod books;
 mod btf;
 mod connects;
 pub mod cost;
@@ -12,6 +13,7 @@ pub mod link;
 mod origin;
 mod pending;
 pub mod pins;
+mod rules;
 mod syscall;
 mod tables;
 mod tasks;
@@ -21,7 +23,6 @@ use std::{
     fmt,
     fs::File,
     io,
-    net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -33,12 +34,10 @@ use aya::{
     maps::{Map, MapData, MapError, SkStorage},
     programs::{Program, ProgramError, ProgramFd},
 };
-use weir_ebpf::{
-    FlowKey, FlowOrigin, JobCounts, Listeners, LostTold, MARK_EXEMPT, MARK_LISTENER, OWN_PORTS_ROOM,
-    PENDING_ROOM, Selected, Settings, Tag, action, address, counter, verdict,
-};
+use weir_ebpf::{OWN_PORTS_ROOM, PENDING_ROOM, action};
 
 pub use self::{
+    books::Counts,
     connects::Connects,
     origin::Origin,
     tables::Destination,
@@ -48,7 +47,7 @@ use self::{
     link::{AttachType, Link, Tampering},
     pending::{Pending, Taken},
     pins::Pins,
-    tables::{Tables, gone},
+    tables::Tables,
 };
 use crate::{
     cgroup::{self, CgroupError},
@@ -122,29 +121,6 @@ pub enum KernelError {
     Load { what: String, source: io::Error, log: String },
     #[error("cannot {doing}: {source}")]
     Table { doing: &'static str, source: io::Error },
-}
-
-/// What became of the connects of selected processes, of all jobs that are accounted for. Each is counted once.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Led to the agent.
-    pub redirected: u64,
-    /// Left alone: by policy, or for want of an agent where that is allowed.
-    pub passed: u64,
-    /// Refused by policy: Weir's own ports, denied destinations, no listener or no agent.
-    pub refused: u64,
-    /// Refused (ECONNREFUSED) as they would have been without Weir: a loopback port at which nobody listens.
-    pub unanswered: u64,
-    /// Refused since their origin could not be kept: no memory, or too many connections not yet accepted.
-    pub failed: u64,
-    /// Datagrams to intercepted ports, refused.
-    pub datagrams: u64,
-    /// Sockets that no hook could see into, refused.
-    pub sockets: u64,
-    /// Of all these, what could not be told to the agent: the ring had no room.
-    pub lost: u64,
-    /// Connects of the agent's own sockets.
-    pub exempt: u64,
 }
 
 /// What the hooks need from the start.
@@ -318,81 +294,6 @@ impl Hooks {
         Ok(found)
     }
 
-    /// Selects a cgroup with all those below; its connects are counted under `job`.
-    pub fn select_cgroup(&self, id: u64, selected: Selected) -> Result<(), KernelError> {
-        let mut tables = lock(&self.tables);
-        tables.begin_job(selected.job)?;
-        tables.cgroups.insert(id, selected, 0).map_err(unreadable)
-    }
-
-    pub fn selected_cgroups(&self) -> Result<BTreeMap<u64, Selected>, KernelError> {
-        let tables = lock(&self.tables);
-        let entries = tables.cgroups.iter().collect::<Result<_, _>>();
-        entries.map_err(unreadable)
-    }
-
-    pub fn unselect_cgroup(&self, id: u64) -> Result<(), KernelError> {
-        gone(lock(&self.tables).cgroups.remove(&id))
-    }
-
-    pub fn select_user(&self, uid: u32, selected: Selected) -> Result<(), KernelError> {
-        let mut tables = lock(&self.tables);
-        tables.begin_job(selected.job)?;
-        tables.users.insert(uid, selected, 0).map_err(unreadable)?;
-        let settings = tables.settings()?;
-        tables.set_settings(Settings { by_user: 1, ..settings })
-    }
-
-    /// Tags a process, as lineage would have.
-    pub fn tag(&self, tgid: u32, tag: Tag) -> Result<(), KernelError> {
-        lock(&self.tables).tasks.insert(tgid, tag, 0).map_err(unreadable)
-    }
-
-    pub fn untag(&self, tgid: u32) -> Result<(), KernelError> {
-        gone(lock(&self.tables).tasks.remove(&tgid))
-    }
-
-    pub fn tags(&self) -> Result<BTreeMap<u32, Tag>, KernelError> {
-        lock(&self.tables).tags()
-    }
-
-    /// Changes what the hooks consult besides the tables. The host's namespace stays.
-    pub fn change_settings(&self, change: impl FnOnce(&mut Settings)) -> Result<(), KernelError> {
-        let mut tables = lock(&self.tables);
-        let before = tables.settings()?;
-        let mut settings = before;
-        change(&mut settings);
-        tables.set_settings(Settings { host_netns: before.host_netns, ..settings })
-    }
-
-    /// Makes these the destinations with an action of their own.
-    pub fn set_destinations(&self, destinations: &[Destination]) -> Result<(), KernelError> {
-        lock(&self.tables).set_destinations(destinations)
-    }
-
-    /// Adds one that was learned.
-    pub fn add_destination(&self, destination: Destination) -> Result<(), KernelError> {
-        lock(&self.tables).add_destination(destination)
-    }
-
-    /// Leads the connects of one network namespace to these listeners. Their sockets must carry
-    /// [`Hooks::mark_listener`] before, or the hooks take them for somebody else's.
-    pub fn listen(&self, netns_cookie: u64, v4: SocketAddrV4, v6: SocketAddrV6) -> Result<(), KernelError> {
-        let listeners =
-            Listeners { v6: v6.ip().octets(), v4: v4.ip().octets(), v6_port: v6.port(), v4_port: v4.port() };
-        lock(&self.tables).netns.insert(netns_cookie, listeners, 0).map_err(unreadable)
-    }
-
-    /// From here on the connects of that namespace are refused.
-    pub fn unlisten(&self, netns_cookie: u64) -> Result<(), KernelError> {
-        gone(lock(&self.tables).netns.remove(&netns_cookie))
-    }
-
-    /// The network namespaces that have listeners, also those that an agent before this one registered.
-    pub fn listening(&self) -> Result<Vec<u64>, KernelError> {
-        lock(&self.tables).netns.keys().collect::<Result<_, _>>().map_err(unreadable)
-    }
-
     /// Whoever holds it uses the folder of pins, if there is one.
     pub fn pins_lock(&self) -> Option<OwnedFd> {
         self.pins.as_ref().and_then(Pins::lock)
@@ -418,124 +319,6 @@ impl Hooks {
     /// Random, made with the tables: with it a job's number names the job for ever.
     pub fn epoch(&self) -> u64 {
         self.epoch
-    }
-
-    /// Takes the origin of the connection that came in from `peer` at a listener of that network namespace. None: the hooks
-    /// did not lead it here, or it was taken already; whoever it is, it must be refused.
-    ///
-    /// It is owed a record until [`Hooks::recorded`].
-    pub fn take_origin(&self, netns_cookie: u64, peer: SocketAddr) -> Result<Option<Origin>, KernelError> {
-        let source = match peer.ip() {
-            IpAddr::V4(v4) => address::mapped(v4.octets()),
-            IpAddr::V6(v6) => v6.octets(),
-        };
-        let Some(flow) = self.pending.take(&FlowKey::new(netns_cookie, source, peer.port()))? else {
-            return Ok(None);
-        };
-        lock(&self.taken).put(&flow)?;
-        let mut origin = Origin::from(flow);
-        if origin.source.port() == 0 {
-            origin.source.set_port(peer.port());
-        }
-        Ok(Some(origin))
-    }
-
-    /// It is owed a record.
-    fn owe(&self, flow: &FlowOrigin) -> Result<(), KernelError> {
-        lock(&self.taken).put(flow)
-    }
-
-    /// The record of this origin is written.
-    pub fn recorded(&self, origin: &Origin) -> Result<(), KernelError> {
-        lock(&self.taken).recorded(origin.key())
-    }
-
-    /// What was taken and is owed a record, by this agent or one before it.
-    pub fn taken(&self) -> Result<Vec<Origin>, KernelError> {
-        Ok(lock(&self.taken).all()?.into_iter().map(Origin::from).collect())
-    }
-
-    /// Marks one of the agent's own sockets: wherever it connects to, it is left alone. To be called before `connect`.
-    pub fn exempt(&self, socket: BorrowedFd<'_>) -> Result<(), KernelError> {
-        self.mark(socket, MARK_EXEMPT)
-    }
-
-    /// Marks one of the agent's listening sockets: the hooks lead connects to no other.
-    pub fn mark_listener(&self, socket: BorrowedFd<'_>) -> Result<(), KernelError> {
-        self.mark(socket, MARK_LISTENER)
-    }
-
-    fn mark(&self, socket: BorrowedFd<'_>, mark: u32) -> Result<(), KernelError> {
-        lock(&self.exempt).insert(&socket, mark, 0).map_err(|e| KernelError::Table {
-            doing: "mark the agent's own socket",
-            source: io_error(e.into()),
-        })
-    }
-
-    /// What was counted of each job.
-    pub fn jobs(&self) -> Result<BTreeMap<u64, JobCounts>, KernelError> {
-        lock(&self.tables).jobs()
-    }
-
-    /// A job is accounted for no more: its sums are recorded.
-    pub fn end_job(&self, job: u64) -> Result<(), KernelError> {
-        lock(&self.tables).end_job(job)
-    }
-
-    /// Of what was lost of a job, how much is recorded as such, by verdict.
-    pub fn lost_told(&self, job: u64) -> Result<[u64; verdict::KINDS as usize], KernelError> {
-        lock(&self.tables).lost_told(job)
-    }
-
-    pub fn set_lost_told(
-        &self,
-        job: u64,
-        verdicts: [u64; verdict::KINDS as usize],
-    ) -> Result<(), KernelError> {
-        lock(&self.tables).lost_told.insert(job, LostTold { verdicts }, 0).map_err(unreadable)
-    }
-
-    pub fn counts(&self) -> Result<Counts, KernelError> {
-        let mut counts = Counts { exempt: self.count(counter::EXEMPT)?, ..Counts::default() };
-        for job in self.jobs()?.into_values() {
-            let [redirected, passed, refused, unanswered, failed, datagrams, sockets, _] = job.verdicts;
-            counts.redirected += redirected;
-            counts.passed += passed;
-            counts.refused += refused;
-            counts.unanswered += unanswered;
-            counts.failed += failed;
-            counts.datagrams += datagrams;
-            counts.sockets += sockets;
-            counts.lost += job.lost.iter().sum::<u64>();
-        }
-        Ok(counts)
-    }
-
-    /// One of the host's own counts, see [`weir_ebpf::counter`].
-    pub fn count(&self, slot: u32) -> Result<u64, KernelError> {
-        lock(&self.tables).count(slot)
-    }
-
-    /// The reader of what does not come here as a connection. There is one; None: it is taken already, or cannot be opened.
-    /// It begins where the one before it stopped, so an agent before this one must have let go by now.
-    pub fn connects(&self) -> Option<Connects> {
-        let opened = Connects::open(lock(&self.connects).take()?);
-        opened.inspect_err(|error| tracing::error!(%error, "the ring of connects cannot be opened")).ok()
-    }
-
-    /// Redirected connections that the agent has not yet taken.
-    pub fn pending(&self) -> Result<Vec<Origin>, KernelError> {
-        Ok(self.pending.all()?.into_iter().map(Origin::from).collect())
-    }
-
-    /// Takes the origins of connects made longer ago than this, whose connections never came. Each is owed a record.
-    pub fn sweep_pending(&self, older_than: Duration) -> Result<Vec<Origin>, KernelError> {
-        let swept = self.pending.sweep(older_than)?;
-        let mut taken = lock(&self.taken);
-        for flow in &swept {
-            taken.put(flow)?;
-        }
-        Ok(swept.into_iter().map(Origin::from).collect())
     }
 }
 
