@@ -210,7 +210,7 @@ fn a_second_agent_on_the_same_state_is_refused_and_the_first_goes_on() -> Result
     let world = World::start(&WorldPlan::default())?;
     let first = world.agent.status()?;
     let command = [binary("weir")?, "agent".into(), "--config".into(), world.agent.config().to_path_buf()];
-    says(&command, FAILURE, &["another agent", &first.pid.to_string()])?;
+    says(&command, FAILURE, &["runs already", "--replace", &first.pid.to_string()])?;
     let told = world.converse(weir_tests::ClientKind::Python, "localhost", &["--calls", "echo"])?;
     ensure!(told.first("echo")?.ok, "{told:?}");
     ensure!(world.agent.status()?.pid == first.pid);

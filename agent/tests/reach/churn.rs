@@ -123,7 +123,10 @@ fn connect(fd: i32, to: Address) -> i32 {
         unsafe { libc::connect(fd, address, size as u32) }
     };
     match to {
-        Address::V4(at) => of((&raw const *&sockaddr_v4(at)).cast(), size_of::<libc::sockaddr_in>()),
+        Address::V4(at) => {
+            let address = sockaddr_v4(at);
+            of((&raw const address).cast(), size_of::<libc::sockaddr_in>())
+        }
         Address::V6(at) => {
             let address = libc::sockaddr_in6 {
                 sin6_family: libc::AF_INET6 as u16,
