@@ -103,7 +103,7 @@ fn each_start_of_a_selected_executable_begins_a_job_that_its_children_keep_where
     stage.hooks.select_executable(file_key(&runner), selected).unwrap();
     let other = stage.select(&elsewhere);
     let script = format!(
-        "for _ in range(2):\n  pid = os.posix_spawn({runner:?}, ['runner', '-c', 'echo $$; read x; sleep 50 & echo $! ; \
+        "for _ in range(2):\n  pid = os.posix_spawn({runner:?}, ['sh', '-c', 'echo $$; read x; sleep 50 & echo $! ; \
          echo $! > {:?}; read x; kill $!'], os.environ)\n  os.waitpid(pid, 0)\n",
         elsewhere.path().join("cgroup.procs")
     );
