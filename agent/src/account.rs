@@ -17,7 +17,7 @@ mod told;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -56,6 +56,8 @@ pub struct Accounts {
     /// Asks the reader of the ring to answer when all that is in it by now is recorded.
     marks: mpsc::Sender<oneshot::Sender<()>>,
     asked: Mutex<Option<mpsc::Receiver<oneshot::Sender<()>>>>,
+    /// Nothing waits for the disk any more.
+    ended: CancellationToken,
 }
 
 /// Why sums could not be stated.
@@ -89,6 +91,7 @@ impl Accounts {
             listener,
             marks,
             asked: Mutex::new(Some(asked)),
+            ended: CancellationToken::new(),
         })
     }
 
@@ -126,8 +129,8 @@ impl Accounts {
         }
     }
 
-    /// Writes the record of a connect, however long the disk takes, and lets the connect go. Only the ledger's end ends
-    /// this; then the next agent records a gap.
+    /// Writes the record of a connect, however long the disk takes, and lets the connect go. Only the end of the ledger or of the
+    /// agent ends this; then the next agent records a gap.
     pub async fn record(&self, origin: &Origin, flow: Flow<Masked<String>>) {
         if self.write(flow).await.is_ok()
             && let Err(error) = self.hooks.recorded(origin)
@@ -172,7 +175,10 @@ impl Accounts {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a connect waits for its record");
-                    tokio::time::sleep(RETRY).await;
+                    tokio::select! {
+                        () = tokio::time::sleep(RETRY) => {}
+                        () = self.ended.cancelled() => return Err(error),
+                    }
                 }
                 written => return written,
             }
@@ -182,9 +188,8 @@ impl Accounts {
     /// Reads the ring and states sums until the agent ends. `predecessor` resolves when the agent that handed over, if one
     /// did, is gone: only then is it known what it still owes.
     pub async fn run(self: Arc<Self>, predecessor: Option<oneshot::Receiver<()>>, ending: CancellationToken) {
-        let owed = self.hooks.taken();
         let reader = tokio::spawn(self.clone().read(ending.clone()));
-        self.settle_owed(owed, predecessor, &ending).await;
+        self.settle_owed(predecessor, &ending).await;
         let mut stated = tokio::time::Instant::now();
         loop {
             tokio::select! {
@@ -213,13 +218,13 @@ impl Accounts {
         }
     }
 
+    /// The agent ends: a record that the disk does not take now is a gap of the next one's.
+    pub fn end(&self) {
+        self.ended.cancel();
+    }
+
     /// What an earlier agent had taken and not recorded: it ended before. Each is a gap of one, with what the kernel knew.
-    async fn settle_owed(
-        &self,
-        owed: Result<Vec<Origin>, KernelError>,
-        predecessor: Option<oneshot::Receiver<()>>,
-        ending: &CancellationToken,
-    ) {
+    async fn settle_owed(&self, predecessor: Option<oneshot::Receiver<()>>, ending: &CancellationToken) {
         if let Some(gone) = predecessor {
             tokio::select! {
                 // An error is its end, too.
@@ -230,8 +235,7 @@ impl Accounts {
         // One that it had read and not yet taken out of the ring is told of anew.
         let settled = async {
             self.mark().await?;
-            let still: Vec<Origin> = self.hooks.taken()?;
-            for origin in owed?.into_iter().filter(|origin| still.contains(origin)) {
+            for origin in self.hooks.owed()? {
                 let connect = self.connect(&origin, None);
                 let text = |value: String| self.processes.masker().text(&value).truncate(told::MAX_TEXT);
                 let detail = BTreeMap::from([
@@ -263,6 +267,8 @@ impl Accounts {
         let counts = self.hooks.jobs()?;
         let tags = self.hooks.tags()?;
         let due = self.jobs().due(&counts, &tags, all);
+        // At once, while the counts are those that were looked at.
+        self.let_go(&counts)?;
         if due.is_empty() {
             return Ok(());
         }
@@ -286,12 +292,12 @@ impl Accounts {
             self.write(statement).await?;
             self.jobs().stated(job, *own, closed);
         }
-        self.let_go(&counts)
+        Ok(())
     }
 
-    /// Jobs that are closed and whose cgroup or processes are gone for good.
+    /// Jobs that are closed, or did nothing, and whose cgroup or processes are gone for good.
     fn let_go(&self, counts: &BTreeMap<u64, JobCounts>) -> Result<(), AccountError> {
-        let gone = self.jobs().gone(counts);
+        let gone = self.jobs().gone(counts, Instant::now());
         for job in gone {
             self.hooks.unselect_cgroup(job)?;
             self.hooks.end_job(job)?;
@@ -301,7 +307,7 @@ impl Accounts {
 
     /// Redirected connects that are counted and not recorded, by job: not begun, pending, taken.
     fn in_flight(&self, counts: &BTreeMap<u64, JobCounts>) -> Result<BTreeMap<u64, u64>, KernelError> {
-        let (pending, taken) = (self.hooks.pending()?, self.hooks.taken()?);
+        let unrecorded = self.hooks.unrecorded()?;
         let mut on_the_way: BTreeMap<u64, i64> = BTreeMap::new();
         for (job, counts) in counts {
             let [redirected, .., begun] = counts.verdicts;
@@ -310,7 +316,7 @@ impl Accounts {
                 i64::try_from(redirected).unwrap_or(i64::MAX) - i64::try_from(begun).unwrap_or(i64::MAX);
             on_the_way.insert(*job, unbegun);
         }
-        for origin in pending.iter().chain(&taken).filter(|origin| origin.verdict == verdict::REDIRECTED) {
+        for origin in unrecorded.iter().filter(|origin| origin.verdict == verdict::REDIRECTED) {
             *on_the_way.entry(origin.job).or_default() += 1;
         }
         Ok(on_the_way.into_iter().map(|(job, n)| (job, u64::try_from(n).unwrap_or(0))).collect())
@@ -356,3 +362,6 @@ fn sums(verdicts: &[u64]) -> ConnectSums {
     }
     sums
 }
+
+#[cfg(test)]
+mod tests;

@@ -260,6 +260,7 @@ impl Agent {
             tracing::warn!("connections that did not end in time were closed");
         }
         accounts.finish().await;
+        accounts.end();
         ending.cancel();
         for task in background.into_iter().chain([accepting]).chain(duties) {
             task.await.context("a task of the agent's failed")?;

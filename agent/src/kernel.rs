@@ -205,7 +205,10 @@ impl Hooks {
         }
         tables.set_settings(settings)?;
         Ok(Self {
-            tracing: Mutex::new(tasks::attach(&ebpf, plan.pins.as_ref(), socket_fault.is_none())?),
+            tracing: Mutex::new(match &plan.pins {
+                Some(_) => Links::new(),
+                None => tasks::attach(&ebpf, None, socket_fault.is_none())?,
+            }),
             task_events: Mutex::new(Some(take(&mut ebpf, "TASK_EVENTS")?)),
             socket_fault,
             exempt: Mutex::new(SkStorage::try_from(take(&mut ebpf, "EXEMPT")?).map_err(unreadable)?),
@@ -227,6 +230,7 @@ impl Hooks {
     /// A cgroup above or below one that has the hooks already is refused: its connects would be led here twice.
     pub fn attach(&self, cgroup: &Path) -> Result<(), KernelError> {
         let cgroup = cgroup::resolve(cgroup)?;
+        self.follow()?;
         let mut attached = lock(&self.attached);
         if attached.contains_key(&cgroup) {
             return Ok(());
@@ -246,6 +250,16 @@ impl Hooks {
             links.push(Link::attach(self.pins.as_ref(), name, program.as_fd(), attach_type, &folder)?);
         }
         attached.insert(cgroup, links);
+        Ok(())
+    }
+
+    /// Attaches the programs that follow processes. Those that are pinned not before the hooks: an agent that this one is to
+    /// replace watches over its own until then, and would take the new pins for somebody's meddling.
+    fn follow(&self) -> Result<(), KernelError> {
+        let mut tracing = lock(&self.tracing);
+        if tracing.is_empty() {
+            *tracing = tasks::attach(&lock(&self.programs), self.pins.as_ref(), self.socket_fault.is_none())?;
+        }
         Ok(())
     }
 

@@ -48,7 +48,7 @@ pub struct Selection {
     depths_known: bool,
     cgroups: BTreeMap<u64, Cgroup>,
     files: BTreeMap<FileKey, u32>,
-    told_too_deep: BTreeSet<u64>,
+    told_unselected: BTreeSet<u64>,
 }
 
 #[derive(Debug)]
@@ -86,7 +86,7 @@ impl Selection {
             depths_known: fs::metadata("/proc/self/ns/cgroup").is_ok_and(|ns| ns.ino() == INITIAL_NAMESPACE),
             cgroups: BTreeMap::new(),
             files: BTreeMap::new(),
-            told_too_deep: BTreeSet::new(),
+            told_unselected: BTreeSet::new(),
             mount,
         };
         if own.attach.is_empty() {
@@ -156,7 +156,15 @@ impl Selection {
         self.walk(&self.mount, "", 0, 0, &mut scan.paths, &mut found);
         let there: BTreeSet<u64> = scan.paths.keys().copied().collect();
         for cgroup in found {
-            scan.new.extend(self.select(hooks, accounts, cgroup)?);
+            let (id, path) = (cgroup.id, cgroup.path.clone());
+            match self.select(hooks, accounts, cgroup) {
+                Ok(new) => scan.new.extend(new),
+                // One that cannot be selected must not keep the others from it.
+                Err(error) if self.told_unselected.insert(id) => {
+                    tracing::error!(%error, path, "a cgroup cannot be selected: it is not intercepted");
+                }
+                Err(_) => {}
+            }
         }
         let gone: Vec<u64> = self.cgroups.keys().filter(|id| !there.contains(id)).copied().collect();
         for id in &gone {
@@ -204,7 +212,7 @@ impl Selection {
             return Ok(None);
         }
         if self.depths_known && depth(&cgroup.path) >= Settings::LEVELS {
-            if self.told_too_deep.insert(cgroup.id) {
+            if self.told_unselected.insert(cgroup.id) {
                 tracing::error!(cgroup = cgroup.path, "lies too deep to be selected: it is not intercepted");
             }
             return Ok(None);

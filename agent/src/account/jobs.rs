@@ -33,7 +33,9 @@ struct Job {
     name: String,
     extent: Extent,
     stated: Option<JobCounts>,
-    closed: Option<Instant>,
+    closed: bool,
+    /// Since when it has had no process.
+    over: Option<Instant>,
 }
 
 impl Jobs {
@@ -44,7 +46,7 @@ impl Jobs {
     }
 
     pub fn begin(&mut self, job: u64, name: String, extent: Extent) {
-        self.known.entry(job).or_insert(Job { name, extent, stated: None, closed: None });
+        self.known.entry(job).or_insert(Job { name, extent, stated: None, closed: false, over: None });
     }
 
     /// Which sums are to be stated: number, name, and whether the job has ended. With `all`, those of jobs that go on, too.
@@ -59,11 +61,12 @@ impl Jobs {
         for (&job, own) in counts {
             // A job of lineage's begins in the kernel; it may be known there first.
             self.begin(job, format!("job {job:x}"), Extent::Lineage);
-            let Some(known) = self.known.get(&job) else { continue };
+            let Some(known) = self.known.get_mut(&job) else { continue };
             let is_new =
                 known.stated != Some(*own) && (known.stated.is_some() || *own != JobCounts::default());
             let has_ended = !alive.contains(&job) && !known.extent.is_populated();
-            let closes = has_ended && (is_new || known.closed.is_none() && known.stated.is_some());
+            known.over = has_ended.then(|| known.over.unwrap_or_else(Instant::now));
+            let closes = has_ended && (is_new || !known.closed && known.stated.is_some());
             if closes || all && is_new {
                 due.push((job, known.name.clone(), has_ended));
             }
@@ -74,15 +77,24 @@ impl Jobs {
     pub fn stated(&mut self, job: u64, counts: JobCounts, closed: bool) {
         if let Some(known) = self.known.get_mut(&job) {
             known.stated = Some(counts);
-            known.closed = closed.then(Instant::now);
+            known.closed = closed;
         }
     }
 
-    /// Takes out the jobs that are closed for a while and can have no process any more.
-    pub fn gone(&mut self, counts: &BTreeMap<u64, JobCounts>) -> Vec<u64> {
+    /// Takes out the jobs that have had no process for a while and can have none any more, and of which nothing is left to be
+    /// stated: also those that never did anything, or they would fill the kernel's table.
+    pub fn gone(&mut self, counts: &BTreeMap<u64, JobCounts>, now: Instant) -> Vec<u64> {
         let is_gone = |job: &u64, known: &Job| {
-            known.closed.is_some_and(|at| at.elapsed() >= STAYS)
-                && known.stated == counts.get(job).copied()
+            // The kernel had no room for it, or does not know it yet.
+            let Some(own) = counts.get(job) else {
+                return matches!(known.extent, Extent::Cgroup(_)) && known.extent.is_gone();
+            };
+            let is_stated = match known.stated {
+                Some(stated) => known.closed && stated == *own,
+                None => *own == JobCounts::default(),
+            };
+            known.over.is_some_and(|since| now.saturating_duration_since(since) >= STAYS)
+                && is_stated
                 && known.extent.is_gone()
         };
         let gone: Vec<u64> =
@@ -128,6 +140,10 @@ mod tests {
         Tag { job, process_start: 1, flags: 0, by_executable: 0 }
     }
 
+    fn later() -> Instant {
+        Instant::now() + STAYS
+    }
+
     #[test]
     fn a_job_is_closed_when_its_last_process_is_gone_and_again_when_its_sums_change() {
         let mut jobs = Jobs::new();
@@ -142,7 +158,32 @@ mod tests {
         jobs.stated(7, counts(1), true);
         assert_eq!(jobs.due(&one, &BTreeMap::new(), true), []);
         assert_eq!(jobs.due(&BTreeMap::from([(7, counts(2))]), &BTreeMap::new(), false).len(), 1);
-        assert_eq!(jobs.gone(&one), Vec::<u64>::new(), "its sockets may still be somewhere");
+        assert_eq!(jobs.gone(&one, Instant::now()), Vec::<u64>::new(), "its sockets may still be somewhere");
+        assert_eq!(jobs.gone(&one, later()), [7]);
+    }
+
+    #[test]
+    fn a_job_that_did_nothing_is_let_go_when_it_is_over() {
+        let mut jobs = Jobs::new();
+        let idle = BTreeMap::from([(7, counts(0))]);
+        let alive = BTreeMap::from([(1, tag(7))]);
+        jobs.due(&idle, &alive, true);
+        assert_eq!(jobs.gone(&idle, later()), Vec::<u64>::new());
+        jobs.due(&idle, &BTreeMap::new(), true);
+        assert_eq!(jobs.gone(&idle, Instant::now()), Vec::<u64>::new());
+        assert_eq!(jobs.gone(&idle, later()), [7]);
+    }
+
+    #[test]
+    fn a_closed_job_that_came_to_life_again_is_not_let_go() {
+        let mut jobs = Jobs::new();
+        let (one, alive) = (BTreeMap::from([(7, counts(1))]), BTreeMap::from([(1, tag(7))]));
+        assert_eq!(jobs.due(&one, &BTreeMap::new(), false).len(), 1);
+        jobs.stated(7, counts(1), true);
+        jobs.due(&one, &alive, false);
+        assert_eq!(jobs.gone(&one, later()), Vec::<u64>::new());
+        jobs.due(&one, &BTreeMap::new(), false);
+        assert_eq!(jobs.gone(&one, later()), [7]);
     }
 
     #[test]

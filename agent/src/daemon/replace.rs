@@ -106,7 +106,7 @@ impl Agent {
     /// Of an agent that was replaced: waits until its connections and held calls have ended, at most as long as the
     /// configuration says, until it is told to `stop`, or until the agent that has the log is gone; and ends.
     pub async fn drain(self, stop: impl Future<Output = ()>) -> Result<()> {
-        let Self { gate, hooks, ending, background, mut accepting, .. } = self;
+        let Self { gate, hooks, accounts, ending, background, mut accepting, .. } = self;
         let holds = gate.approval.deadline.saturating_add(AFTER_A_HOLD);
         let drained = async {
             // In other namespaces connections may still come in for a moment.
@@ -122,6 +122,7 @@ impl Agent {
         if !drained && !gate.tasks.end(DRAIN, CLOSE).await {
             tracing::warn!("connections that did not end in time were closed");
         }
+        accounts.end();
         ending.cancel();
         match accepted {
             Some(accepted) => accepted.context("a task of the agent's failed")?,

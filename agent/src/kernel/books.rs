@@ -46,10 +46,13 @@ impl Hooks {
             IpAddr::V4(v4) => address::mapped(v4.octets()),
             IpAddr::V6(v6) => v6.octets(),
         };
+        // Held before it is taken, so that whoever looks at both tables sees it in one of them.
+        let mut taken = lock(&self.taken);
         let Some(flow) = self.pending.take(&FlowKey::new(netns_cookie, source, peer.port()))? else {
             return Ok(None);
         };
-        lock(&self.taken).put(&flow)?;
+        taken.put(&flow)?;
+        drop(taken);
         let mut origin = Origin::from(flow);
         if origin.source.port() == 0 {
             origin.source.set_port(peer.port());
@@ -70,6 +73,18 @@ impl Hooks {
     /// What was taken and is owed a record, by this agent or one before it.
     pub fn taken(&self) -> Result<Vec<Origin>, KernelError> {
         Ok(lock(&self.taken).all()?.into_iter().map(Origin::from).collect())
+    }
+
+    /// Of these, what another process took: an agent before this one, which must be gone by now.
+    pub fn owed(&self) -> Result<Vec<Origin>, KernelError> {
+        Ok(lock(&self.taken).of_others()?.into_iter().map(Origin::from).collect())
+    }
+
+    /// What is pending, or taken and not yet recorded: none is missed on its way from the one table to the other.
+    pub fn unrecorded(&self) -> Result<Vec<Origin>, KernelError> {
+        let taken = lock(&self.taken);
+        let (pending, taken) = (self.pending.all()?, taken.all()?);
+        Ok(pending.into_iter().chain(taken).map(Origin::from).collect())
     }
 
     /// What was counted of each job.
@@ -130,8 +145,9 @@ impl Hooks {
 
     /// Takes the origins of connects made longer ago than this, whose connections never came. Each is owed a record.
     pub fn sweep_pending(&self, older_than: Duration) -> Result<Vec<Origin>, KernelError> {
-        let swept = self.pending.sweep(older_than)?;
+        // As in `take_origin`.
         let mut taken = lock(&self.taken);
+        let swept = self.pending.sweep(older_than)?;
         for flow in &swept {
             taken.put(flow)?;
         }

@@ -4,7 +4,11 @@
 //! Enters: the client's end of an accepted connection. Leaves: its origin, once. Must never: give the same origin twice (so
 //! it is looked up and deleted in one step), or let go of one that is neither pending nor taken nor recorded.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
+    collections::HashSet,
     io,
     os::fd::{AsFd, OwnedFd},
     time::Duration,
@@ -25,6 +29,8 @@ pub(super) struct Pending {
 #[derive(Debug)]
 pub(super) struct Taken {
     entries: HashMap<MapData, ConnectKey, FlowOrigin>,
+    /// Of them, those that this process took.
+    own: HashSet<ConnectKey>,
 }
 
 impl Pending {
@@ -77,16 +83,28 @@ impl Pending {
 
 impl Taken {
     pub(super) fn open(map: Map) -> Result<Self, KernelError> {
-        Ok(Self { entries: map.try_into().map_err(unreadable)? })
+        Ok(Self { entries: map.try_into().map_err(unreadable)?, own: HashSet::new() })
     }
 
     pub(super) fn put(&mut self, origin: &FlowOrigin) -> Result<(), KernelError> {
-        self.entries.insert(ConnectKey::of(origin), origin, 0).map_err(unreadable)
+        let key = ConnectKey::of(origin);
+        self.entries.insert(key, origin, 0).map_err(unreadable)?;
+        self.own.insert(key);
+        Ok(())
     }
 
     /// Its record is written. One that is not there is no error.
     pub(super) fn recorded(&mut self, key: ConnectKey) -> Result<(), KernelError> {
-        gone(self.entries.remove(&key))
+        gone(self.entries.remove(&key))?;
+        self.own.remove(&key);
+        Ok(())
+    }
+
+    /// Those that another process took, which shares the table or had it before.
+    pub(super) fn of_others(&self) -> Result<Vec<FlowOrigin>, KernelError> {
+        let mut origins = self.all()?;
+        origins.retain(|origin| !self.own.contains(&ConnectKey::of(origin)));
+        Ok(origins)
     }
 
     pub(super) fn all(&self) -> Result<Vec<FlowOrigin>, KernelError> {

@@ -17,7 +17,7 @@ impl Hooks {
     /// Selects a cgroup with all those below; its connects are counted under `job`.
     pub fn select_cgroup(&self, id: u64, selected: Selected) -> Result<(), KernelError> {
         let mut tables = lock(&self.tables);
-        tables.begin_job(selected.job)?;
+        tables.begin_job_or_stray(selected.job);
         tables.cgroups.insert(id, selected, 0).map_err(unreadable)
     }
 
@@ -33,7 +33,7 @@ impl Hooks {
 
     pub fn select_user(&self, uid: u32, selected: Selected) -> Result<(), KernelError> {
         let mut tables = lock(&self.tables);
-        tables.begin_job(selected.job)?;
+        tables.begin_job_or_stray(selected.job);
         tables.users.insert(uid, selected, 0).map_err(unreadable)?;
         let settings = tables.settings()?;
         tables.set_settings(Settings { by_user: 1, ..settings })

@@ -113,6 +113,13 @@ impl Tables {
         }
     }
 
+    /// The same where selection must not fail for want of room: connects of a job that is not in the table count as strays.
+    pub fn begin_job_or_stray(&mut self, job: u64) {
+        if let Err(error) = self.begin_job(job) {
+            tracing::error!(%error, job, "a job is not accounted for by itself: its connects count as strays");
+        }
+    }
+
     pub fn end_job(&mut self, job: u64) -> Result<(), KernelError> {
         gone(self.jobs.remove(&job))?;
         gone(self.lost_told.remove(&job))

@@ -1,0 +1,124 @@
+//! What two processes share of the tables, and two threads. Needs root.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use weir_ebpf::{JOBS_ROOM, Selected, address};
+
+use super::*;
+use crate::cgroup::Cgroup;
+use crate::kernel::pins::{self, Pins};
+use crate::kernel::{Hooks, Plan};
+
+const NETNS: u64 = 7;
+
+fn flow(number: u16) -> FlowOrigin {
+    let bytes = [0_u8; size_of::<FlowOrigin>()];
+    let nothing: FlowOrigin = syscall::plain(&bytes).unwrap();
+    FlowOrigin { netns_cookie: NETNS, connected_at: 1000 + u64::from(number), ..nothing }
+}
+
+/// A folder of pins.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self(PathBuf::from(format!("/sys/fs/bpf/weir-pending-{}-{number}", std::process::id())))
+    }
+
+    fn agent(&self) -> Hooks {
+        let pins = Pins::open(&self.0).expect("these tests need root");
+        Hooks::load(Plan { pins: Some(pins), ..Plan::default() }).unwrap()
+    }
+
+    fn successor(&self, of: &Hooks) -> Hooks {
+        let pins = Pins::take_over(&self.0, of.pins_lock().unwrap().into()).unwrap();
+        Hooks::load(Plan { pins: Some(pins), ..Plan::default() }).unwrap()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if let Err(error) = pins::remove(&self.0) {
+            eprintln!("pins are left behind: {error}");
+        }
+    }
+}
+
+#[test]
+fn a_connection_is_never_out_of_sight_while_it_is_taken() {
+    const MANY: u16 = 500;
+    let mut hooks = Hooks::load(Plan::default()).expect("these tests need root");
+    for port in 1..=MANY {
+        let key = FlowKey::new(NETNS, address::mapped([127, 0, 0, 1]), port);
+        hooks.pending.entries.insert(key, flow(port), 0).unwrap();
+    }
+    std::thread::scope(|threads| {
+        let taking = threads.spawn(|| {
+            for port in 1..=MANY {
+                let peer = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+                assert!(hooks.take_origin(NETNS, peer).unwrap().is_some());
+            }
+        });
+        loop {
+            let is_over = taking.is_finished();
+            let seen: BTreeSet<_> =
+                hooks.unrecorded().unwrap().into_iter().map(|origin| origin.connected_at).collect();
+            assert_eq!(seen.len(), usize::from(MANY));
+            if is_over {
+                break;
+            }
+        }
+    });
+}
+
+#[test]
+fn what_a_predecessor_takes_late_is_owed_and_what_the_successor_took_is_not() {
+    let folder = Folder::new();
+    let old = folder.agent();
+    old.owe(&flow(1)).unwrap();
+    let new = folder.successor(&old);
+    new.owe(&flow(2)).unwrap();
+    old.owe(&flow(3)).unwrap();
+    let owed = |of: &Hooks| -> BTreeSet<_> {
+        of.owed().unwrap().iter().map(|origin| origin.connected_at.as_nanos()).collect()
+    };
+    assert_eq!(owed(&new), [1001, 1003].into());
+    for origin in new.owed().unwrap() {
+        new.recorded(&origin).unwrap();
+    }
+    assert_eq!((owed(&new), new.taken().unwrap().len()), ([].into(), 1));
+    drop((old, new));
+}
+
+#[test]
+fn a_successor_that_is_loaded_meddles_with_nothing_that_its_predecessor_watches() {
+    let folder = Folder::new();
+    let cgroup = Cgroup::create(&format!("weir-pending-{}", std::process::id())).unwrap();
+    let old = folder.agent();
+    old.attach(cgroup.path()).unwrap();
+    assert_eq!(old.watch().unwrap().len(), 0);
+    let new = folder.successor(&old);
+    let found = old.watch().unwrap();
+    assert!(found.is_empty(), "{found:?}");
+    new.attach(cgroup.path()).unwrap();
+    drop(old);
+    assert_eq!(new.watch().unwrap().len(), 0);
+    new.detach(cgroup.path());
+    drop(new);
+    cgroup.remove().unwrap();
+}
+
+#[test]
+fn a_cgroup_is_selected_though_the_table_of_jobs_is_full() {
+    let hooks = Hooks::load(Plan::default()).expect("these tests need root");
+    let full = (1..=u64::from(JOBS_ROOM)).any(|job| hooks.account(job).is_err());
+    assert!(full, "there is room for more jobs than the table has");
+    let selected = Selected { job: u64::MAX, flags: 0, reserved: 0 };
+    hooks.select_cgroup(5, selected).unwrap();
+    assert_eq!(hooks.selected_cgroups().unwrap(), [(5, selected)].into());
+}
