@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use weir_core::mask::{Masked, Masker};
 use weir_core::record::{Ancestor, Caller, Job};
 
@@ -14,6 +15,8 @@ use crate::process::{self, MAX_COMMAND_LINE, Processes, proc};
 
 /// How long a process may take to be described.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long one waits until others have been described.
+const TURN: Duration = Duration::from_millis(500);
 /// The most bytes of any other text that a process chose.
 const MAX_TEXT: usize = 512;
 
@@ -27,15 +30,21 @@ pub async fn look_up(origin: Origin, processes: &Arc<Processes>) -> Caller<Maske
     // A process that has told its CI job has told all.
     let living = match &known {
         Some(known) if !known.ci.provider.is_empty() || known.exited.is_some() => None,
-        _ => read(&origin).await,
+        _ => read(&origin, processes.readers()).await,
     };
     describe(&origin, processes, known, living)
 }
 
-/// What /proc says, if it says it in time.
-async fn read(origin: &Origin) -> Option<Living> {
+/// What /proc says, if it says it in time. A process that makes its readers wait keeps their threads for as long as it likes: so
+/// many of them and no more, or nothing of the agent's that needs one would go on.
+async fn read(origin: &Origin, readers: Arc<Semaphore>) -> Option<Living> {
     let (pid, at) = (origin.tgid, origin.connected_at);
-    let reading = tokio::task::spawn_blocking(move || Living::read(pid, at));
+    let turn = tokio::time::timeout(TURN, readers.acquire_owned()).await.ok()?.ok()?;
+    let reading = tokio::task::spawn_blocking(move || {
+        let living = Living::read(pid, at);
+        drop(turn);
+        living
+    });
     tokio::time::timeout(PATIENCE, reading).await.ok()?.ok()?
 }
 
@@ -243,6 +252,18 @@ mod tests {
         assert_eq!((caller.job.provider.as_str(), caller.job.repository.as_str()), ("github", "acme/shop"));
         let command_line = caller.command_line.as_str();
         assert!(command_line.starts_with("sh -c read line sh --password [masked:"), "{command_line}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn readers_that_hang_take_no_more_threads_than_they_may() {
+        let processes = nothing_told();
+        let readers = processes.readers();
+        let hanging = readers.clone().acquire_many_owned(readers.available_permits() as u32).await.unwrap();
+        let own = origin(std::process::id(), Duration::MAX);
+        let caller = look_up(own.clone(), &processes).await;
+        assert!(!caller.seen_alive && caller.comm.as_str() == "curl");
+        drop(hanging);
+        assert!(look_up(own, &processes).await.seen_alive);
     }
 
     #[tokio::test]

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use weir_core::mask::{Masked, Masker};
 use weir_core::record::Ancestor;
 use weir_ebpf::task::{TaskEvent, event};
@@ -30,6 +30,8 @@ const MAX_TEXT: usize = 512;
 const BOUNDS: Bounds = Bounds { ended: 16_384, age: Duration::from_secs(15 * 60) };
 /// How long the kernel's word of a process is waited for.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// How many processes are looked at at a time for connections: a quarter of the threads that may wait (tokio's own bound is 512).
+const READERS: usize = 128;
 /// Cgroups that are gone and whose paths are still known.
 const GONE_CGROUPS: usize = 4096;
 
@@ -43,6 +45,8 @@ pub struct Processes {
     told_until: watch::Sender<u64>,
     /// What job numbers are of.
     epoch: u64,
+    /// Who may read a process's own memory now.
+    readers: Arc<Semaphore>,
 }
 
 #[derive(Debug, Default)]
@@ -65,6 +69,7 @@ impl Processes {
             masker,
             told_until: watch::Sender::new(u64::MAX),
             epoch,
+            readers: Arc::new(Semaphore::new(READERS)),
         }
     }
 
@@ -214,6 +219,11 @@ impl Processes {
     /// The name of a job in records.
     pub fn job_key(&self, job: u64) -> String {
         format!("{:016x}-{job:016x}", self.epoch)
+    }
+
+    /// For each connection's own look at its process.
+    pub fn readers(&self) -> Arc<Semaphore> {
+        self.readers.clone()
     }
 
     pub fn masker(&self) -> &Masker {
