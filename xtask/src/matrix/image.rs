@@ -18,7 +18,7 @@ use crate::setup::kernels::{self, Fetched};
 const INIT: &str = include_str!("init.sh");
 
 /// Programs of this machine that tests call, besides Python and busybox.
-const PROGRAMS: &[&str] = &["ip", "nsenter", "setpriv", "unshare"];
+const PROGRAMS: &[&str] = &["dash", "ip", "nsenter", "setpriv", "sleep", "unshare"];
 /// Modules that tests need, where the kernel has them not built in.
 const MODULES: &[&str] = &["veth", "dummy"];
 /// Big parts of Python's library that no test needs.
