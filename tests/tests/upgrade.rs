@@ -153,6 +153,10 @@ fn the_log_is_whole(world: &World) -> Result<()> {
             "SELECT call_id, countIf(kind = 'intent') AS i, countIf(kind = 'outcome') AS o FROM events
              WHERE kind IN ('intent', 'outcome') GROUP BY call_id HAVING i != 1 OR o != 1",
         ),
+        (
+            "hooks that one agent took for tampered with by the other",
+            "SELECT event_detail FROM events WHERE event_name = 'tamper.hook_detached'",
+        ),
         ("logs besides the first", "SELECT origin FROM events GROUP BY origin ORDER BY min(time) OFFSET 1"),
     ] {
         let found = world.sql(question)?;
