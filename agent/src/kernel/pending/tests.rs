@@ -5,12 +5,22 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use weir_ebpf::{JOBS_ROOM, Selected, address};
+use std::sync::{Arc, Mutex};
+
+use tokio_util::sync::CancellationToken;
+use weir_core::ids::Boot;
+use weir_core::mask::{MaskKey, Masker};
+use weir_core::record::{Body, Written};
+use weir_ebpf::{JOBS_ROOM, JobCounts, Selected, address, verdict};
 
 use super::*;
+use crate::account::Accounts;
 use crate::cgroup::Cgroup;
 use crate::kernel::pins::{self, Pins};
-use crate::kernel::{Hooks, Plan};
+use crate::kernel::{Hooks, Origin, Plan};
+use crate::ledger::{Ledger, LedgerConfig};
+use crate::process::Processes;
+use crate::spool::faulty::Faulty;
 
 const NETNS: u64 = 7;
 
@@ -121,4 +131,46 @@ fn a_cgroup_is_selected_though_the_table_of_jobs_is_full() {
     let selected = Selected { job: u64::MAX, flags: 0, reserved: 0 };
     hooks.select_cgroup(5, selected).unwrap();
     assert_eq!(hooks.selected_cgroups().unwrap(), [(5, selected)].into());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_ended_is_not_closed_before_its_last_connection_is_recorded() {
+    const JOB: u64 = 9;
+    let hooks = Arc::new(Hooks::load(Plan::default()).expect("these tests need root"));
+    let mut counts = JobCounts::default();
+    counts.verdicts[usize::from(verdict::REDIRECTED)] = 1;
+    counts.verdicts[usize::from(verdict::BEGUN)] = 1;
+    hooks.tables.lock().unwrap().jobs.insert(JOB, counts, 0).unwrap();
+    let last = FlowOrigin { job: JOB, ..flow(1) };
+    hooks.owe(&last).unwrap();
+
+    let (seen, masker) = (Arc::<Mutex<Vec<_>>>::default(), Masker::new(MaskKey::new([1; 32])));
+    let stated = seen.clone();
+    let config = LedgerConfig {
+        tap: Some(Arc::new(move |written: &Written| {
+            if let Body::Completeness(of) = &written.body {
+                stated.lock().unwrap().push((of.in_flight, of.closed));
+            }
+        })),
+        ..LedgerConfig::new(
+            Arc::new(Faulty::new()),
+            "t".into(),
+            "h".into(),
+            Boot::from_random([1; 16]),
+            masker.clone(),
+        )
+    };
+    let (ledger, _) = tokio::task::spawn_blocking(move || Ledger::open(config)).await.unwrap().unwrap();
+    let processes = Arc::new(Processes::new(masker, hooks.epoch()));
+    let accounts = Accounts::new(hooks.clone(), ledger.clone(), processes, Duration::from_secs(3600), None);
+    let ending = CancellationToken::new();
+    let running = tokio::spawn(accounts.clone().run(None, ending.clone()));
+    accounts.finish().await;
+    assert_eq!(seen.lock().unwrap().last(), Some(&(1, false)));
+    hooks.recorded(&Origin::from(last)).unwrap();
+    accounts.finish().await;
+    assert_eq!(seen.lock().unwrap().last(), Some(&(0, true)));
+    ending.cancel();
+    running.await.unwrap();
+    ledger.shutdown().await.unwrap();
 }
