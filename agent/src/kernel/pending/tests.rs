@@ -108,7 +108,7 @@ fn what_a_predecessor_takes_late_is_owed_and_what_the_successor_took_is_not() {
 #[test]
 fn a_successor_that_is_loaded_meddles_with_nothing_that_its_predecessor_watches() {
     let folder = Folder::new();
-    let cgroup = Cgroup::create(&format!("weir-pending-{}", std::process::id())).unwrap();
+    let cgroup = Cgroup::create(format!("weir-pending-{}", std::process::id())).unwrap();
     let old = folder.agent();
     old.attach(cgroup.path()).unwrap();
     assert_eq!(old.watch().unwrap().len(), 0);
