@@ -6,7 +6,7 @@
 use core::ptr::{addr_of, read_volatile};
 
 use aya_ebpf::{bindings::bpf_sock_addr, helpers::bpf_get_netns_cookie};
-use weir_ebpf::{action, address, reason, verdict};
+use weir_ebpf::{action, reason, verdict};
 
 use crate::{
     account::{count, tell},

@@ -49,8 +49,11 @@ static OFFSETS: Global<Offsets> = Global::new(Offsets::UNKNOWN);
 macro_rules! offset {
     ($field:ident) => {{
         let offsets: *const Offsets = addr_of!(OFFSETS).cast();
+        // Some of its users are in an unsafe block of their own.
+        #[allow(unused_unsafe)]
         // SAFETY: `Global` is transparent, and holds an `Offsets`. Volatile, as `Global::load` is: the agent sets it.
-        unsafe { read_volatile(addr_of!((*offsets).$field)) }
+        let offset = unsafe { read_volatile(addr_of!((*offsets).$field)) };
+        offset
     }};
 }
 
@@ -304,7 +307,7 @@ pub fn mkdir(ctx: &BtfTracePointContext) {
 /// The current process asked for a socket.
 pub fn socket(ctx: &FExitContext) {
     let (family, kernels): (u32, u32) = (ctx.arg(1), ctx.arg(5));
-    if kernels != 0 || SEEN.iter().any(|seen| *seen == family) {
+    if kernels != 0 || SEEN.contains(&family) {
         return;
     }
     let task = Task::current();
