@@ -14,10 +14,14 @@ use std::{
     time::Duration,
 };
 
-use aya::maps::{HashMap, Map, MapData, MapError};
+use aya::maps::{HashMap, Map, MapData};
 use weir_ebpf::{ConnectKey, FlowKey, FlowOrigin};
 
-use super::{KernelError, syscall, tables::gone, unreadable};
+use super::{
+    KernelError, syscall,
+    tables::{entries_of, gone},
+    unreadable,
+};
 
 #[derive(Debug)]
 pub(super) struct Pending {
@@ -49,32 +53,17 @@ impl Pending {
     }
 
     pub(super) fn all(&self) -> Result<Vec<FlowOrigin>, KernelError> {
-        let mut origins = Vec::new();
-        // The keys first: entries come and go meanwhile.
-        let keys = self.entries.keys().collect::<Result<Vec<_>, _>>().map_err(unreadable)?;
-        for key in keys {
-            match self.entries.get(&key, 0) {
-                Ok(origin) => origins.push(origin),
-                Err(MapError::KeyNotFound) => {}
-                Err(e) => return Err(unreadable(e)),
-            }
-        }
-        Ok(origins)
+        Ok(entries_of(&self.entries)?.into_iter().map(|(_, origin)| origin).collect())
     }
 
     /// Takes those whose connects were made longer ago than this: their connections never came.
     pub(super) fn sweep(&self, older_than: Duration) -> Result<Vec<FlowOrigin>, KernelError> {
         let now = syscall::since_boot().map_err(failed)?;
         let mut swept = Vec::new();
-        let keys = self.entries.keys().collect::<Result<Vec<_>, _>>().map_err(unreadable)?;
-        for key in keys {
-            match self.entries.get(&key, 0) {
-                Ok(origin) if now.saturating_sub(Duration::from_nanos(origin.connected_at)) > older_than => {
-                    swept.extend(self.take(&key)?);
-                }
-                // Young, or taken by now.
-                Ok(_) | Err(MapError::KeyNotFound) => {}
-                Err(e) => return Err(unreadable(e)),
+        for (key, origin) in entries_of(&self.entries)? {
+            if now.saturating_sub(Duration::from_nanos(origin.connected_at)) > older_than {
+                // None: taken by now.
+                swept.extend(self.take(&key)?);
             }
         }
         Ok(swept)
@@ -108,15 +97,7 @@ impl Taken {
     }
 
     pub(super) fn all(&self) -> Result<Vec<FlowOrigin>, KernelError> {
-        let mut origins = Vec::new();
-        for entry in self.entries.keys().collect::<Result<Vec<_>, _>>().map_err(unreadable)? {
-            match self.entries.get(&entry, 0) {
-                Ok(origin) => origins.push(origin),
-                Err(MapError::KeyNotFound) => {}
-                Err(e) => return Err(unreadable(e)),
-            }
-        }
-        Ok(origins)
+        Ok(entries_of(&self.entries)?.into_iter().map(|(_, origin)| origin).collect())
     }
 }
 

@@ -134,27 +134,11 @@ impl Tables {
     }
 
     pub fn jobs(&self) -> Result<BTreeMap<u64, JobCounts>, KernelError> {
-        let mut jobs = BTreeMap::new();
-        for job in self.jobs.keys().collect::<Result<Vec<_>, _>>().map_err(unreadable)? {
-            match self.jobs.get(&job, 0) {
-                Ok(counts) => drop(jobs.insert(job, counts)),
-                Err(e) if lookup_missing(&e) => {}
-                Err(e) => return Err(unreadable(e)),
-            }
-        }
-        Ok(jobs)
+        Ok(entries_of(&self.jobs)?.into_iter().collect())
     }
 
     pub fn tags(&self) -> Result<BTreeMap<u32, Tag>, KernelError> {
-        let mut tags = BTreeMap::new();
-        for tgid in self.tasks.keys().collect::<Result<Vec<_>, _>>().map_err(unreadable)? {
-            match self.tasks.get(&tgid, 0) {
-                Ok(tag) => drop(tags.insert(tgid, tag)),
-                Err(e) if lookup_missing(&e) => {}
-                Err(e) => return Err(unreadable(e)),
-            }
-        }
-        Ok(tags)
+        Ok(entries_of(&self.tasks)?.into_iter().collect())
     }
 
     pub fn count(&self, slot: u32) -> Result<u64, KernelError> {
@@ -168,6 +152,21 @@ const BPF_NOEXIST: u64 = 1;
 
 pub(super) fn is_there_already(error: &MapError) -> bool {
     matches!(error, MapError::SyscallError(e) if e.io_error.kind() == io::ErrorKind::AlreadyExists)
+}
+
+/// All of a table. The keys first: entries come and go meanwhile, and what went is left out.
+pub(super) fn entries_of<K: aya::Pod, V: aya::Pod>(
+    table: &HashMap<MapData, K, V>,
+) -> Result<Vec<(K, V)>, KernelError> {
+    let mut entries = Vec::new();
+    for key in table.keys().collect::<Result<Vec<_>, _>>().map_err(unreadable)? {
+        match table.get(&key, 0) {
+            Ok(value) => entries.push((key, value)),
+            Err(e) if lookup_missing(&e) => {}
+            Err(e) => return Err(unreadable(e)),
+        }
+    }
+    Ok(entries)
 }
 
 /// What is removed may be gone already.
