@@ -6,9 +6,11 @@
 //! It never connects to anything by itself, never passes an unverified server on, and knows nothing of what
 //! the streams carry: no MCP, no policy, no HTTP beyond telling its first bytes.
 //!
-//! Both sides speak TLS 1.2 and 1.3, and HTTP/1.1 alone by ALPN, for now.
+//! Both sides speak TLS 1.2 and 1.3. What is spoken inside follows the server ([`Offer`]): it is offered what the client
+//! offered, and the client is told what it took.
 
 mod accept;
+mod alpn;
 mod minting;
 mod replayed;
 mod sniff;
@@ -22,13 +24,11 @@ use std::sync::Arc;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
 pub use accept::{AcceptError, accept};
+pub use alpn::{Offer, Protocol, SPEAKS_H2, Spoken};
 pub use minting::{LEAF_LIFETIME, LEAF_RENEWED_BEFORE, Leaf, MAX_LEAVES, Minter};
 pub use replayed::{Replayed, sniff};
 pub use sniff::{ClientHello, MAX_SNIFFED, Sniffed, Sniffer, Unreadable};
-pub use upstream::{CertificateFault, ProvenName, UpstreamError, UpstreamTls};
-
-/// What is offered and accepted by ALPN, on both sides.
-const ALPN: &[u8] = b"http/1.1";
+pub use upstream::{CertificateFault, Connected, ProvenName, UpstreamError, UpstreamTls};
 
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())

@@ -9,7 +9,6 @@ use bytes::Bytes;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio_rustls::client::TlsStream;
 use weir_core::ids::FlowId;
 use weir_core::mask::Masked;
 use weir_core::record::{
@@ -27,7 +26,10 @@ use crate::http::{Redial, Served, Stream, Upstream, serve};
 use crate::kernel::{Destination, Origin};
 use crate::netns::Namespace;
 use crate::share::Share;
-use crate::tls::{ClientHello, ProvenName, Replayed, Sniffed, Unreadable, UpstreamError, accept, sniff};
+use crate::tls::{
+    ClientHello, Connected, Offer, Protocol, Replayed, Sniffed, Spoken, Unreadable, UpstreamError, accept,
+    sniff,
+};
 use crate::{identity, random};
 
 /// What is known of a connection before its first byte.
@@ -224,12 +226,15 @@ impl Interceptor {
             Some(name) => ServerName::DnsName(name),
             None => ServerName::IpAddress(opening.destination.ip().into()),
         };
+        let Some(offer) = Offer::of(&hello.alpn) else {
+            return self.refuse_alpn(client, &wanted, sni, opening).await;
+        };
         let dialled = async {
             let stream = self.dial(opening).await?;
             let within = self.gate.limits.upstream_timeout;
-            Ok::<_, UpstreamFault>(self.upstream.connect(stream, &wanted, within).await?)
+            Ok::<_, UpstreamFault>(self.upstream.connect(stream, &wanted, within, offer.to_server()).await?)
         };
-        let (upstream, proven) = match dialled.await {
+        let Connected { stream: upstream, proven, protocol } = match dialled.await {
             Ok(proven) => proven,
             Err(error) => {
                 tracing::warn!(destination = %opening.destination, %error, "a server cannot be intercepted");
@@ -243,11 +248,16 @@ impl Interceptor {
         also.push(opening.destination.ip().to_string());
         let server = Server { name, also, record: record.clone() };
         let within = self.gate.limits.client_timeout;
-        let accepted = async { accept(client, self.minter.leaf(proven.name())?.as_ref(), within).await };
+        let spoken = offer.taken(protocol);
+        let accepted = async {
+            let leaf = self.minter.leaf(proven.name())?;
+            accept(client, &leaf, spoken.by_client, within).await
+        };
         let end = match accepted.await {
             Ok(client) => {
-                let redial = self.redial_tls(opening.namespace.clone(), opening.destination, wanted);
-                self.exchanges(client, Box::new(upstream), redial, server, opening).await
+                let redial =
+                    self.redial_tls(opening.namespace.clone(), opening.destination, wanted, protocol);
+                self.exchanges(client, Box::new(upstream), redial, spoken, server, opening).await
             }
             Err(error) => {
                 tracing::warn!(server = server.name, %error, "a client's handshake failed");
@@ -255,6 +265,26 @@ impl Interceptor {
             }
         };
         Ending { server: record, sni, treatment: Treatment::Terminated, end }
+    }
+
+    /// The client would speak something else. It is not relayed: many servers do not look at what is offered, so that any client
+    /// could choose not to be read. Its handshake ends with the alert that says so, and nothing is dialled.
+    async fn refuse_alpn(
+        &self,
+        client: Replayed<TcpStream>,
+        wanted: &ServerName<'_>,
+        sni: Option<String>,
+        opening: &Opening,
+    ) -> Ending {
+        let within = self.gate.limits.client_timeout;
+        let accepted = async {
+            let leaf = self.minter.leaf(wanted)?;
+            accept(client, &leaf, Protocol::Http1, within).await
+        };
+        if let Err(error) = accepted.await {
+            tracing::warn!(server = %wanted.to_str(), %error, "a client offers no protocol that can be read");
+        }
+        self.refused(opening, sni, FlowEnd::ClientHandshake)
     }
 
     async fn terminate_plain(
@@ -277,7 +307,8 @@ impl Interceptor {
                 Ok(Box::new(stream) as Box<dyn Stream>)
             })
         });
-        let end = self.exchanges(client, Box::new(upstream), redial, server, opening).await;
+        let spoken = Spoken { by_client: Protocol::Http1, by_server: Protocol::Http1 };
+        let end = self.exchanges(client, Box::new(upstream), redial, spoken, server, opening).await;
         Ending { server: record, sni: None, treatment: Treatment::Terminated, end }
     }
 
@@ -287,12 +318,14 @@ impl Interceptor {
         client: S,
         first: Box<dyn Stream>,
         redial: Redial,
+        spoken: Spoken,
         server: Server,
         opening: &Opening,
     ) -> FlowEnd
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        tracing::debug!(flow = %opening.id, ?spoken, server = server.name, "terminated");
         let Ok(upstream) = Upstream::new(first, redial, self.gate.tasks.clone()).await else {
             return FlowEnd::UpstreamUnreachable;
         };
@@ -332,25 +365,28 @@ impl Interceptor {
         namespace: &Namespace,
         destination: SocketAddr,
         wanted: &ServerName<'_>,
-    ) -> Result<(TlsStream<TcpStream>, ProvenName), UpstreamFault> {
+        protocol: Protocol,
+    ) -> Result<Connected<TcpStream>, UpstreamFault> {
         let within = self.gate.limits.upstream_timeout;
         let stream = dial(&self.hooks, namespace, destination, within).await?;
-        Ok(self.upstream.connect(stream, wanted, within).await?)
+        let connected = self.upstream.connect(stream, wanted, within, &[protocol]).await?;
+        if connected.protocol == protocol { Ok(connected) } else { Err(UpstreamFault::Protocol) }
     }
 
-    /// A later connection must prove the same name as the first.
+    /// A later connection must prove the same name as the first, and speak the same protocol.
     fn redial_tls(
         self: &Arc<Self>,
         namespace: Arc<Namespace>,
         destination: SocketAddr,
         wanted: ServerName<'static>,
+        protocol: Protocol,
     ) -> Redial {
         let interceptor = self.clone();
         Box::new(move || {
             let (interceptor, namespace, wanted) = (interceptor.clone(), namespace.clone(), wanted.clone());
             Box::pin(async move {
-                let dialled = interceptor.dial_tls(&namespace, destination, &wanted).await;
-                let (stream, _) = dialled.map_err(|e| e.to_string())?;
+                let dialled = interceptor.dial_tls(&namespace, destination, &wanted, protocol).await;
+                let Connected { stream, .. } = dialled.map_err(|e| e.to_string())?;
                 Ok(Box::new(stream) as Box<dyn Stream>)
             })
         })
@@ -394,6 +430,8 @@ enum UpstreamFault {
     Dial(#[from] DialError),
     #[error(transparent)]
     Tls(#[from] UpstreamError),
+    #[error("the server no longer speaks the protocol that it spoke")]
+    Protocol,
 }
 
 impl UpstreamFault {

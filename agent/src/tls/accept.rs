@@ -9,6 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::alpn::Protocol;
 use super::minting::Leaf;
 
 /// Why there is no TLS with a client.
@@ -49,13 +50,18 @@ impl AcceptError {
     }
 }
 
-/// Does the handshake with a client as the server that `leaf` is for. HTTP/1.1 is all that is offered: a
+/// Does the handshake with a client as the server that `leaf` is for. `protocol` is all that is offered: a
 /// client that offers other protocols alone is refused with the alert that says so.
-pub async fn accept<S>(stream: S, leaf: &Leaf, within: Duration) -> Result<TlsStream<S>, AcceptError>
+pub async fn accept<S>(
+    stream: S,
+    leaf: &Leaf,
+    protocol: Protocol,
+    within: Duration,
+) -> Result<TlsStream<S>, AcceptError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let handshake = TlsAcceptor::from(leaf.config()).accept(stream);
+    let handshake = TlsAcceptor::from(leaf.config(protocol)).accept(stream);
     match tokio::time::timeout(within, handshake).await {
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err(error)) => Err(broken(error)),

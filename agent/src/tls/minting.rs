@@ -18,6 +18,7 @@ use rustls::server::{NoServerSessionStorage, ProducesTickets};
 use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
 
 use super::accept::AcceptError;
+use super::alpn::Protocol;
 use crate::trust::{Authority, CA_BACKDATED, random_serial};
 
 /// How long a leaf is valid from its minting on, unless the CA ends earlier.
@@ -35,7 +36,8 @@ pub struct Leaf {
     name: ServerName<'static>,
     certificate: CertificateDer<'static>,
     expires: SystemTime,
-    config: Arc<ServerConfig>,
+    http1: Arc<ServerConfig>,
+    http2: Arc<ServerConfig>,
 }
 
 impl Leaf {
@@ -53,8 +55,11 @@ impl Leaf {
         self.expires
     }
 
-    pub(super) fn config(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.config)
+    pub(super) fn config(&self, protocol: Protocol) -> Arc<ServerConfig> {
+        Arc::clone(match protocol {
+            Protocol::Http1 => &self.http1,
+            Protocol::Http2 => &self.http2,
+        })
     }
 }
 
@@ -129,8 +134,11 @@ impl Minter {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let certificate = self.authority.sign(&params, &self.key).map_err(minting)?;
-        let config = Arc::new(self.config(&certificate)?);
-        Ok(Leaf { name, certificate, expires, config })
+        let mut http1 = self.config(&certificate)?;
+        let mut http2 = http1.clone();
+        http1.alpn_protocols = vec![Protocol::Http1.id().to_vec()];
+        http2.alpn_protocols = vec![Protocol::Http2.id().to_vec()];
+        Ok(Leaf { name, certificate, expires, http1: Arc::new(http1), http2: Arc::new(http2) })
     }
 
     fn config(&self, certificate: &CertificateDer<'static>) -> Result<ServerConfig, AcceptError> {
@@ -141,7 +149,6 @@ impl Minter {
             .map_err(minting)?
             .with_no_client_auth()
             .with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
-        config.alpn_protocols = vec![super::ALPN.to_vec()];
         // Tickets keep nothing here; rustls takes one for no other name than it was given for.
         config.ticketer = Arc::clone(&self.tickets);
         config.session_storage = Arc::new(NoServerSessionStorage {});

@@ -72,11 +72,6 @@ pub struct ClientHello {
 }
 
 impl ClientHello {
-    /// Whether the client would take HTTP/1.1: it offers it, or offers nothing at all.
-    pub fn takes_http1(&self) -> bool {
-        self.alpn.is_empty() || self.alpn.iter().any(|protocol| protocol == super::ALPN)
-    }
-
     fn read(accepted: &Accepted) -> Option<Self> {
         let hello = accepted.client_hello();
         let sni = match hello.server_name() {

@@ -16,6 +16,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
+use super::alpn::Protocol;
 use crate::trust::{Roots, TrustError};
 
 /// A server's name (or address) that a certificate was verified for, on the very connection that it came
@@ -123,6 +124,14 @@ impl UpstreamError {
     }
 }
 
+/// A server that proved its name, and what it speaks.
+#[derive(Debug)]
+pub struct Connected<S> {
+    pub stream: TlsStream<S>,
+    pub proven: ProvenName,
+    pub protocol: Protocol,
+}
+
 /// Does handshakes with servers, and verifies them.
 #[derive(Debug, Clone)]
 pub struct UpstreamTls {
@@ -139,30 +148,35 @@ impl UpstreamTls {
             .expect("the provider has suites for TLS 1.2 and 1.3")
             .with_root_certificates(roots.into_store())
             .with_no_client_auth();
-        config.alpn_protocols = vec![super::ALPN.to_vec()];
         // A resumed session shows no certificate. Each connection is to prove its server anew, and nothing
         // is to tie one job's connections to another's.
         config.resumption = Resumption::disabled();
         Ok(Self { config: Arc::new(config) })
     }
 
-    /// Does the handshake with the server that `stream` leads to, which must prove to be `name`.
+    /// Does the handshake with the server that `stream` leads to, which must prove to be `name`. It is offered the protocols
+    /// `offer`, the preferred one first.
     pub async fn connect<S>(
         &self,
         stream: S,
         name: &ServerName<'_>,
         within: Duration,
-    ) -> Result<(TlsStream<S>, ProvenName), UpstreamError>
+        offer: &[Protocol],
+    ) -> Result<Connected<S>, UpstreamError>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let name = name.to_owned();
-        let handshake = TlsConnector::from(Arc::clone(&self.config)).connect(name.clone(), stream);
+        let offered = offer.iter().map(|protocol| protocol.id().to_vec()).collect();
+        let connector = TlsConnector::from(Arc::clone(&self.config));
+        let handshake = connector.with_alpn(offered).connect(name.clone(), stream);
         match tokio::time::timeout(within, handshake).await {
             Ok(Ok(stream)) => {
-                let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+                let session = stream.get_ref().1;
+                let leaf = session.peer_certificates().and_then(<[_]>::first);
                 let also = leaf.map(|leaf| names_of(leaf)).unwrap_or_default();
-                Ok((stream, ProvenName { name, also }))
+                let protocol = Protocol::negotiated(session.alpn_protocol());
+                Ok(Connected { stream, proven: ProvenName { name, also }, protocol })
             }
             Ok(Err(error)) => Err(broken(&name, error)),
             Err(_) => Err(UpstreamError::Timeout { name: name.to_str().into_owned(), within }),

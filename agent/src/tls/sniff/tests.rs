@@ -62,15 +62,6 @@ fn a_client_hello_tells_its_name_and_protocols() {
     };
     assert_eq!(hello.sni.as_ref().map(AsRef::as_ref), Some("mcp.example.test"));
     assert_eq!(hello.alpn, [b"h2".to_vec(), b"http/1.1".to_vec()]);
-    assert!(hello.takes_http1());
-}
-
-#[test]
-fn a_client_that_offers_other_protocols_alone_does_not_take_http1() {
-    let Sniffed::Tls(only_h2) = once(&hello("a.test", &[b"h2"], false)) else { panic!() };
-    assert!(!only_h2.takes_http1());
-    let Sniffed::Tls(nothing) = once(&hello("a.test", &[], false)) else { panic!() };
-    assert!(nothing.takes_http1());
 }
 
 #[test]

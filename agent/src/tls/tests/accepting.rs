@@ -5,18 +5,28 @@ use rustls::version::{TLS12, TLS13};
 use super::*;
 
 type Accepted = Result<server::TlsStream<Replayed<DuplexStream>>, AcceptError>;
-type Connected = std::io::Result<client::TlsStream<DuplexStream>>;
+type Met = std::io::Result<client::TlsStream<DuplexStream>>;
 
 /// A client that wants `to` meets Weir, which sniffs, mints for the name asked for or else for `address`,
 /// and accepts.
-async fn meet(minter: &Minter, client: Arc<ClientConfig>, to: &str, address: &str) -> (Connected, Accepted) {
+async fn meet(minter: &Minter, client: Arc<ClientConfig>, to: &str, address: &str) -> (Met, Accepted) {
+    meet_with(minter, client, to, address, Protocol::Http1).await
+}
+
+async fn meet_with(
+    minter: &Minter,
+    client: Arc<ClientConfig>,
+    to: &str,
+    address: &str,
+    protocol: Protocol,
+) -> (Met, Accepted) {
     let (near, far) = duplex(16 << 10);
     let connect = TlsConnector::from(client).connect(name(to), near);
     let terminate = async {
         let (sniffed, stream) = sniff(far, WAIT).await.unwrap();
         let Sniffed::Tls(hello) = sniffed else { panic!("{sniffed:?}") };
         let wanted = hello.sni.map_or_else(|| name(address), ServerName::from);
-        accept(stream, &minter.leaf(&wanted).unwrap(), WAIT).await
+        accept(stream, &minter.leaf(&wanted).unwrap(), protocol, WAIT).await
     };
     tokio::join!(connect, terminate)
 }
@@ -87,9 +97,21 @@ async fn a_client_that_does_not_trust_the_ca_is_named() {
 }
 
 #[tokio::test]
-async fn a_client_that_offers_http2_alone_is_refused() {
+async fn a_client_is_told_what_its_server_speaks() {
     let host = Host::new();
-    let config = client(&host.bundle, &[b"h2"], &[&TLS13]);
+    let minter = host.minter();
+    let config = client(&host.bundle, &[b"http/1.1", b"h2"], &[&TLS13]);
+    for protocol in [Protocol::Http1, Protocol::Http2] {
+        let (near, far) = meet_with(&minter, config.clone(), "a.test", "192.0.2.1", protocol).await;
+        assert_eq!(near.unwrap().get_ref().1.alpn_protocol(), Some(protocol.id()));
+        assert_eq!(far.unwrap().get_ref().1.alpn_protocol(), Some(protocol.id()));
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_offers_other_protocols_alone_is_refused() {
+    let host = Host::new();
+    let config = client(&host.bundle, &[b"foo"], &[&TLS13]);
     let (near, far) = meet(&host.minter(), config, "mcp.example.test", "192.0.2.1").await;
     assert!(near.unwrap_err().to_string().contains("NoApplicationProtocol"));
     assert_eq!(refused(far).label(), "client_handshake_broken");
@@ -101,7 +123,7 @@ async fn a_client_that_leaves_during_the_handshake_is_named() {
     let leaf = host.minter().leaf(&name("a.test")).unwrap();
     let (near, far) = duplex(1024);
     drop(near);
-    let error = accept(far, &leaf, WAIT).await.expect_err("no stream");
+    let error = accept(far, &leaf, Protocol::Http1, WAIT).await.expect_err("no stream");
     assert_eq!(error.label(), "client_left_handshake");
     assert!(error.to_string().contains("bundle.pem"), "{error}");
 }
@@ -112,7 +134,7 @@ async fn a_client_that_stays_silent_is_let_go_at_the_limit() {
     let leaf = host.minter().leaf(&name("a.test")).unwrap();
     let (_near, far) = duplex(1024);
     let begin = tokio::time::Instant::now();
-    let error = accept(far, &leaf, WAIT).await.expect_err("no stream");
+    let error = accept(far, &leaf, Protocol::Http1, WAIT).await.expect_err("no stream");
     assert_eq!(error.label(), "client_handshake_timeout");
     assert!(begin.elapsed() >= WAIT && begin.elapsed() < WAIT + Duration::from_secs(1));
 }

@@ -43,7 +43,10 @@ async fn serve(listener: TcpListener, minter: Minter) {
         let address = tcp.local_addr().unwrap().ip();
         let Ok((Sniffed::Tls(hello), stream)) = sniff(tcp, WAIT).await else { continue };
         let wanted = hello.sni.map_or_else(|| ServerName::from(address), ServerName::from);
-        let Ok(mut stream) = accept(stream, &minter.leaf(&wanted).unwrap(), WAIT).await else { continue };
+        let Ok(mut stream) = accept(stream, &minter.leaf(&wanted).unwrap(), Protocol::Http1, WAIT).await
+        else {
+            continue;
+        };
         let mut request = [0_u8; 4096];
         if stream.read(&mut request).await.is_ok_and(|read| read > 0) {
             let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: close\r\n\r\nhello";

@@ -2,7 +2,9 @@
 
 use super::*;
 
-type Dialled = Result<(client::TlsStream<DuplexStream>, ProvenName), UpstreamError>;
+type Dialled = Result<Connected<DuplexStream>, UpstreamError>;
+
+const OFFER: &[Protocol] = &[Protocol::Http1];
 
 /// Weir dials a server and wants it to be `to`.
 async fn dial(
@@ -13,7 +15,7 @@ async fn dial(
     let (near, far) = duplex(16 << 10);
     let wanted = name(to);
     let accept = async { TlsAcceptor::from(server).accept(far).await.ok() };
-    tokio::join!(tls.connect(near, &wanted, WAIT), accept)
+    tokio::join!(tls.connect(near, &wanted, WAIT, OFFER), accept)
 }
 
 fn refused(dialled: Dialled) -> UpstreamError {
@@ -27,7 +29,7 @@ async fn a_server_whose_certificate_verifies_proves_its_name() {
     for wanted in ["mcp.example.test", "127.0.0.1", "::1"] {
         let server = company.good_server(&["mcp.example.test", "127.0.0.1", "::1"]);
         let (dialled, accepted) = dial(&tls, server, wanted).await;
-        let (mut stream, proven) = dialled.unwrap();
+        let Connected { mut stream, proven, .. } = dialled.unwrap();
         assert_eq!(proven.name(), &name(wanted));
         assert_eq!(proven.to_string(), wanted);
         talk(&mut stream, &mut accepted.unwrap()).await;
@@ -40,7 +42,7 @@ async fn a_server_proves_all_names_of_its_certificate() {
     let tls = UpstreamTls::new(std::slice::from_ref(&company.roots)).unwrap();
     let server = company.good_server(&["mcp.Example.test", "*.other.test", "127.0.0.1", "::1"]);
     let (dialled, _accepted) = dial(&tls, server, "mcp.example.test").await;
-    let (_, proven) = dialled.unwrap();
+    let proven = dialled.unwrap().proven;
     assert_eq!(proven.also(), ["mcp.example.test", "*.other.test", "127.0.0.1", "::1"]);
 }
 
@@ -51,7 +53,7 @@ async fn each_connection_proves_its_server_anew() {
     let server = company.good_server(&["mcp.example.test"]);
     for _ in 0..2 {
         let (dialled, accepted) = dial(&tls, Arc::clone(&server), "mcp.example.test").await;
-        let mut stream = dialled.unwrap().0;
+        let mut stream = dialled.unwrap().stream;
         talk(&mut stream, &mut accepted.unwrap()).await;
         assert_eq!(stream.get_ref().1.handshake_kind(), Some(rustls::HandshakeKind::Full));
         assert!(stream.get_ref().1.peer_certificates().is_some());
@@ -59,16 +61,29 @@ async fn each_connection_proves_its_server_anew() {
 }
 
 #[tokio::test]
-async fn http1_alone_is_offered_to_the_server() {
+async fn a_server_chooses_among_what_it_is_offered() {
+    use Protocol::{Http1, Http2};
     let company = Company::new("ours");
     let tls = UpstreamTls::new(std::slice::from_ref(&company.roots)).unwrap();
-    let mut server = ServerConfig::clone(&company.good_server(&["mcp.example.test"]));
-    server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    let (dialled, _accepted) = dial(&tls, Arc::new(server.clone()), "mcp.example.test").await;
-    assert_eq!(dialled.unwrap().0.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
-    server.alpn_protocols = vec![b"h2".to_vec()];
-    let (dialled, _accepted) = dial(&tls, Arc::new(server), "mcp.example.test").await;
-    assert_eq!(refused(dialled).label(), "upstream_handshake_broken");
+    for (offer, speaks, expected) in [
+        (&[Http1][..], &[&b"h2"[..], b"http/1.1"][..], Some(Http1)),
+        (&[Http2, Http1], &[b"h2", b"http/1.1"], Some(Http2)),
+        (&[Http2, Http1], &[b"http/1.1"], Some(Http1)),
+        (&[Http2, Http1], &[], Some(Http1)),
+        (&[Http1], &[b"h2"], None),
+        (&[Http2], &[b"http/1.1"], None),
+    ] {
+        let mut server = ServerConfig::clone(&company.good_server(&["mcp.example.test"]));
+        server.alpn_protocols = speaks.iter().map(|id| id.to_vec()).collect();
+        let (near, far) = duplex(16 << 10);
+        let wanted = name("mcp.example.test");
+        let accept = TlsAcceptor::from(Arc::new(server)).accept(far);
+        let (dialled, _accepted) = tokio::join!(tls.connect(near, &wanted, WAIT, offer), accept);
+        match expected {
+            Some(expected) => assert_eq!(dialled.unwrap().protocol, expected, "{offer:?} to {speaks:?}"),
+            None => assert_eq!(refused(dialled).label(), "upstream_handshake_broken", "{offer:?}"),
+        }
+    }
 }
 
 #[tokio::test]
@@ -136,7 +151,7 @@ async fn a_server_that_speaks_no_tls_or_closes_breaks_the_handshake() {
             drop(far);
         };
         let wanted = name("mcp.example.test");
-        let (dialled, ()) = tokio::join!(tls.connect(near, &wanted, WAIT), speak);
+        let (dialled, ()) = tokio::join!(tls.connect(near, &wanted, WAIT, OFFER), speak);
         assert_eq!(refused(dialled).label(), "upstream_handshake_broken");
     }
 }
@@ -147,7 +162,7 @@ async fn a_server_that_stays_silent_is_given_up_at_the_limit() {
     let tls = UpstreamTls::new(std::slice::from_ref(&company.roots)).unwrap();
     let (near, _far) = duplex(16 << 10);
     let begin = tokio::time::Instant::now();
-    let error = refused(tls.connect(near, &name("mcp.example.test"), WAIT).await);
+    let error = refused(tls.connect(near, &name("mcp.example.test"), WAIT, OFFER).await);
     assert_eq!(error.label(), "upstream_handshake_timeout");
     assert!(begin.elapsed() >= WAIT && begin.elapsed() < WAIT + Duration::from_secs(1));
 }
