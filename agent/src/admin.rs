@@ -121,8 +121,11 @@ pub struct CallStatus {
     pub open: u64,
     /// Calls that ended and whose outcome waits for the disk.
     pub owed_outcomes: u64,
-    /// Events besides calls that could not be written since the start.
+    /// Events that could not be written since the start, and for which no call waited.
     pub lost_notes: u64,
+    /// Calls since the start that did not wait for their record (`durability = "best_effort"`).
+    #[serde(default)]
+    pub unwaited_intents: u64,
     /// Why nothing can be written now, if nothing can: then every call is refused.
     pub fault: Option<String>,
 }

@@ -283,6 +283,7 @@ impl Config {
             let span = match &e {
                 PolicyError::DoubleId(id)
                 | PolicyError::HoldsMoreThanToolCalls(id)
+                | PolicyError::BestEffortWithoutAllow(id)
                 | PolicyError::ReservedId(id) => {
                     spans.iter().rev().find(|(own, _)| own == id).map_or(0..0, |(_, span)| span.clone())
                 }

@@ -311,6 +311,7 @@ fn status(
                 open: health.open_calls,
                 owed_outcomes: health.owed_outcomes,
                 lost_notes: health.lost_notes,
+                unwaited_intents: health.unwaited_intents,
                 fault: health.fault,
             },
             spool: SpoolStatus {

@@ -30,7 +30,7 @@ use weir_core::policy::{Action, Policy};
 use weir_core::record::{self, CallResult, Caller, Direction, MessageLabel};
 
 pub use held::HeldCalls;
-pub use permit::{Clearance, NotCleared, Permit};
+pub use permit::{Clearance, NotCleared, Permit, Recorded};
 
 use crate::approval::Approvals;
 use crate::config::{Approval, Limits};

@@ -5,14 +5,16 @@
 //!
 //! # A call's record
 //! [`Ledger::open_record`] reserves a slot before policy is asked, for a refusal or a hold too. [`OpenRecord::intent`]
-//! resolves when the intent is on disk, with the [`DurableIntent`] that proves it. [`OpenRecord::close`] writes
+//! resolves when the intent is on disk, with the [`DurableIntent`] that proves it; [`OpenRecord::queue`], for calls whose
+//! rule says `best_effort`, at once, with a [`QueuedIntent`], which proves less. [`OpenRecord::close`] writes
 //! the one outcome. A record that is dropped between the two is closed by the writer, as `aborted`; one that the
 //! agent's end left open is closed as `unknown`: on a clean stop at once, else when the log is next opened, before
 //! anything else is taken. Each new segment carries the list of the open calls, so that this also works when the
 //! segment with the intent has been shipped and trimmed.
 //!
 //! # When the disk fails
-//! Whoever waits gets the error, and the call is refused. Outcomes are kept, with their slots, and written when
+//! Whoever waits gets the error, and the call is refused; until something ordinary could be written again, every call
+//! waits. Outcomes are kept, with their slots, and written when
 //! the disk takes them again. [`Ledger::note`]s that could not be written are counted in [`Ledger::health`], and
 //! an event `ledger.lost` says how many as soon as one can be written.
 //!
@@ -30,7 +32,7 @@ mod released;
 mod remote;
 mod writer;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -50,7 +52,7 @@ use life::Life;
 use writer::Writer;
 
 pub use guest::{Guest, MAX_GUESTS};
-pub use open_record::{DurableIntent, Intended, OpenRecord, Reserved};
+pub use open_record::{DurableIntent, Intended, OpenRecord, QueuedIntent, Reserved};
 pub use released::{Handed, Released, TakenOver};
 
 /// The most calls that may have a record open at one time.
@@ -139,6 +141,9 @@ pub enum LedgerError {
     /// A fault of Weir's: an intent or outcome for another call than the record's, or one that is not open.
     #[error("call {0} is not the one that is recorded here")]
     WrongCall(CallId),
+    /// A fault of Weir's: an intent whose rule does not say so was not to wait for the disk.
+    #[error("the intent of call {0} has to wait for the disk")]
+    MustWait(CallId),
     /// The agent is ending.
     #[error("the ledger has stopped")]
     Stopped,
@@ -192,8 +197,10 @@ pub struct Health {
     pub open_calls: u64,
     /// Outcomes that wait for the disk.
     pub owed_outcomes: u64,
-    /// Notes that were lost since the start.
+    /// Notes that were lost since the start, and intents for which no call waited.
     pub lost_notes: u64,
+    /// Intents since the start for which no call waited ([`OpenRecord::queue`]).
+    pub unwaited_intents: u64,
     /// Groups that could not be written since the start.
     pub failed_groups: u64,
     /// Why the last group could not be written; `None` once one could.
@@ -205,6 +212,9 @@ struct Vitals {
     open_calls: AtomicU64,
     owed_outcomes: AtomicU64,
     lost_notes: AtomicU64,
+    unwaited: AtomicU64,
+    /// The last ordinary thing that was to be written could not be: whatever comes next waits for the disk.
+    unable: AtomicBool,
     failed_groups: AtomicU64,
     fault: Mutex<Option<String>>,
     /// Cancelled when the process to which the log was given is gone.
@@ -422,6 +432,7 @@ impl Ledger {
             open_calls: vitals.open_calls.load(Ordering::Relaxed),
             owed_outcomes: vitals.owed_outcomes.load(Ordering::Relaxed),
             lost_notes: vitals.lost_notes.load(Ordering::Relaxed),
+            unwaited_intents: vitals.unwaited.load(Ordering::Relaxed),
             failed_groups: vitals.failed_groups.load(Ordering::Relaxed),
             fault: vitals.fault().clone(),
         }

@@ -356,8 +356,8 @@ fn status(place: &Place, json: bool) -> Result<()> {
     }
     let calls = status.calls;
     println!(
-        "calls      {} open, {} outcomes wait for the disk, {} notes lost",
-        calls.open, calls.owed_outcomes, calls.lost_notes
+        "calls      {} open, {} outcomes wait for the disk, {} notes lost, {} did not wait for their record",
+        calls.open, calls.owed_outcomes, calls.lost_notes, calls.unwaited_intents
     );
     if let Some(fault) = calls.fault {
         println!("fault      every call is refused: {fault}");

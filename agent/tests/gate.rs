@@ -10,7 +10,7 @@ mod stage;
 
 use stage::{SERVER, Stage, call, post, soon};
 use weir::spool::faulty::Fault;
-use weir_core::record::{Body, CallResult, MessageLabel};
+use weir_core::record::{Body, CallResult, Durability, MessageLabel};
 
 const REFUSED: &str = r#""code":-31403"#;
 
@@ -57,6 +57,40 @@ async fn what_some_server_might_read_as_a_call_never_reaches_one() {
     }
     assert!(stage.untouched(&mut server));
     assert_eq!(stage.messages(MessageLabel::Unreadable, 6).await.len(), 6);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_whose_rule_says_best_effort_goes_before_its_intent_is_on_disk_and_not_when_it_cannot_be() {
+    let mut stage = Stage::new().await;
+    let mut server = stage.accept().await;
+    let mut client = stage.client().await;
+    let held = stage.disk.hold_syncs();
+    let answer = client.begin(post(call(1, "glance")));
+    assert!(server.request().await.1.contains("glance"));
+    assert!(!stage.events().iter().any(|event| matches!(event, Body::Intent(_))), "it waited for the disk");
+    drop(held);
+    server.answer(r#"{"jsonrpc":"2.0","id":1,"result":{}}"#).await;
+    assert_eq!(soon(answer).await.unwrap().unwrap().0, 200);
+    assert_eq!(stage.outcome().await.result, CallResult::Ok);
+    let said = stage.events().into_iter().find_map(|event| match event {
+        Body::Intent(intent) => Some(intent.durability),
+        _ => None,
+    });
+    assert_eq!(said, Some(Durability::BestEffort));
+    assert_eq!(stage.gate.ledger.health().unwaited_intents, 1);
+    // The disk is known to be full by a call that waited: what need not wait is refused, too.
+    stage.disk.set_capacity(Some(stage.disk.used()));
+    for tool in ["echo", "glance"] {
+        let (status, _, text) = client.ask(post(call(2, tool))).await;
+        assert!(status == 200 && text.contains("cannot be recorded"), "{tool}: {status} {text}");
+    }
+    assert!(stage.untouched(&mut server));
+    // ... until something could be written again.
+    stage.disk.set_capacity(None);
+    let answer = client.begin(post(call(3, "glance")));
+    assert!(server.request().await.1.contains("glance"));
+    server.answer(r#"{"jsonrpc":"2.0","id":3,"result":{}}"#).await;
+    assert_eq!(soon(answer).await.unwrap().unwrap().0, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -29,6 +29,24 @@ impl Action {
     }
 }
 
+/// Whether a call's intent is on disk before the call goes upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Durability {
+    /// It is.
+    #[default]
+    Strict,
+    /// It is on its way there: should the agent or its disk fail in that moment, the call may go unrecorded.
+    BestEffort,
+}
+
+impl Durability {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's own signature")]
+    fn is_strict(&self) -> bool {
+        *self == Self::Strict
+    }
+}
+
 /// One rule: `{id, when, action}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -39,6 +57,9 @@ pub struct Rule {
     #[serde(default)]
     pub when: When,
     pub action: Action,
+    /// Of the calls that it allows.
+    #[serde(default, skip_serializing_if = "Durability::is_strict")]
+    pub durability: Durability,
 }
 
 /// A rule's condition: each part a glob (`*` any run of characters, `?` one), absent means any.
@@ -89,6 +110,8 @@ pub enum PolicyError {
     HoldsMoreThanToolCalls(String),
     #[error("the rule id {0:?} is taken by the default action or empty; choose another")]
     ReservedId(String),
+    #[error("rule {0:?} has `durability = \"best_effort\"`, which is for rules that allow; take it out")]
+    BestEffortWithoutAllow(String),
     #[error("the default action cannot be \"hold\": only tool calls can wait; write a rule for them")]
     DefaultHold,
 }
@@ -118,6 +141,9 @@ impl Policy {
             if rule.action == Action::Hold && !tool_calls {
                 return Err(PolicyError::HoldsMoreThanToolCalls(rule.id.clone()));
             }
+            if rule.action != Action::Allow && rule.durability != Durability::Strict {
+                return Err(PolicyError::BestEffortWithoutAllow(rule.id.clone()));
+            }
         }
         let canonical = serde_json::json!({ "default_action": default_action, "rules": rules }).to_string();
         let digest = hex(&Sha256::digest(canonical));
@@ -126,9 +152,15 @@ impl Policy {
 
     /// Decides one call.
     pub fn verdict(&self, call: Call<'_>) -> Verdict {
+        self.decide(call).0
+    }
+
+    /// Decides one call, and says whether it waits for its record. What no rule names does.
+    pub fn decide(&self, call: Call<'_>) -> (Verdict, Durability) {
         let rule = self.rules.iter().find(|rule| rule.matches(call));
         let (action, id) = rule.map_or((self.default_action, "default"), |rule| (rule.action, &rule.id));
-        Verdict { action, rule: id.to_owned(), policy_digest: self.digest.clone() }
+        let verdict = Verdict { action, rule: id.to_owned(), policy_digest: self.digest.clone() };
+        (verdict, rule.map_or(Durability::Strict, |rule| rule.durability))
     }
 
     /// Whether any rule holds calls.
@@ -225,6 +257,7 @@ mod tests {
             id: id.into(),
             when: When { server: own(server), method: own(method), tool: own(tool) },
             action,
+            durability: Durability::Strict,
         }
     }
 
@@ -304,6 +337,27 @@ mod tests {
         let a = rule("a", None, None, None, Action::Deny);
         assert!(matches!(Policy::new(vec![a.clone(), a], Action::Allow), Err(PolicyError::DoubleId(_))));
         assert_eq!(Policy::new(vec![], Action::Hold).unwrap_err(), PolicyError::DefaultHold);
+        for action in [Action::Deny, Action::Hold] {
+            let waits = rule("w", None, Some("tools/call"), None, action);
+            let error =
+                Policy::new(vec![Rule { durability: Durability::BestEffort, ..waits }], Action::Allow);
+            assert_eq!(error.unwrap_err(), PolicyError::BestEffortWithoutAllow("w".into()));
+        }
+    }
+
+    #[test]
+    fn only_what_a_rule_names_does_not_wait_for_its_record() {
+        let reads = rule("reads", None, None, Some("read_*"), Action::Allow);
+        let reads = Rule { durability: Durability::BestEffort, ..reads };
+        let strict =
+            Policy::new(vec![Rule { durability: Durability::Strict, ..reads.clone() }], Action::Allow);
+        let policy = Policy::new(vec![reads], Action::Allow).unwrap();
+        let ask = |tool| {
+            let call = Call { server: "a.test", also: &[], method: "tools/call", tool: Some(tool) };
+            policy.decide(call).1
+        };
+        assert_eq!((ask("read_file"), ask("write_file")), (Durability::BestEffort, Durability::Strict));
+        assert_ne!(policy.digest(), strict.unwrap().digest());
     }
 
     #[test]

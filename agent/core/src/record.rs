@@ -21,6 +21,7 @@ pub use labels::{
 
 use crate::ids::{ApprovalId, Boot, CallId, FlowId, Origin};
 use crate::mask::{Masked, Recordable, Span};
+pub use crate::policy::Durability;
 use crate::policy::Verdict;
 
 /// The version of the envelope. A reader refuses one that it does not know.
@@ -98,14 +99,6 @@ pub struct Intent<T> {
     pub durability: Durability,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub approval_id: Option<ApprovalId>,
-}
-
-/// Whether the intent was on disk before the call went upstream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Durability {
-    Strict,
-    BestEffort,
 }
 
 /// Who made a call: what the kernel and /proc said of the process that connected.

@@ -9,19 +9,20 @@ use weir_core::mcp::jsonrpc::{Message, RequestId};
 use weir_core::policy::{Action, Call, Verdict};
 use weir_core::record::{CallResult, Durability, HoldEnd, Intent, Mcp, Outcome, Payload};
 
+use super::permit::Recorded;
 use super::{Flow, Gate, Server};
-use crate::ledger::{DurableIntent, Intended, LedgerError, MAX_OPEN_RECORDS, OpenRecord};
+use crate::ledger::{Intended, LedgerError, MAX_OPEN_RECORDS, OpenRecord};
 use crate::random;
 use crate::share::Taken;
 
 /// The most bytes of a method, a tool's name or a header that are recorded.
 pub(super) const MAX_NAME: usize = 512;
 
-/// A call whose intent is on disk, and which has not gone upstream.
+/// A call whose intent is recorded as its rule wants it, and which has not gone upstream.
 pub(super) struct OpenCall {
     /// Of a call that policy holds, and of no other.
     pub asks: Option<Asks>,
-    intent: DurableIntent,
+    intent: Recorded,
     waiting: WaitingCall,
 }
 
@@ -59,7 +60,7 @@ impl Gate {
         let method = message.method().unwrap_or_default();
         let tool = message.tool();
         let Server { name: server, also, .. } = &flow.server;
-        let verdict = self.policy.verdict(Call { server, also, method, tool });
+        let (verdict, durability) = self.policy.decide(Call { server, also, method, tool });
         let name = |text: &str| self.masker.name(text, MAX_NAME);
         let revision = parts.headers.get("mcp-protocol-version").and_then(|value| value.to_str().ok());
         let tool_name = tool.map(name);
@@ -83,10 +84,19 @@ impl Gate {
             },
             verdict: verdict.clone(),
             payload,
-            durability: Durability::Strict,
+            durability,
             approval_id: asks.as_ref().map(|asks| asks.approval_id.clone()),
         };
-        let (record, intent) = record.intent(intent).await?;
+        let (record, intent) = match durability {
+            Durability::Strict => {
+                let (record, intent) = record.intent(intent).await?;
+                (record, Recorded::Durable(intent))
+            }
+            Durability::BestEffort => {
+                let (record, intent) = record.queue(intent).await?;
+                (record, Recorded::Queued(intent))
+            }
+        };
         let request_id = message.id().cloned();
         let waiting = WaitingCall { call_id, request_id, verdict, started, record, room };
         Ok(OpenCall { asks, intent, waiting })
@@ -106,8 +116,8 @@ impl OpenCall {
         self.waiting.request_id.as_ref()
     }
 
-    /// Parts the proof that the intent is on disk from the call that waits for its answer.
-    pub fn split(self) -> (WaitingCall, DurableIntent) {
+    /// Parts the proof that the intent is recorded from the call that waits for its answer.
+    pub fn split(self) -> (WaitingCall, Recorded) {
         (self.waiting, self.intent)
     }
 

@@ -7,8 +7,8 @@
 //!
 //! ```compile_fail,E0624
 //! // ... not even out of the right parts: deciding is the gate's.
-//! use weir::{gate::{Clearance, Permit}, ledger::DurableIntent};
-//! fn permit(intent: DurableIntent, clearance: Clearance) {
+//! use weir::gate::{Clearance, Permit, Recorded};
+//! fn permit(intent: Recorded, clearance: Clearance) {
 //!     let _ = Permit::for_call(intent, clearance);
 //! }
 //! ```
@@ -34,7 +34,25 @@ use weir_core::ids::CallId;
 use weir_core::policy::{Action, Verdict};
 
 use super::contents::NothingCalled;
-use crate::ledger::DurableIntent;
+use crate::ledger::{DurableIntent, QueuedIntent};
+
+/// How far a call's intent has come.
+#[derive(Debug)]
+pub enum Recorded {
+    /// It is on disk.
+    Durable(DurableIntent),
+    /// It is on its way there, and the call's rule does not ask for more.
+    Queued(QueuedIntent),
+}
+
+impl Recorded {
+    fn call_id(&self) -> &CallId {
+        match self {
+            Recorded::Durable(intent) => intent.call_id(),
+            Recorded::Queued(intent) => intent.call_id(),
+        }
+    }
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -57,13 +75,15 @@ pub enum Clearance {
 pub struct NotCleared;
 
 impl Permit {
-    /// A permit for one call: its intent is recorded, and it is cleared.
-    pub(super) fn for_call(intent: DurableIntent, clearance: Clearance) -> Result<Self, NotCleared> {
-        let cleared = match &clearance {
-            Clearance::Policy(verdict) => verdict.action == Action::Allow,
-            Clearance::Human(decision) => {
+    /// A permit for one call: its intent is recorded as its rule wants it, and it is cleared. What a human clears is
+    /// on disk.
+    pub(super) fn for_call(intent: Recorded, clearance: Clearance) -> Result<Self, NotCleared> {
+        let cleared = match (&clearance, &intent) {
+            (Clearance::Policy(verdict), _) => verdict.action == Action::Allow,
+            (Clearance::Human(decision), Recorded::Durable(intent)) => {
                 decision.is_approval() && decision.statement().hold.call_id == *intent.call_id()
             }
+            (Clearance::Human(_), Recorded::Queued(_)) => false,
         };
         if !cleared {
             return Err(NotCleared);

@@ -173,6 +173,11 @@ impl Reading {
                     lock(&self.calls).insert(call.clone(), Some(permit));
                     opens = Some((self.calls.clone(), call));
                 }
+                // Its call has gone upstream: it is recorded beyond the number that may be open.
+                Err(_) if note => {
+                    lock(&self.calls).insert(call.clone(), None);
+                    opens = Some((self.calls.clone(), call));
+                }
                 Err(_) => {
                     let why = "as many calls as may be are open already, those of both agents taken together";
                     return drop(self.say.send(Reply::Refused { id, why: why.into() }));

@@ -1,6 +1,7 @@
 //! The life of the writer's thread: it writes; it may give the log away, and wait to hear whether that went well; then it
 //! either sends what comes to the new writer, or takes the log back. What comes while it waits, waits with it.
 
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
@@ -66,6 +67,7 @@ impl Life {
             }
             tracing::error!(%error, "cannot take the log back");
             *closed.vitals.fault() = Some(error.to_string());
+            closed.vitals.unable.store(true, Ordering::Release);
             let again = Instant::now() + RETRY_AFTER;
             loop {
                 match self.commands.recv_timeout(again.saturating_duration_since(Instant::now())) {

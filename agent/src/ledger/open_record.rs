@@ -4,9 +4,11 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use weir_core::ids::{CallId, FlowId};
+use weir_core::policy::Action;
 use weir_core::record::{Body, CallResult, Durability, Intent, Outcome};
 
 use super::item::{Answer, Item, ended};
@@ -100,6 +102,37 @@ pub struct DurableIntent {
     durability: Durability,
 }
 
+/// Shows that a call's intent was handed to the writer while that was not known to be unable to write it. The intent
+/// may not be on disk, and may never be. Only the ledger makes one, of an intent that says so itself
+/// ([`Durability::BestEffort`]) and that policy allows: it does for the calls of such a rule, and never passes for
+/// a [`DurableIntent`]:
+/// ```compile_fail,E0308
+/// # use weir::ledger::{DurableIntent, QueuedIntent};
+/// fn durable(intent: QueuedIntent) -> DurableIntent {
+///     intent
+/// }
+/// ```
+/// nor can it be made by hand:
+/// ```compile_fail,E0451
+/// # use weir::ledger::QueuedIntent;
+/// # use weir_core::ids::CallId;
+/// fn forge(call_id: CallId) -> QueuedIntent {
+///     QueuedIntent { call_id }
+/// }
+/// ```
+#[derive(Debug)]
+#[must_use = "a call whose intent is to be written must be sent on or closed"]
+pub struct QueuedIntent {
+    call_id: CallId,
+}
+
+impl QueuedIntent {
+    /// The call that may go on.
+    pub fn call_id(&self) -> &CallId {
+        &self.call_id
+    }
+}
+
 impl DurableIntent {
     /// The call that may go on.
     pub fn call_id(&self) -> &CallId {
@@ -135,9 +168,7 @@ impl OpenRecord {
         mut self,
         intent: Intent<Text>,
     ) -> Result<(OpenRecord<Intended>, DurableIntent), LedgerError> {
-        if (&intent.call_id, &intent.flow_id) != (&self.slot.call_id, &self.slot.flow_id) {
-            return Err(LedgerError::WrongCall(intent.call_id));
-        }
+        self.slot.is_of(&intent)?;
         let durability = intent.durability;
         let (answer, written) = oneshot::channel();
         // Should this future be dropped while it waits, the intent may be written all the same.
@@ -148,6 +179,28 @@ impl OpenRecord {
         let seq = written.inspect_err(|_| self.slot.intended = false)?;
         let proof = DurableIntent { call_id: self.slot.call_id.clone(), seq, durability };
         Ok((OpenRecord { slot: self.slot, state: PhantomData }, proof))
+    }
+
+    /// Hands the call's intent to the writer and does not wait for the disk, unless the last thing that is known of
+    /// the writer is that it could not write: then this resolves when the intent is on disk, and fails when it
+    /// is not. An intent that is lost later is counted with the lost notes.
+    pub async fn queue(
+        mut self,
+        intent: Intent<Text>,
+    ) -> Result<(OpenRecord<Intended>, QueuedIntent), LedgerError> {
+        self.slot.is_of(&intent)?;
+        if intent.durability != Durability::BestEffort || intent.verdict.action != Action::Allow {
+            return Err(LedgerError::MustWait(intent.call_id));
+        }
+        let call_id = intent.call_id.clone();
+        if self.slot.shared.vitals.unable.load(Ordering::Acquire) {
+            let (record, _) = self.intent(intent).await?;
+            return Ok((record, QueuedIntent { call_id }));
+        }
+        self.slot.shared.vitals.unwaited.fetch_add(1, Ordering::Relaxed);
+        self.slot.shared.send(Item::new(Body::Intent(Box::new(intent)), Answer::Note, None).into())?;
+        self.slot.intended = true;
+        Ok((OpenRecord { slot: self.slot, state: PhantomData }, QueuedIntent { call_id }))
     }
 }
 
@@ -195,6 +248,11 @@ struct Slot {
 }
 
 impl Slot {
+    fn is_of(&self, intent: &Intent<Text>) -> Result<(), LedgerError> {
+        let same = (&intent.call_id, &intent.flow_id) == (&self.call_id, &self.flow_id);
+        same.then_some(()).ok_or_else(|| LedgerError::WrongCall(intent.call_id.clone()))
+    }
+
     fn close(&mut self, outcome: Body<Text>, answer: Answer) -> Result<(), LedgerError> {
         self.intended = false;
         self.shared.send(Item::new(outcome, answer, self.permit.take()).into())

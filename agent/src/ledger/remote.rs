@@ -34,7 +34,7 @@ pub(super) struct Remote {
 struct Owed {
     /// None once the other process is gone.
     items: Option<BTreeMap<u64, Sent>>,
-    /// This process's calls whose intent is in the log, and whose outcome was not sent.
+    /// This process's calls whose intent was sent and not refused, and whose outcome was not sent.
     open: BTreeSet<CallId>,
 }
 
@@ -64,6 +64,7 @@ impl Remote {
         let reader = reader.inspect_err(|error| {
             tracing::error!(%error, "cannot hear the agent that writes the log now");
             lock(&self.owed).items = None;
+            self.closed.vitals.unable.store(true, Ordering::Release);
             self.closed.vitals.peer_gone.cancel();
         });
         self.serve(commands);
@@ -136,8 +137,11 @@ impl Remote {
             };
             let opens = call.as_ref().filter(|(_, opens)| *opens).map(|(call, _)| call.clone());
             items.insert(id, Sent { answer, room, opens });
-            if let Some((call, false)) = &call {
-                owed.open.remove(call);
+            // At once, since a call that does not wait may be over before its intent is written.
+            match call {
+                Some((call, true)) => drop(owed.open.insert(call)),
+                Some((call, false)) => drop(owed.open.remove(&call)),
+                None => {}
             }
         }
         self.say(&Say::Put { id, note, body: &body });
@@ -200,6 +204,7 @@ impl Listening {
         };
         let items = lock(&self.owed).items.take().unwrap_or_default();
         *self.vitals.fault() = Some(LedgerError::PeerGone.to_string());
+        self.vitals.unable.store(true, Ordering::Release);
         self.vitals.peer_gone.cancel();
         if !items.is_empty() || end.is_some() {
             tracing::error!(owed = items.len(), why = ?end, "the agent that writes the log now is gone");
@@ -219,8 +224,11 @@ impl Listening {
         let sent = {
             let mut owed = lock(&self.owed);
             let Some(sent) = owed.items.as_mut().and_then(|items| items.remove(&id)) else { return };
-            if let (Ok(_), Some(call)) = (&result, &sent.opens) {
-                owed.open.insert(call.clone());
+            if let Some(call) = &sent.opens {
+                self.vitals.unable.store(result.is_err(), Ordering::Release);
+                if result.is_err() {
+                    owed.open.remove(call);
+                }
             }
             sent
         };

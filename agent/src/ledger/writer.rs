@@ -254,6 +254,9 @@ impl Writer {
                     self.seal_at = self.active_since.map(|since| since + self.config.seal_after);
                 }
                 *self.vitals.fault() = None;
+                if priority == Priority::Ordinary {
+                    self.vitals.unable.store(false, Ordering::Release);
+                }
                 staged.into_iter().for_each(|staged| self.settle(staged));
                 Ok(())
             }
@@ -347,6 +350,7 @@ impl Writer {
         let error = LedgerError::from(error);
         tracing::error!(%error, events = staged.len(), "a group of events could not be written");
         *self.vitals.fault() = Some(error.to_string());
+        self.vitals.unable.store(true, Ordering::Release);
         self.vitals.failed_groups.fetch_add(1, Ordering::Relaxed);
         for staged in staged.into_iter().rev() {
             let Staged { event, answer, room } = staged;

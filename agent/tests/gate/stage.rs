@@ -25,7 +25,7 @@ use weir::tasks::Tasks;
 use weir_core::approval::AllowedSigners;
 use weir_core::ids::{Boot, FlowId};
 use weir_core::mask::{MaskKey, Masked, Masker};
-use weir_core::policy::{Action, Policy, Rule, When};
+use weir_core::policy::{Action, Durability, Policy, Rule, When};
 use weir_core::record::{self, Body, Caller, Job, Outcome, Proof, Written};
 
 pub const SERVER: &str = "mcp.test";
@@ -61,9 +61,13 @@ impl Default for Plan {
 fn policy() -> Policy {
     let rule = |id: &str, tool: &str, action| {
         let when = When { tool: Some(tool.into()), ..When::default() };
-        Rule { id: id.into(), when, action }
+        Rule { id: id.into(), when, action, durability: Durability::Strict }
     };
-    let rules = vec![rule("no-deletes", "delete_*", Action::Deny), rule("deploys", "deploy", Action::Hold)];
+    let rules = vec![
+        rule("no-deletes", "delete_*", Action::Deny),
+        rule("deploys", "deploy", Action::Hold),
+        Rule { durability: Durability::BestEffort, ..rule("glances", "glance", Action::Allow) },
+    ];
     Policy::new(rules, Action::Allow).unwrap()
 }
 

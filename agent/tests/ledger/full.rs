@@ -4,12 +4,13 @@
 use std::collections::BTreeMap;
 use std::task::{Context, Waker};
 
+use weir::ledger::LedgerError;
 use weir::spool::faulty::{Fault, Faulty};
 use weir_core::policy::Action;
-use weir_core::record::CallResult;
+use weir_core::record::{CallResult, Durability, Intent};
 
 use crate::scene::{
-    DEADLINE, agent_events, begin, call, flow, intent, log, message, open, outcome, outcomes,
+    DEADLINE, agent_events, begin, call, flow, glance, intent, log, message, open, outcome, outcomes,
 };
 
 #[tokio::test]
@@ -105,4 +106,45 @@ async fn lost_notes_are_counted_and_told_of_when_writing_works_again() {
         .map(|detail| detail["notes"].parse::<u64>().unwrap())
         .sum();
     assert_eq!(told, lost);
+}
+
+#[tokio::test]
+async fn an_intent_for_which_no_call_waited_is_counted_when_it_is_lost_and_the_next_call_waits() {
+    let disk = Faulty::new();
+    let (ledger, _) = open(&disk);
+    let (record, _) = glance(&ledger, 1).await.unwrap();
+    record.close(outcome(1, CallResult::Ok)).await.unwrap();
+    disk.set_capacity(Some(disk.used()));
+    let (record, _) = glance(&ledger, 2).await.unwrap();
+    // The outcome of a call that is not in the log has no place there either.
+    assert!(matches!(record.close(outcome(2, CallResult::Ok)).await, Err(LedgerError::WrongCall(_))));
+    assert_eq!((ledger.health().lost_notes, ledger.health().unwaited_intents), (1, 2));
+    let refused = glance(&ledger, 3).await.unwrap_err();
+    assert!(refused.to_string().contains("full"), "{refused}");
+    // What may be written on a full disk all the same says nothing of what comes next.
+    let (refusal, _) =
+        ledger.open_record(call(4), flow()).unwrap().intent(intent(4, Action::Deny)).await.unwrap();
+    refusal.close(outcome(4, CallResult::Refused)).await.unwrap();
+    assert!(glance(&ledger, 5).await.is_err());
+    disk.set_capacity(None);
+    drop(glance(&ledger, 6).await.unwrap());
+    drop(glance(&ledger, 7).await.unwrap());
+    assert_eq!(ledger.health().unwaited_intents, 3);
+    ledger.shutdown().await.unwrap();
+    drop(ledger);
+    let log = log(disk);
+    let ends = outcomes(&log);
+    assert_eq!(ends.keys().collect::<Vec<_>>(), [&call(1), &call(4), &call(6), &call(7)]);
+    assert_eq!(agent_events(&log, "ledger.lost")[0]["notes"], "1");
+}
+
+#[tokio::test]
+async fn an_intent_that_does_not_say_best_effort_or_is_not_allowed_cannot_go_without_the_disk() {
+    let disk = Faulty::new();
+    let (ledger, _) = open(&disk);
+    let held = Intent { durability: Durability::BestEffort, ..intent(1, Action::Hold) };
+    for intent in [intent(1, Action::Allow), held] {
+        let refused = ledger.open_record(call(1), flow()).unwrap().queue(intent).await.unwrap_err();
+        assert!(matches!(refused, LedgerError::MustWait(_)), "{refused}");
+    }
 }

@@ -308,6 +308,31 @@ async fn when_the_old_process_dies_its_open_calls_are_unknown_at_once() {
 }
 
 #[tokio::test]
+async fn calls_that_do_not_wait_go_on_in_the_old_process_and_wait_when_the_new_one_is_gone() {
+    let disk = Faulty::new();
+    let (old, _) = Ledger::open(config_of(&disk, OLD)).unwrap();
+    let (here, there) = UnixStream::pair().unwrap();
+    let mut released = old.release().await.unwrap();
+    let killing = there.try_clone().unwrap();
+    let new = take(config_of(&disk, OLD + 1), OLD, &mut released, there).unwrap().begin("it").unwrap();
+    released.given_to(here);
+    // Over before its intent is known to be written.
+    let (one, _) = glance(&old, 1).await.unwrap();
+    one.close(outcome(1, CallResult::Ok)).await.unwrap();
+    let (two, _) = glance(&old, 2).await.unwrap();
+    killing.shutdown(Shutdown::Both).unwrap();
+    old.peer_gone().await;
+    assert!(matches!(glance(&old, 3).await, Err(LedgerError::PeerGone)));
+    drop((two, old));
+    new.shutdown().await.unwrap();
+    drop(new);
+    let ends = outcomes(&log(disk));
+    assert_eq!(ends[&call(1)], [CallResult::Ok]);
+    assert!(!ends.contains_key(&call(3)));
+    assert!(ends.values().all(|results| results.len() == 1), "{ends:?}");
+}
+
+#[tokio::test]
 async fn when_the_new_process_dies_the_old_one_refuses_calls_and_its_own_become_unknown() {
     let disk = Faulty::new();
     let (old, _) = Ledger::open(config_of(&disk, OLD)).unwrap();

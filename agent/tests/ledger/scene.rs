@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use weir::ledger::{DurableIntent, Intended, Ledger, LedgerConfig, LedgerError, OpenRecord, Recovered, Text};
+use weir::ledger::{
+    DurableIntent, Intended, Ledger, LedgerConfig, LedgerError, OpenRecord, QueuedIntent, Recovered, Text,
+};
 use weir::spool::faulty::Faulty;
 use weir::spool::{Limits, Storage};
 use weir_core::ids::{Boot, CallId, FlowId};
@@ -110,6 +112,12 @@ pub fn message(content: &str) -> Message<Text> {
 
 pub async fn begin(ledger: &Ledger, n: u64) -> Result<(OpenRecord<Intended>, DurableIntent), LedgerError> {
     ledger.open_record(call(n), flow())?.intent(intent(n, Action::Allow)).await
+}
+
+/// The same for a call that does not wait for the disk.
+pub async fn glance(ledger: &Ledger, n: u64) -> Result<(OpenRecord<Intended>, QueuedIntent), LedgerError> {
+    let intent = Intent { durability: Durability::BestEffort, ..intent(n, Action::Allow) };
+    ledger.open_record(call(n), flow())?.queue(intent).await
 }
 
 /// Opens a folder once more and reads all that is in it: that must have dense sequence numbers.
