@@ -41,7 +41,7 @@ def fake_secrets() -> tuple[str, str]:
     return "AK" + "IA" + "Q3EGRT7WLMZ5UXH2", "gh" + "p_" + "u8Zk3VtQ1wYx7RbN5mLd0HsJc2FgTa9EoPi6"
 
 
-def build(log: CallLog, hosts: list[str], answers_json: bool) -> object:
+def build(log: CallLog, hosts: list[str], answers_json: bool, legacy_sse: bool) -> object:
     """The tools, as an ASGI application."""
     server = MCPServer("deployer", instructions="Builds, reads and deploys.", log_level="WARNING")
 
@@ -88,11 +88,11 @@ def build(log: CallLog, hosts: list[str], answers_json: bool) -> object:
         log.executed("deploy", nonce, environment=environment)
         return f"deployed to {environment}"
 
-    return server.streamable_http_app(
-        json_response=answers_json,
-        # On the scheme's own port a client's Host header has no port.
-        transport_security=TransportSecuritySettings(allowed_hosts=hosts + [f"{host}:*" for host in hosts]),
-    )
+    # On the scheme's own port a client's Host header has no port.
+    security = TransportSecuritySettings(allowed_hosts=hosts + [f"{host}:*" for host in hosts])
+    if legacy_sse:
+        return server.sse_app(transport_security=security)
+    return server.streamable_http_app(json_response=answers_json, transport_security=security)
 
 
 def listeners(addresses: list[str], port: int) -> list[socket.socket]:
@@ -128,7 +128,7 @@ async def serve(options: argparse.Namespace) -> None:
         ca, leaf, key = certificates(options.tls, names, addresses)
         settings = {"ssl_certfile": leaf, "ssl_keyfile": key}
     sockets = listeners(addresses, options.port)
-    app = build(CallLog(options.log), hosts, options.json)
+    app = build(CallLog(options.log), hosts, options.json, options.legacy_sse)
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, lifespan="on", **settings)
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve(sockets=sockets))
@@ -148,6 +148,7 @@ def main() -> None:
     parser.add_argument("--name", action="append", help="host name to serve (default: localhost)")
     parser.add_argument("--port", type=int, default=0, help="port (default: any that is free)")
     parser.add_argument("--json", action="store_true", help="answer with plain JSON instead of event streams")
+    parser.add_argument("--legacy-sse", action="store_true", help="speak HTTP+SSE (2024-11-05), with the stream at /sse")
     options = parser.parse_args()
     try:
         asyncio.run(serve(options))

