@@ -287,7 +287,7 @@ impl Gate {
             text: line.then(&self.masker.text(&end)),
             bytes: sent as u64,
             truncated: sent > 0,
-            masked: vec![],
+            ..record::Payload::default()
         };
         self.note(flow, None, Direction::ClientToServer, "", MessageLabel::Http, payload).await?;
         let (answer, calls) = answer?;

@@ -61,7 +61,7 @@ pub enum Command {
     },
     /// Ask ClickHouse: free SQL, or a question by its name (reads only)
     ///
-    /// The views are calls, flows, jobs, unrecorded and gaps, over the tables events, holds, decisions and findings;
+    /// The views are calls, messages, flows, jobs, unrecorded and gaps, over the tables events, holds, decisions and findings;
     /// docs/schema.md tells their columns. Control characters in a table or in JSON are shown as escapes.
     Query(Asking),
     /// Check that each connect that the kernel counted is accounted for

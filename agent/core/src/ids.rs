@@ -72,6 +72,10 @@ id!(
     CallId
 );
 id!(
+    /// One request of a server's: joins it with the client's answer, and with what either says of it.
+    MessageId
+);
+id!(
     /// One held call's request for a human's decision.
     ApprovalId
 );

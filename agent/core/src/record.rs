@@ -7,6 +7,7 @@
 
 mod account;
 mod labels;
+mod mcp;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,11 +16,12 @@ use serde::{Deserialize, Serialize};
 
 pub use account::{Completeness, Connect, ConnectSums, Gap};
 pub use labels::{
-    CallResult, ConnectReason, ConnectVerdict, Direction, FlowEnd, GapReason, HoldEnd, MessageLabel,
-    Treatment,
+    CallResult, ConnectReason, ConnectVerdict, Direction, FlowEnd, GapReason, HoldEnd, MessageLabel, Oddity,
+    Treatment, Unread,
 };
+pub use mcp::{Marks, Mcp};
 
-use crate::ids::{ApprovalId, Boot, CallId, FlowId, Origin};
+use crate::ids::{ApprovalId, Boot, CallId, FlowId, MessageId, Origin};
 use crate::mask::{Masked, Recordable, Span};
 pub use crate::policy::Durability;
 use crate::policy::Verdict;
@@ -181,22 +183,6 @@ pub enum Proof {
     Unproven,
 }
 
-/// The MCP side of a call.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Mcp<T> {
-    pub method: T,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub tool: Option<T>,
-    /// The JSON text of the id; absent for notifications.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub request_id: Option<T>,
-    /// A pseudonym: the id itself would let its reader take the session over.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub session: Option<T>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub protocol_version: Option<T>,
-}
-
 /// Masked content.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Payload<T> {
@@ -205,6 +191,10 @@ pub struct Payload<T> {
     pub bytes: u64,
     /// Whether `text` is less than the whole.
     pub truncated: bool,
+    /// Keyed digest of the whole clear content (`Masker::digest`), where `text` is not all of it to the letter:
+    /// equal contents have equal ones, and nothing can be guessed from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
     /// What was masked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub masked: Vec<Span>,
@@ -236,10 +226,64 @@ pub struct Message<T> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub call_id: Option<CallId>,
     pub direction: Direction,
-    /// The method; empty for a response, or for an HTTP exchange that is not MCP.
+    /// The method; of a response, its request's where that is known. Empty for what is not MCP.
     pub method: T,
     pub label: MessageLabel,
     pub payload: Payload<T>,
+    /// Of a server's request: what its answer names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message_id: Option<MessageId>,
+    /// Of a response to a server's request: that one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answers: Option<MessageId>,
+    /// The JSON text of the id, of a request or a response.
+    #[serde(default = "none", skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<T>,
+    /// A pseudonym, as [`Mcp::session`].
+    #[serde(default = "none", skip_serializing_if = "Option::is_none")]
+    pub session: Option<T>,
+    #[serde(default = "none", skip_serializing_if = "Option::is_none")]
+    pub protocol_version: Option<T>,
+    /// The JSON-RPC error's code, of a response that is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_code: Option<i64>,
+    /// Why it was not read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unread: Option<Unread>,
+    #[serde(default = "Marks::default", skip_serializing_if = "Marks::is_empty")]
+    pub marks: Marks<T>,
+}
+
+impl<T> Message<T> {
+    /// A message of which nothing else is known.
+    pub fn new(
+        flow_id: FlowId,
+        direction: Direction,
+        method: T,
+        label: MessageLabel,
+        payload: Payload<T>,
+    ) -> Self {
+        Self {
+            flow_id,
+            call_id: None,
+            direction,
+            method,
+            label,
+            payload,
+            message_id: None,
+            answers: None,
+            request_id: None,
+            session: None,
+            protocol_version: None,
+            error_code: None,
+            unread: None,
+            marks: Marks::default(),
+        }
+    }
+}
+
+fn none<T>() -> Option<T> {
+    None
 }
 
 /// See [`Body::Outcome`].
@@ -255,6 +299,27 @@ pub struct Outcome<T> {
     pub duration_us: Option<u64>,
     /// The result or error, masked.
     pub payload: Payload<T>,
+    /// Why the answer was not read, of a call that ended as `unparsed`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unread: Option<Unread>,
+    #[serde(default = "Marks::default", skip_serializing_if = "Marks::is_empty")]
+    pub marks: Marks<T>,
+}
+
+impl<T: Default> Outcome<T> {
+    /// The outcome of a call of which nothing more is known.
+    pub fn new(call_id: CallId, result: CallResult) -> Self {
+        Self {
+            call_id,
+            result,
+            http_status: None,
+            error_code: None,
+            duration_us: None,
+            payload: Payload::default(),
+            unread: None,
+            marks: Marks::default(),
+        }
+    }
 }
 
 /// See [`Body::Flow`].
@@ -322,113 +387,4 @@ impl Stored {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::mask::{MaskKey, Masker};
-
-    fn event() -> Written {
-        let masker = Masker::new(MaskKey::new([1; 32]));
-        let (text, masked) = masker.json(r#"{"b":1,"a":12345678901234567890123,"password":"x"}"#);
-        Event {
-            v: VERSION,
-            tenant: "t".into(),
-            host: "h".into(),
-            origin: Origin::from_random([1; 16]),
-            boot: Boot::from_random([2; 16]),
-            seq: 9,
-            time_us: 1_790_000_000_000_000,
-            body: Body::Outcome(Outcome {
-                call_id: CallId::from_random([3; 16]),
-                result: CallResult::Ok,
-                http_status: Some(200),
-                error_code: None,
-                duration_us: Some(12),
-                payload: Payload { text, bytes: 50, truncated: false, masked },
-            }),
-        }
-    }
-
-    #[test]
-    fn an_event_reads_back_from_its_canonical_bytes() {
-        let bytes = event().canonical().unwrap();
-        let text = String::from_utf8(bytes.clone()).unwrap();
-        assert!(
-            text.starts_with(r#"{"body":{"call_id":"#) && text.contains("12345678901234567890123"),
-            "{text}"
-        );
-        let read = Stored::read(&bytes).unwrap();
-        assert_eq!((read.seq, read.body.kind()), (9, "outcome"));
-    }
-
-    #[test]
-    fn events_of_before_connects_were_accounted_for_read_back() {
-        let caller = r#""caller":{"cgroup":"/job","comm":"node","command_line":"node","executable":"/bin/node","gid":1,"job":{"actor":"","commit":"","job":"","provider":"","reference":"","repository":"","run_id":"","runner":"","workflow":""},"pid":7,"seen_alive":true,"start_time":9,"uid":1}"#;
-        let server = r#""server":{"address":"::1","name":"::1","port":1,"proof":"unproven"}"#;
-        let id = "0".repeat(32);
-        let flow = format!(
-            r#"{{"bytes_down":2,"bytes_up":1,{caller},"duration_us":3,"end":"closed","flow_id":"{id}","kind":"flow",{server},"sni":"","treatment":"opaque"}}"#
-        );
-        let intent = format!(
-            r#"{{"call_id":"{id}",{caller},"durability":"strict","flow_id":"{id}","kind":"intent","mcp":{{"method":"m"}},"payload":{{"bytes":2,"text":"{{}}","truncated":false}},{server},"verdict":{{"action":"allow","policy_digest":"d","rule":"r"}}}}"#
-        );
-        for body in [flow, intent] {
-            let bytes = format!(
-                r#"{{"body":{body},"boot":"{id}","host":"h","origin":"{id}","seq":9,"tenant":"t","time_us":5,"v":1}}"#
-            );
-            let caller = match Stored::read(bytes.as_bytes()).unwrap().body {
-                Body::Intent(intent) => intent.caller,
-                Body::Flow(flow) => {
-                    assert_eq!(flow.connect, None);
-                    flow.caller
-                }
-                other => panic!("{other:?}"),
-            };
-            assert_eq!((caller.pid, caller.parents.len(), caller.netns), (7, 0, 0));
-            assert_eq!((caller.container_id.as_str(), caller.job_key.as_str()), ("", ""));
-        }
-    }
-
-    #[test]
-    fn an_account_reads_back_with_each_sum_under_its_verdict() {
-        let masker = Masker::new(MaskKey::new([1; 32]));
-        let mut kernel = ConnectSums::default();
-        for (n, verdict) in (1..).zip(ConnectVerdict::ALL) {
-            *kernel.of_mut(*verdict) = n;
-        }
-        assert_eq!(kernel.total(), 28);
-        let sums = Completeness {
-            job_key: "e-j".into(),
-            name: masker.text("/job"),
-            closed: true,
-            kernel,
-            lost: ConnectSums::default(),
-            in_flight: 2,
-            tables: BTreeMap::from([("tasks_full".into(), 3)]),
-        };
-        let gap = Gap {
-            job_key: "e-j".into(),
-            verdict: ConnectVerdict::Passed,
-            reason: GapReason::RingFull,
-            count: 4,
-            detail: BTreeMap::new(),
-        };
-        let written = |body| Written { body, ..event() }.canonical().unwrap();
-        let (sums, gap) = (written(Body::Completeness(sums)), written(Body::Gap(gap)));
-        let text = String::from_utf8(sums.clone()).unwrap();
-        let kernel = r#""kernel":{"datagram":6,"failed":5,"passed":2,"redirected":1,"refused":3,"socket":7,"unanswered":4}"#;
-        assert!(text.contains(kernel) && text.contains(r#""kind":"completeness""#), "{text}");
-        assert_eq!(Stored::read(&sums).unwrap().body.kind(), "completeness");
-        let Body::Gap(gap) = Stored::read(&gap).unwrap().body else { panic!() };
-        assert_eq!((gap.verdict.as_str(), gap.reason.as_str(), gap.count), ("passed", "ring_full", 4));
-    }
-
-    #[test]
-    fn bytes_that_are_not_canonical_or_of_another_version_are_refused() {
-        let bytes = event().canonical().unwrap();
-        let spaced = [b" ", &bytes[..]].concat();
-        assert!(matches!(Stored::read(&spaced), Err(ReadError::NotCanonical)));
-        let newer = String::from_utf8(bytes).unwrap().replace("\"v\":1}", "\"v\":2}");
-        assert!(matches!(Stored::read(newer.as_bytes()), Err(ReadError::Version(2))));
-        assert!(matches!(Stored::read(b"{}"), Err(ReadError::Malformed(_))));
-    }
-}
+mod tests;

@@ -7,7 +7,7 @@ use weir_core::ids::{ApprovalId, CallId};
 use weir_core::mask::Masked;
 use weir_core::mcp::jsonrpc::{Message, RequestId};
 use weir_core::policy::{Action, Call, Verdict};
-use weir_core::record::{CallResult, Durability, HoldEnd, Intent, Mcp, Outcome, Payload};
+use weir_core::record::{CallResult, Durability, HoldEnd, Intent, Marks, Mcp, Outcome, Payload};
 
 use super::permit::Recorded;
 use super::{Flow, Gate, Server};
@@ -81,6 +81,7 @@ impl Gate {
                 request_id: message.id().map(|id| name(id.as_json())),
                 session: self.session(parts),
                 protocol_version: revision.map(name),
+                marks: Marks::default(),
             },
             verdict: verdict.clone(),
             payload,
@@ -166,7 +167,8 @@ impl WaitingCall {
     ) {
         let duration_us = u64::try_from(self.started.elapsed().as_micros()).ok();
         let call_id = self.call_id;
-        let outcome = Outcome { call_id, result, http_status, error_code, duration_us, payload };
+        let outcome =
+            Outcome { http_status, error_code, duration_us, payload, ..Outcome::new(call_id, result) };
         // Handed to the writer at once; the answer need not wait for the disk.
         drop(self.record.close(outcome));
     }

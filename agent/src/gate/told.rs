@@ -55,7 +55,8 @@ impl Gate {
     ) -> Result<(), LedgerError> {
         let method = self.masker.name(method, MAX_NAME);
         let (flow_id, call_id) = (flow.id.clone(), call.cloned());
-        let message = record::Message { flow_id, call_id, direction, method, label, payload };
+        let message =
+            record::Message { call_id, ..record::Message::new(flow_id, direction, method, label, payload) };
         self.ledger.note(message).await
     }
 
@@ -69,7 +70,7 @@ impl Gate {
         let (whole, masked) = self.masker.json_within(text, limit);
         // What stands for a secret may be longer than the secret.
         let truncated = limit < text.len().max(whole.as_str().len()) || text.len() < bytes;
-        record::Payload { text: whole.truncate(limit), bytes: bytes as u64, truncated, masked }
+        record::Payload { text: whole.truncate(limit), bytes: bytes as u64, truncated, masked, digest: None }
     }
 
     pub(super) fn payload_of_text(&self, text: &str) -> record::Payload<Masked<String>> {
@@ -80,6 +81,6 @@ impl Gate {
         let bytes = text.as_str().len();
         let kept = text.truncate(self.limits.record_payload);
         let truncated = kept.as_str().len() < bytes;
-        record::Payload { text: kept, bytes: bytes as u64, truncated, masked: vec![] }
+        record::Payload { text: kept, bytes: bytes as u64, truncated, ..record::Payload::default() }
     }
 }

@@ -184,14 +184,7 @@ pub(super) fn call<T>(body: &Body<T>) -> Option<(CallId, bool)> {
 
 /// The outcome of a call of which nothing more is known.
 pub(super) fn ended(call_id: CallId, result: CallResult) -> Body<Text> {
-    Body::Outcome(Outcome {
-        call_id,
-        result,
-        http_status: None,
-        error_code: None,
-        duration_us: None,
-        payload: Payload::default(),
-    })
+    Body::Outcome(Outcome::new(call_id, result))
 }
 
 /// Refusals, decisions, outcomes, sums and what the agent says of itself are written on a full disk too.

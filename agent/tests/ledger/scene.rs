@@ -74,13 +74,7 @@ pub fn intent(n: u64, action: Action) -> Intent<Text> {
         flow_id: flow(),
         caller: Arc::new(caller),
         server: Server { address: "::1".into(), port: 1, name: none(), proof: Proof::Unproven },
-        mcp: Mcp {
-            method: text("tools/call"),
-            tool: None,
-            request_id: None,
-            session: None,
-            protocol_version: None,
-        },
+        mcp: Mcp { method: text("tools/call"), ..Mcp::default() },
         verdict: Verdict { action, rule: "default".into(), policy_digest: "d".into() },
         payload: Payload::default(),
         durability: Durability::Strict,
@@ -89,25 +83,12 @@ pub fn intent(n: u64, action: Action) -> Intent<Text> {
 }
 
 pub fn outcome(n: u64, result: CallResult) -> Outcome<Text> {
-    Outcome {
-        call_id: call(n),
-        result,
-        http_status: None,
-        error_code: None,
-        duration_us: Some(n),
-        payload: Payload::default(),
-    }
+    Outcome { duration_us: Some(n), ..Outcome::new(call(n), result) }
 }
 
 pub fn message(content: &str) -> Message<Text> {
-    Message {
-        flow_id: flow(),
-        call_id: None,
-        direction: Direction::ServerToClient,
-        method: Text::default(),
-        label: MessageLabel::Notification,
-        payload: Payload { text: text(content), bytes: content.len() as u64, ..Payload::default() },
-    }
+    let payload = Payload { text: text(content), bytes: content.len() as u64, ..Payload::default() };
+    Message::new(flow(), Direction::ServerToClient, Text::default(), MessageLabel::Notification, payload)
 }
 
 pub async fn begin(ledger: &Ledger, n: u64) -> Result<(OpenRecord<Intended>, DurableIntent), LedgerError> {

@@ -31,7 +31,7 @@ pub fn named(name: &str) -> Option<&'static Named> {
 }
 
 /// A job is named as its CI names it, or by its run's id.
-pub const NAMED: [Named; 9] = [
+pub const NAMED: [Named; 11] = [
     Named {
         name: "calls",
         about: "each MCP call: who made it, to what, what was decided, how it ended (newest first)",
@@ -66,6 +66,28 @@ FROM calls
 WHERE approval_id != '' AND time >= {since:DateTime64(6, 'UTC')}
   AND ({job:String} = '' OR cicd_pipeline_task_name = {job:String} OR cicd_pipeline_run_id = {job:String})
 ORDER BY time DESC LIMIT {limit:UInt32}",
+    },
+    Named {
+        name: "messages",
+        about: "what was said besides calls: progress, the server's own requests and their answers, exchanges that are no MCP",
+        sql: "SELECT time, call_id, message_direction AS direction, message_label AS label,
+       mcp_method_name AS method, jsonrpc_request_id AS id, mcp_session_id AS session, unread_reason AS unread,
+       payload
+FROM messages
+WHERE time >= {since:DateTime64(6, 'UTC')}
+ORDER BY time DESC, seq DESC LIMIT {limit:UInt32}",
+    },
+    Named {
+        name: "tools",
+        about: "each tool as it was called: how often, under which definition, and since when (a changed one is a new row)",
+        sql: "SELECT server_name AS server, gen_ai_tool_name AS tool, mcp_tool_digest AS definition,
+       min(calls.time) AS first, max(calls.time) AS last, count() AS calls,
+       countIf(result NOT IN ('ok', 'open')) AS failed, groupUniqArray(5)(cicd_pipeline_task_name) AS jobs
+FROM calls
+WHERE gen_ai_tool_name != '' AND calls.time >= {since:DateTime64(6, 'UTC')}
+  AND ({job:String} = '' OR cicd_pipeline_task_name = {job:String} OR cicd_pipeline_run_id = {job:String})
+GROUP BY server, tool, definition
+ORDER BY server, tool, first LIMIT {limit:UInt32}",
     },
     Named {
         name: "opaque",

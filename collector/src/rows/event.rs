@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use clickhouse::Row;
 use serde::Serialize;
+use weir_core::mcp::TOOLS_CALL;
 use weir_core::record::{
-    Body, Caller, Completeness, Connect, ConnectSums, ConnectVerdict, DecisionRecord, Durability, Flow, Gap,
-    Intent, Mcp, Message, Outcome, Payload, Proof, Server, Stored,
+    Body, CallResult, Caller, Completeness, Connect, ConnectSums, ConnectVerdict, DecisionRecord, Durability,
+    Flow, Gap, Intent, Marks, Mcp, Message, Oddity, Outcome, Payload, Proof, Server, Stored, Unread,
 };
 
 use super::{Batch, time};
@@ -56,9 +57,26 @@ pub struct EventRow {
     pub tls_client_server_name: String,
     pub mcp_method_name: String,
     pub gen_ai_tool_name: String,
+    pub gen_ai_operation_name: &'static str,
+    pub gen_ai_prompt_name: String,
+    pub mcp_resource_uri: String,
+    pub mcp_tool_digest: String,
     pub jsonrpc_request_id: String,
     pub mcp_session_id: String,
     pub mcp_protocol_version: String,
+    pub mcp_begins_session_id: String,
+    pub mcp_progress_token: String,
+    pub mcp_task_id: String,
+    pub mcp_request_state: String,
+    pub mcp_result_type: String,
+    pub mcp_oddities: Vec<&'static str>,
+    pub regards_call_id: String,
+    pub message_id: String,
+    pub regards_message_id: String,
+    pub trace_id: String,
+    pub trace_parent_span_id: String,
+    pub client_correlation: BTreeMap<String, String>,
+    pub network_protocol_version: String,
     pub message_direction: &'static str,
     pub message_label: &'static str,
     pub policy_action: &'static str,
@@ -76,6 +94,8 @@ pub struct EventRow {
     pub result: &'static str,
     pub http_response_status_code: Option<u16>,
     pub rpc_response_status_code: Option<i64>,
+    pub error_type: String,
+    pub unread_reason: &'static str,
     pub duration_us: Option<u64>,
     pub flow_treatment: &'static str,
     pub flow_end: &'static str,
@@ -100,6 +120,7 @@ pub struct EventRow {
     pub payload: String,
     pub payload_bytes: u64,
     pub payload_truncated: bool,
+    pub payload_digest: String,
     pub payload_masked_detectors: Vec<String>,
     pub payload_masked_pointers: Vec<String>,
     pub canonical: String,
@@ -179,6 +200,16 @@ impl EventRow {
         self.message_direction = message.direction.as_str();
         self.message_label = message.label.as_str();
         self.mcp_method_name = message.method;
+        self.jsonrpc_request_id = message.request_id.unwrap_or_default();
+        self.mcp_session_id = message.session.unwrap_or_default();
+        self.mcp_protocol_version = message.protocol_version.unwrap_or_default();
+        self.message_id = message.message_id.map(|id| id.to_string()).unwrap_or_default();
+        self.rpc_response_status_code = message.error_code;
+        self.unread_reason = message.unread.map_or("", Unread::as_str);
+        self.marks(message.marks);
+        if let Some(id) = message.answers {
+            self.regards_message_id = id.to_string();
+        }
         self.payload(message.payload);
     }
 
@@ -188,6 +219,13 @@ impl EventRow {
         self.http_response_status_code = outcome.http_status;
         self.rpc_response_status_code = outcome.error_code;
         self.duration_us = outcome.duration_us;
+        self.error_type = match (outcome.result, outcome.error_code) {
+            (CallResult::Ok, _) => String::new(),
+            (CallResult::Error, Some(code)) => code.to_string(),
+            (result, _) => result.as_str().to_owned(),
+        };
+        self.unread_reason = outcome.unread.map_or("", Unread::as_str);
+        self.marks(outcome.marks);
         self.payload(outcome.payload);
     }
 
@@ -276,22 +314,81 @@ impl EventRow {
     }
 
     fn mcp(&mut self, mcp: Mcp<String>) {
+        self.gen_ai_operation_name = if mcp.method == TOOLS_CALL { "execute_tool" } else { "" };
         self.mcp_method_name = mcp.method;
         self.gen_ai_tool_name = mcp.tool.unwrap_or_default();
         self.jsonrpc_request_id = mcp.request_id.unwrap_or_default();
         self.mcp_session_id = mcp.session.unwrap_or_default();
         self.mcp_protocol_version = mcp.protocol_version.unwrap_or_default();
+        self.marks(mcp.marks);
+    }
+
+    fn marks(&mut self, marks: Marks<String>) {
+        self.gen_ai_prompt_name = marks.prompt.unwrap_or_default();
+        self.mcp_resource_uri = marks.resource.unwrap_or_default();
+        self.mcp_tool_digest = marks.tool_digest.unwrap_or_default();
+        self.mcp_begins_session_id = marks.begins_session.unwrap_or_default();
+        self.mcp_progress_token = marks.progress_token.unwrap_or_default();
+        self.mcp_task_id = marks.task.unwrap_or_default();
+        self.mcp_request_state = marks.request_state.unwrap_or_default();
+        self.mcp_result_type = marks.result_type.unwrap_or_default();
+        self.mcp_oddities = marks.odd.into_iter().map(Oddity::as_str).collect();
+        self.regards_call_id = marks.regards.map(|id| id.to_string()).unwrap_or_default();
+        self.regards_message_id = marks.regards_message.map(|id| id.to_string()).unwrap_or_default();
+        if let Some((trace, span)) = marks.traceparent.as_deref().and_then(trace_context) {
+            self.trace_id = trace.to_owned();
+            self.trace_parent_span_id = span.to_owned();
+        }
+        self.client_correlation = marks.client;
+        self.network_protocol_version = marks.http_version.unwrap_or_default();
     }
 
     fn payload(&mut self, payload: Payload<String>) {
         self.payload = payload.text;
         self.payload_bytes = payload.bytes;
         self.payload_truncated = payload.truncated;
+        self.payload_digest = payload.digest.unwrap_or_default();
         (self.payload_masked_detectors, self.payload_masked_pointers) =
             payload.masked.into_iter().map(|span| (span.detector, span.pointer)).unzip();
     }
 }
 
+/// The trace and the parent's span of a `traceparent` (W3C Trace Context, 3.2): `00-<32 hex>-<16 hex>-<flags>`.
+fn trace_context(traceparent: &str) -> Option<(&str, &str)> {
+    let hex = |text: &str, length| {
+        text.len() == length && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    let mut parts = traceparent.split('-');
+    let (version, trace, span, _flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let valid = hex(version, 2) && version != "ff" && hex(trace, 32) && hex(span, 16);
+    let named = trace.bytes().any(|byte| byte != b'0') && span.bytes().any(|byte| byte != b'0');
+    (valid && named).then_some((trace, span))
+}
+
 fn by_verdict(sums: &ConnectSums) -> BTreeMap<&'static str, u64> {
     ConnectVerdict::ALL.iter().map(|verdict| (verdict.as_str(), sums.of(*verdict))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trace_context_is_taken_whole_or_not_at_all() {
+        let (trace, span) = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
+        assert_eq!(trace_context(&format!("00-{trace}-{span}-01")), Some((trace, span)));
+        // A later version may have more parts.
+        assert_eq!(trace_context(&format!("01-{trace}-{span}-01-more")), Some((trace, span)));
+        let zeros = "0".repeat(32);
+        for text in [
+            format!("00-{trace}-{span}"),
+            format!("ff-{trace}-{span}-01"),
+            format!("00-{zeros}-{span}-01"),
+            format!("00-{trace}-0000000000000000-01"),
+            format!("00-{}-{span}-01", trace.to_uppercase()),
+            "[masked:overlong:p0:0]".to_owned(),
+        ] {
+            assert_eq!(trace_context(&text), None, "{text}");
+        }
+    }
 }

@@ -66,13 +66,17 @@ async fn the_named_questions_answer_in_tables_and_json() {
     let gaps = ask(&["gaps"]);
     assert_eq!((gaps.len(), &gaps[0]["first_missing_seq"], &gaps[0]["missing"]), (1, &9.into(), &3.into()));
 
+    let tools = ask(&["tools"]);
+    assert!(tools.iter().any(|t| t["tool"].as_str().unwrap().contains("echo") && t["server"] == "localhost"));
+    assert!(ask(&["messages"]).iter().all(|message| message["label"] != ""));
+
     let (_, table, _) = world.run(&["query", "--named", "calls"]);
     assert!(
         table.starts_with("time ") && table.contains("echo\\u{1b}[2J") && !table.contains('\u{1b}'),
         "{table}"
     );
     let (code, listed, _) = world.run(&["query", "--list"]);
-    assert_eq!((code, listed.lines().count()), (0, 9));
+    assert_eq!((code, listed.lines().count()), (0, 11));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,8 +8,8 @@ use weir_core::mask::{MaskKey, Masked, Masker};
 use weir_core::policy::{Action, Verdict};
 use weir_core::record::{
     Body, CallResult, Caller, Completeness, Connect, ConnectReason, ConnectSums, ConnectVerdict,
-    DecisionRecord, Durability, Event, Flow, FlowEnd, Gap, GapReason, HoldEnd, Intent, Job, Mcp, Outcome,
-    Payload, Proof, Server, Treatment, VERSION, Written,
+    DecisionRecord, Durability, Event, Flow, FlowEnd, Gap, GapReason, HoldEnd, Intent, Job, Marks, Mcp,
+    Outcome, Payload, Proof, Server, Treatment, VERSION, Written,
 };
 use weir_core::segment::{FrameKind, header, push_frame};
 
@@ -28,7 +28,7 @@ pub fn text(text: &str) -> Text {
 
 pub fn payload(clear: &str) -> Payload<Text> {
     let (text, masked) = masker().json(clear);
-    Payload { text, bytes: clear.len() as u64, truncated: false, masked }
+    Payload { text, bytes: clear.len() as u64, masked, ..Payload::default() }
 }
 
 pub fn event(origin: &Origin, seq: u64, body: Body<Text>) -> Written {
@@ -89,6 +89,7 @@ pub fn intent(call: u8, tool: &str, action: Action, arguments: &str) -> Body<Tex
             request_id: Some(text("3")),
             session: Some(masker().pseudonym_of("session", "s")),
             protocol_version: Some(text("2025-06-18")),
+            marks: Marks::default(),
         },
         verdict: Verdict { action, rule: "a-rule".into(), policy_digest: "p".into() },
         payload: payload(arguments),
@@ -99,12 +100,10 @@ pub fn intent(call: u8, tool: &str, action: Action, arguments: &str) -> Body<Tex
 
 pub fn outcome(call: u8, result: CallResult) -> Body<Text> {
     Body::Outcome(Outcome {
-        call_id: CallId::from_random([call; 16]),
-        result,
         http_status: Some(200),
-        error_code: None,
         duration_us: Some(1234),
         payload: payload(r#"{"content":[]}"#),
+        ..Outcome::new(CallId::from_random([call; 16]), result)
     })
 }
 

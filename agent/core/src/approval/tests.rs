@@ -35,7 +35,7 @@ fn hold() -> SubmittedHold {
         },
         target: text("/mcp"),
         tool: text("deploy"),
-        arguments: Payload { text: text("{}"), bytes: 2, truncated: false, masked: vec![] },
+        arguments: Payload { text: text("{}"), bytes: 2, ..Payload::default() },
         requester: Caller {
             pid: 1,
             start_time: Some(2),

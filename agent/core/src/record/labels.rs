@@ -60,6 +60,12 @@ labels! {
         Unreadable = "unreadable",
         /// A request whose authority is not the proven name, refused with 421.
         Misdirected = "misdirected",
+        /// A response to a request that was answered before.
+        RepeatedResponse = "repeated_response",
+        /// A response to a call that had been given up by then: the client had left, or the wait was over.
+        LateResponse = "late_response",
+        /// A response to no request that was seen in its session.
+        UnaskedResponse = "unasked_response",
     }
 
     /// How a call ended: a closed set.
@@ -84,6 +90,44 @@ labels! {
         Aborted = "aborted",
         /// The agent ended before the call did; whether it went upstream is not known.
         Unknown = "unknown",
+        /// The server ended its answer, or took longer than Weir waits, without a response to the call.
+        Unanswered = "unanswered",
+    }
+
+    /// Why something was not read as MCP.
+    Unread {
+        /// Over the limit of one message's bytes.
+        TooLarge = "too_large",
+        /// Nested deeper than is read.
+        TooDeep = "too_deep",
+        /// More values, members or messages than are read.
+        TooMany = "too_many",
+        NotJson = "not_json",
+        /// JSON, and no message of JSON-RPC.
+        NotJsonRpc = "not_json_rpc",
+        /// Two parsers could read two things.
+        Ambiguous = "ambiguous",
+        /// In a content encoding that is not decoded.
+        Encoded = "encoded",
+        /// There was no room to keep it.
+        NoRoom = "no_room",
+        /// It was cut off.
+        CutOff = "cut_off",
+        /// What it was read to be has no answer to the call in it.
+        NoAnswer = "no_answer",
+    }
+
+    /// What of a message is unknown to Weir, or does not fit together; it was passed on untouched.
+    Oddity {
+        UnknownMethod = "unknown_method",
+        UnknownVersion = "unknown_version",
+        UnknownResultType = "unknown_result_type",
+        /// The headers name another method, tool or version than the body does.
+        HeaderMethod = "header_method",
+        HeaderName = "header_name",
+        HeaderVersion = "header_version",
+        /// Messages came as an array in a revision that has none.
+        Batch = "batch",
     }
 
     /// What Weir did with a connection.
