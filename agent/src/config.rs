@@ -193,6 +193,8 @@ struct Document {
     #[serde(default)]
     approval: ApprovalSection,
     #[serde(default)]
+    policy: PolicySection,
+    #[serde(default)]
     rule: Vec<Spanned<Rule>>,
     limits: Option<Spanned<Limits>>,
     #[serde(default)]
@@ -217,6 +219,12 @@ struct ProtectSection {
 #[serde(deny_unknown_fields)]
 struct UpstreamSection {
     roots: Vec<PathBuf>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct PolicySection {
+    hide_denied_tools: bool,
 }
 
 #[derive(Deserialize)]
@@ -284,6 +292,7 @@ impl Config {
                 PolicyError::DoubleId(id)
                 | PolicyError::HoldsMoreThanToolCalls(id)
                 | PolicyError::BestEffortWithoutAllow(id)
+                | PolicyError::MasksWhatIsDenied(id)
                 | PolicyError::ReservedId(id) => {
                     spans.iter().rev().find(|(own, _)| own == id).map_or(0..0, |(_, span)| span.clone())
                 }
@@ -291,6 +300,7 @@ impl Config {
             };
             wrong(span, e.to_string())
         })?;
+        let policy = policy.hiding_denied_tools(document.policy.hide_denied_tools);
         let select = match document.select {
             Some(select) => match select.get_ref().fault() {
                 Some(fault) => return Err(wrong(select.span(), fault)),

@@ -15,6 +15,7 @@
 //! ```
 
 mod detectors;
+mod in_flight;
 mod json;
 mod target;
 
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 
 use crate::ids::hex;
+pub use in_flight::PassedOn;
 
 /// No shorter text has a secret in it that is known by its form.
 const MIN_SECRET: usize = 6;
@@ -228,6 +230,11 @@ impl Masker {
     fn mac(&self) -> Hmac<Sha256> {
         #[expect(clippy::expect_used, reason = "HMAC takes keys of any length")]
         <Hmac<Sha256> as Mac>::new_from_slice(&self.key.0).expect("any key length")
+    }
+
+    /// Whether a masker wrote this, and nothing else is in it.
+    fn is_replacement(&self, text: &str) -> bool {
+        detectors::replacements(text).next().is_some_and(|range| range == (0..text.len()))
     }
 
     fn replacement(&self, detector: &str, secret: &str) -> String {

@@ -1,7 +1,8 @@
 //! MCP on the wire: JSON-RPC messages and Server-Sent Events. Bytes come in, messages go out; nothing here
-//! knows HTTP or TLS, and nothing changes a byte that is passed on.
+//! knows HTTP or TLS, and nothing but `rewrite` changes a byte that is passed on.
 
 pub mod jsonrpc;
+pub mod rewrite;
 pub mod sse;
 
 /// The method whose calls execute something.

@@ -4,8 +4,11 @@
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+mod in_flight;
+
 use crate::ids::hex;
 use crate::mcp::TOOLS_CALL;
+pub use in_flight::{InFlight, Mask};
 
 /// What happens to a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +63,9 @@ pub struct Rule {
     /// Of the calls that it allows.
     #[serde(default, skip_serializing_if = "Durability::is_strict")]
     pub durability: Durability,
+    /// What is masked of them on its way, and not in the record alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mask: Option<Mask>,
 }
 
 /// A rule's condition: each part a glob (`*` any run of characters, `?` one), absent means any.
@@ -112,6 +118,8 @@ pub enum PolicyError {
     ReservedId(String),
     #[error("rule {0:?} has `durability = \"best_effort\"`, which is for rules that allow; take it out")]
     BestEffortWithoutAllow(String),
+    #[error("rule {0:?} has `mask` and denies: nothing of such calls goes anywhere; take it out")]
+    MasksWhatIsDenied(String),
     #[error("the default action cannot be \"hold\": only tool calls can wait; write a rule for them")]
     DefaultHold,
 }
@@ -122,6 +130,7 @@ pub struct Policy {
     rules: Vec<Rule>,
     default_action: Action,
     digest: String,
+    hides_denied_tools: bool,
 }
 
 impl Policy {
@@ -144,10 +153,19 @@ impl Policy {
             if rule.action != Action::Allow && rule.durability != Durability::Strict {
                 return Err(PolicyError::BestEffortWithoutAllow(rule.id.clone()));
             }
+            if rule.action == Action::Deny && rule.mask.is_some() {
+                return Err(PolicyError::MasksWhatIsDenied(rule.id.clone()));
+            }
         }
         let canonical = serde_json::json!({ "default_action": default_action, "rules": rules }).to_string();
         let digest = hex(&Sha256::digest(canonical));
-        Ok(Self { rules, default_action, digest })
+        Ok(Self { rules, default_action, digest, hides_denied_tools: false })
+    }
+
+    /// The same, but tools that it denies are taken out of the lists that servers give, if `hides` says so.
+    #[must_use]
+    pub fn hiding_denied_tools(self, hides: bool) -> Self {
+        Self { hides_denied_tools: hides, ..self }
     }
 
     /// Decides one call.
@@ -163,6 +181,13 @@ impl Policy {
         (verdict, rule.map_or(Durability::Strict, |rule| rule.durability))
     }
 
+    /// Whether lists of tools are to be looked through for what is denied.
+    pub fn hides_tools(&self) -> bool {
+        let denies = |action: Action| action == Action::Deny;
+        let any = denies(self.default_action) || self.rules.iter().any(|rule| denies(rule.action));
+        self.hides_denied_tools && any
+    }
+
     /// Whether any rule holds calls.
     pub fn holds(&self) -> bool {
         self.rules.iter().any(|rule| rule.action == Action::Hold)
@@ -176,15 +201,23 @@ impl Policy {
 
 impl Rule {
     fn matches(&self, call: Call<'_>) -> bool {
+        self.is_for_server(call, self.action != Action::Allow) && self.is_for_message(call)
+    }
+
+    /// Under the name that the client uses, or under any.
+    fn is_for_server(&self, call: Call<'_>, any_name: bool) -> bool {
+        self.when.server.as_ref().is_none_or(|pattern| {
+            let pattern = pattern.to_ascii_lowercase();
+            glob(&pattern, &call.server.to_ascii_lowercase())
+                || (any_name && call.also.iter().any(|name| meets(&pattern, name)))
+        })
+    }
+
+    fn is_for_message(&self, call: Call<'_>) -> bool {
         let part = |pattern: &Option<String>, value: Option<&str>| {
             pattern.as_deref().is_none_or(|pattern| value.is_some_and(|value| glob(pattern, value)))
         };
-        let server = self.when.server.as_ref().is_none_or(|pattern| {
-            let pattern = pattern.to_ascii_lowercase();
-            glob(&pattern, &call.server.to_ascii_lowercase())
-                || (self.action != Action::Allow && call.also.iter().any(|name| meets(&pattern, name)))
-        });
-        server && part(&self.when.method, Some(call.method)) && part(&self.when.tool, call.tool)
+        part(&self.when.method, Some(call.method)) && part(&self.when.tool, call.tool)
     }
 }
 
@@ -258,6 +291,7 @@ mod tests {
             when: When { server: own(server), method: own(method), tool: own(tool) },
             action,
             durability: Durability::Strict,
+            mask: None,
         }
     }
 

@@ -61,7 +61,7 @@ impl Default for Plan {
 fn policy() -> Policy {
     let rule = |id: &str, tool: &str, action| {
         let when = When { tool: Some(tool.into()), ..When::default() };
-        Rule { id: id.into(), when, action, durability: Durability::Strict }
+        Rule { id: id.into(), when, action, durability: Durability::Strict, mask: None }
     };
     let rules = vec![
         rule("no-deletes", "delete_*", Action::Deny),

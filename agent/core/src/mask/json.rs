@@ -1,7 +1,13 @@
-//! Masking of JSON text in place: string by string, on the decoded string, with all else kept to the letter.
+//! Masking of JSON text in place: string by string, on the decoded string, with all else kept to the letter. A string
+//! that is itself JSON, as the text of a tool's structured result is, is masked as JSON.
+
+use serde::de::IgnoredAny;
 
 use super::detectors::is_secret_name;
-use super::{MAX_POINTER, Masker, Span, Spans};
+use super::{MAX_POINTER, MIN_SECRET, Masker, Span, Spans};
+
+/// So many texts of JSON may lie in one another; what is deeper is masked as plain text.
+const MAX_NESTED: usize = 3;
 
 /// Nesting past this is no JSON that Weir would read; the text is masked as plain text then.
 const MAX_DEPTH: usize = 128;
@@ -43,6 +49,37 @@ struct Level {
     /// Whether all values in here, or just the one being read, are secret by name.
     all_secret: bool,
     this_secret: bool,
+    /// Whether the value being read, of the outermost object, is to stay to the letter.
+    this_kept: bool,
+}
+
+/// For what the text is masked.
+#[derive(Default)]
+pub(super) enum Purpose<'a> {
+    /// To be recorded: what is secret becomes a string.
+    #[default]
+    Record,
+    /// To be passed on: each value stays of its type.
+    PassOn(&'a PassOn<'a>),
+}
+
+/// See [`Purpose::PassOn`].
+#[derive(Default)]
+pub(super) struct PassOn<'a> {
+    /// The members of the outermost object that stay to the letter.
+    pub keeps: &'a [&'a str],
+    /// What is secret by its name somewhere, and what stands for it.
+    pub named: &'a [(String, String)],
+}
+
+/// What masking made of a text.
+pub(super) struct Outcome {
+    pub text: String,
+    pub spans: Vec<Span>,
+    /// Each string that became another one, with what became of it.
+    pub replaced: Vec<(String, String)>,
+    /// Those of them that are secret by their name.
+    pub named: Vec<(String, String)>,
 }
 
 /// A schema describes a secret's member; it does not hold one.
@@ -57,12 +94,22 @@ enum Members {
 
 /// `None` when the text is not JSON as far as it goes.
 pub(super) fn mask(masker: &Masker, text: &str) -> Option<(String, Vec<Span>)> {
+    let Outcome { text, spans, .. } = mask_for(masker, text, &Purpose::Record, 0)?;
+    Some((text, spans))
+}
+
+/// The same for a purpose; the text lies in so many others.
+pub(super) fn mask_for(masker: &Masker, text: &str, purpose: &Purpose, nested: usize) -> Option<Outcome> {
     let mut scan = Scan {
         masker,
+        purpose,
+        nested,
         rest: text,
         out: String::with_capacity(text.len()),
         levels: Vec::new(),
         spans: Spans::default(),
+        replaced: Vec::new(),
+        named: Vec::new(),
     };
     if !matches!(text.trim_ascii_start().chars().next(), Some('{' | '[' | '"')) {
         return None;
@@ -70,15 +117,19 @@ pub(super) fn mask(masker: &Masker, text: &str) -> Option<(String, Vec<Span>)> {
     while let Some(c) = scan.rest.chars().next() {
         scan.step(c)?;
     }
-    Some((scan.out, scan.spans.0))
+    Some(Outcome { text: scan.out, spans: scan.spans.0, replaced: scan.replaced, named: scan.named })
 }
 
 struct Scan<'a> {
     masker: &'a Masker,
+    purpose: &'a Purpose<'a>,
+    nested: usize,
     rest: &'a str,
     out: String,
     levels: Vec<Level>,
     spans: Spans,
+    replaced: Vec<(String, String)>,
+    named: Vec<(String, String)>,
 }
 
 impl Scan<'_> {
@@ -128,6 +179,7 @@ impl Scan<'_> {
             members,
             all_secret,
             this_secret: false,
+            this_kept: false,
         });
         Some(())
     }
@@ -159,7 +211,12 @@ impl Scan<'_> {
             false => self.value(&value),
         };
         match masked {
-            Some(masked) => self.out.push_str(&serde_json::Value::String(masked).to_string()),
+            Some(masked) => {
+                self.out.push_str(&serde_json::Value::String(masked.clone()).to_string());
+                if matches!(self.purpose, Purpose::PassOn(_)) {
+                    self.replaced.push((value, masked));
+                }
+            }
             None => self.out.push_str(literal),
         }
         self.rest = self.rest.get(len..)?;
@@ -168,12 +225,16 @@ impl Scan<'_> {
 
     /// A member's name. A pointer never shows one that is masked.
     fn member(&mut self, name: &str) -> Option<String> {
+        let outermost = self.levels.len() == 1 && self.nested == 0;
         let level = self.levels.last_mut()?;
+        level.this_kept =
+            matches!(self.purpose, Purpose::PassOn(pass_on) if outermost && pass_on.keeps.contains(&name));
         level.this_secret =
             is_secret_name(name) || (level.members == Members::OfSchema && !SCHEMA_WORDS.contains(&name));
         level.step = MASKED_STEP.to_owned();
+        let kept = self.is_kept();
         let (levels, spans) = (&self.levels, &mut self.spans);
-        let masked = self.masker.detect(name, || pointer(levels), spans);
+        let masked = if kept { None } else { self.masker.detect(name, || pointer(levels), spans) };
         if masked.is_none()
             && let Some(level) = self.levels.last_mut()
         {
@@ -183,13 +244,72 @@ impl Scan<'_> {
     }
 
     fn value(&mut self, value: &str) -> Option<String> {
+        if self.is_kept() {
+            return None;
+        }
         let secret = self.is_secret() && !value.is_empty();
         let (levels, spans) = (&self.levels, &mut self.spans);
         if secret {
+            if self.masker.is_replacement(value) {
+                return None;
+            }
             spans.add("secret-name", || pointer(levels));
-            return Some(self.masker.replacement("secret-name", value));
+            let masked = self.masker.replacement("secret-name", value);
+            if matches!(self.purpose, Purpose::PassOn(_)) && value.len() >= MIN_SECRET {
+                self.named.push((value.to_owned(), masked.clone()));
+            }
+            return Some(masked);
         }
-        self.masker.detect(value, || pointer(levels), spans)
+        if let Some(text) = self.json_within(value) {
+            return text;
+        }
+        let known = self.known(value);
+        let (levels, spans) = (&self.levels, &mut self.spans);
+        let detected = self.masker.detect(known.as_deref().unwrap_or(value), || pointer(levels), spans);
+        detected.or(known)
+    }
+
+    /// What becomes of a string that is JSON; `None` for one that is not.
+    fn json_within(&mut self, value: &str) -> Option<Option<String>> {
+        let begins = matches!(value.trim_ascii_start().bytes().next(), Some(b'{' | b'['));
+        if self.nested == MAX_NESTED || !begins || serde_json::from_str::<IgnoredAny>(value).is_err() {
+            return None;
+        }
+        let inner = mask_for(self.masker, value, self.purpose, self.nested + 1)?;
+        let (levels, spans) = (&self.levels, &mut self.spans);
+        for span in &inner.spans {
+            spans.add(&span.detector, || {
+                let whole = pointer(levels) + &span.pointer;
+                whole.get(..whole.floor_char_boundary(MAX_POINTER)).unwrap_or_default().to_owned()
+            });
+        }
+        self.named.extend(inner.named);
+        // A secret that runs over several strings, as a key's lines may, is only seen in the whole.
+        let whole = match self.purpose {
+            Purpose::PassOn(_) if !value.contains("PRIVATE KEY-----") => None,
+            _ => self.masker.detect(&inner.text, || pointer(levels), spans),
+        };
+        let changed = (inner.text != value).then_some(inner.text);
+        Some(whole.or(changed))
+    }
+
+    /// What is secret by its name elsewhere in the text is no less so here.
+    fn known(&mut self, value: &str) -> Option<String> {
+        let Purpose::PassOn(PassOn { named, .. }) = self.purpose else { return None };
+        let mut out: Option<String> = None;
+        for (secret, masked) in *named {
+            let text = out.as_deref().unwrap_or(value);
+            if text.contains(secret.as_str()) {
+                out = Some(text.replace(secret.as_str(), masked));
+                let levels = &self.levels;
+                self.spans.add("secret-name", || pointer(levels));
+            }
+        }
+        out
+    }
+
+    fn is_kept(&self) -> bool {
+        self.levels.first().is_some_and(|outermost| outermost.this_kept)
     }
 
     fn scalar(&mut self) -> Option<()> {
@@ -199,11 +319,16 @@ impl Scan<'_> {
         if !number && !matches!(token, "true" | "false" | "null") && end.is_some() {
             return None;
         }
-        if number && self.is_secret() {
+        let passed_on = matches!(self.purpose, Purpose::PassOn(_));
+        if number && self.is_secret() && !self.is_kept() && !(passed_on && token == "0") {
             let levels = &self.levels;
             self.spans.add("secret-name", || pointer(levels));
-            let masked = self.masker.replacement("secret-name", token);
-            self.out.push_str(&serde_json::Value::String(masked).to_string());
+            if passed_on {
+                self.out.push('0');
+            } else {
+                let masked = self.masker.replacement("secret-name", token);
+                self.out.push_str(&serde_json::Value::String(masked).to_string());
+            }
             self.rest = self.rest.get(token.len()..)?;
             return Some(());
         }
