@@ -11,6 +11,7 @@ mod held;
 mod hold;
 mod permit;
 mod reply;
+mod rewrite;
 mod told;
 
 use std::sync::Arc;
@@ -170,6 +171,7 @@ impl Gate {
                 Err(error) => return Ok(reply::unrecordable(&body, &error)),
             }
         }
+        let request = self.mask_arguments(flow, request, &calls).await;
         if let Some(nothing) = NothingCalled::in_messages(&body) {
             return self.forward(flow, request, Permit::for_no_call(nothing), Vec::new(), asker).await;
         }
@@ -243,11 +245,12 @@ impl Gate {
     async fn send(
         &self,
         flow: &Flow,
-        request: ReadRequest,
+        mut request: ReadRequest,
         permit: Permit,
         calls: Vec<WaitingCall>,
         client_left: impl Future<Output = ()>,
     ) -> Result<(Response<Incoming>, Vec<WaitingCall>), Broken> {
+        self.ask_plainly(flow, &mut request.parts.headers, &calls);
         let sent = tokio::select! {
             biased;
             () = client_left => Err(Broken::ClientLeft),

@@ -5,6 +5,8 @@
 mod bounds;
 #[path = "gate/exchanges.rs"]
 mod exchanges;
+#[path = "gate/rewrites.rs"]
+mod rewrites;
 #[path = "gate/stage.rs"]
 mod stage;
 

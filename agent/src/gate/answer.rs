@@ -13,6 +13,7 @@ use weir_core::mcp::sse;
 use weir_core::record::{CallResult, Direction, MessageLabel};
 
 use super::call::WaitingCall;
+use super::rewrite::Rewriting;
 use super::{Flow, Gate};
 use crate::http::{self as room, Body, Pieces, body_of_pieces, claims_json, content_coding, is_event_stream};
 use crate::share::Kept;
@@ -37,6 +38,7 @@ impl Gate {
         let (mut head, body) = answer.into_parts();
         let (pieces, client_body) = body_of_pieces();
         let reading = Reading::new(self.clone(), flow.clone(), head.status.as_u16(), &head.headers, calls);
+        reading.rewriting.head(&mut head.headers);
         self.tasks.spawn(reading.carry(body, pieces, Framing::AsIs));
         room::answer(&mut head);
         Response::from_parts(head, client_body)
@@ -62,6 +64,8 @@ pub(super) struct Reading {
     bytes: usize,
     kept: Kept,
     calls: Vec<WaitingCall>,
+    /// What of it the client gets.
+    pub rewriting: Rewriting,
 }
 
 impl Reading {
@@ -82,7 +86,8 @@ impl Reading {
             Kind::Whole(Vec::new())
         };
         let kept = flow.share.keep();
-        Self { gate, flow, status, kind, bytes: 0, kept, calls }
+        let rewriting = gate.rewriting(&flow, status, headers, &calls);
+        Self { rewriting, gate, flow, status, kind, bytes: 0, kept, calls }
     }
 
     /// Passes on each frame, reads it, and closes the calls. Ends when the body or the client does.
@@ -107,11 +112,14 @@ impl Reading {
             if let Some(data) = frame.data_ref() {
                 self.read(data).await;
             }
-            for frame in envelope.wrap(frame) {
+            for frame in self.rewriting.turn(frame).into_iter().flat_map(|frame| envelope.wrap(frame)) {
                 if pieces.send(frame).await.is_err() {
                     return self.ended(CallResult::ClientGone, "the client left");
                 }
             }
+        }
+        for frame in self.rewriting.rest().into_iter().flat_map(|frame| envelope.wrap(frame)) {
+            let _ = pieces.send(frame).await;
         }
         if let Some(last) = envelope.end() {
             let _ = pieces.send(last).await;

@@ -10,6 +10,7 @@ use weir_core::policy::{Action, Call, Verdict};
 use weir_core::record::{CallResult, Durability, HoldEnd, Intent, Marks, Mcp, Outcome, Payload};
 
 use super::permit::Recorded;
+use super::rewrite::Wants;
 use super::{Flow, Gate, Server};
 use crate::ledger::{Intended, LedgerError, MAX_OPEN_RECORDS, OpenRecord};
 use crate::random;
@@ -35,6 +36,8 @@ pub(super) struct Asks {
 
 /// A call that waits for its answer.
 pub(super) struct WaitingCall {
+    /// What becomes of its answer on the way.
+    pub wants: Wants,
     pub call_id: CallId,
     /// Absent for notifications.
     pub request_id: Option<RequestId>,
@@ -99,7 +102,15 @@ impl Gate {
             }
         };
         let request_id = message.id().cloned();
-        let waiting = WaitingCall { call_id, request_id, verdict, started, record, room };
+        let waiting = WaitingCall {
+            wants: self.wants(flow, message),
+            call_id,
+            request_id,
+            verdict,
+            started,
+            record,
+            room,
+        };
         Ok(OpenCall { asks, intent, waiting })
     }
 }
@@ -111,6 +122,10 @@ impl OpenCall {
 
     pub fn verdict(&self) -> &Verdict {
         &self.waiting.verdict
+    }
+
+    pub fn wants(&self) -> Wants {
+        self.waiting.wants
     }
 
     pub fn request_id(&self) -> Option<&RequestId> {

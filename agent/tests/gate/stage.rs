@@ -48,13 +48,19 @@ pub struct Stage {
 pub struct Plan {
     pub limits: Limits,
     pub deadline: Duration,
+    pub policy: Policy,
     /// Where the collector listens, if there is one.
     pub collector: Option<PathBuf>,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { limits: Limits::default(), deadline: Duration::from_secs(600), collector: None }
+        Self {
+            limits: Limits::default(),
+            deadline: Duration::from_secs(600),
+            policy: policy(),
+            collector: None,
+        }
     }
 }
 
@@ -101,7 +107,7 @@ impl Stage {
         let (tasks, shares) = (Tasks::default(), Shares::new(&plan.limits));
         let share = shares.of(1);
         let gate = Arc::new(Gate {
-            policy: policy(),
+            policy: plan.policy,
             approvals,
             approval: Approval {
                 signers: AllowedSigners::default(),
@@ -268,6 +274,19 @@ impl Client {
         let (head, body) = answer.into_parts();
         let bytes = soon(body.collect()).await.unwrap().to_bytes();
         (head.status, head.headers, String::from_utf8(bytes.to_vec()).unwrap())
+    }
+
+    /// Sends a request that is to be answered later; of its answer the head is wanted, too.
+    pub fn begin_with_head(
+        &mut self,
+        request: Request<Full<Bytes>>,
+    ) -> tokio::task::JoinHandle<Result<(http::HeaderMap, String), hyper::Error>> {
+        let sent = self.0.send_request(request);
+        tokio::spawn(async move {
+            let (head, body) = sent.await?.into_parts();
+            let bytes = body.collect().await?.to_bytes();
+            Ok((head.headers, String::from_utf8_lossy(&bytes).into_owned()))
+        })
     }
 
     /// Sends a request that is to be answered later.

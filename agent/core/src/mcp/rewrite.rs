@@ -3,14 +3,16 @@
 //! endings), of a JSON text each number, each space and the order of members. An event that changes is written anew in its
 //! data lines alone.
 //!
-//! What must be masked and cannot be read, or is over the limit, never goes on: a JSON-RPC error stands for it.
+//! What must be masked and is over the limit, or no text at all, never goes on: a JSON-RPC error stands for it.
 
 mod editor;
 mod events;
+mod request;
 mod text;
 
 pub use editor::{Editor, Progress, Told};
 use events::Events;
+pub use request::{Arguments, mask_arguments};
 
 /// Rewrites one body.
 pub struct Rewriter {
@@ -40,6 +42,11 @@ impl Rewriter {
     /// Of one JSON text of at most `limit` bytes.
     pub fn of_whole(editor: Editor, limit: usize) -> Self {
         Self { editor, body: Body::Whole(Whole { limit, bytes: Vec::new(), over: false }) }
+    }
+
+    /// A server's progress is to rise above this, besides what else is changed.
+    pub fn renumber(&mut self, progress: Progress) {
+        self.editor.renumber(progress);
     }
 
     /// Takes the next bytes; gives what can go on.

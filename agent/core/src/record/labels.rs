@@ -66,6 +66,12 @@ labels! {
         LateResponse = "late_response",
         /// A response to no request that was seen in its session.
         UnaskedResponse = "unasked_response",
+        /// What Weir changed of a message on its way: secrets masked, tools taken out of a list, progress renumbered.
+        Rewritten = "rewritten",
+        /// The same, and some of it was kept back: it had to be masked, and could not be read.
+        Withheld = "withheld",
+        /// A request whose headers say something else than its body does, refused.
+        HeadersDiffer = "headers_differ",
     }
 
     /// How a call ended: a closed set.

@@ -120,8 +120,12 @@ impl Editor {
 
     #[must_use]
     pub fn renumbering(mut self, progress: Progress) -> Self {
-        self.progress = Some(progress);
+        self.renumber(progress);
         self
+    }
+
+    pub fn renumber(&mut self, progress: Progress) {
+        self.progress = Some(progress);
     }
 
     /// Whether what cannot be read must not go on.
@@ -150,10 +154,10 @@ impl Editor {
         if bytes.trim_ascii().is_empty() {
             return None;
         }
-        let Ok(messages) = Messages::parse(bytes) else {
+        let Ok(text) = std::str::from_utf8(bytes) else {
             return self.must_mask().then(|| self.replaced());
         };
-        let text = std::str::from_utf8(bytes).ok()?;
+        let Ok(messages) = Messages::parse(bytes) else { return self.edit_other(text) };
         let places = match &messages {
             Messages::Single(_) => vec![0..text.len()],
             Messages::Batch(_) => elements(text)?,
@@ -172,9 +176,9 @@ impl Editor {
         (!edits.is_empty()).then(|| splice(text, &edits))
     }
 
-    /// An event that is no message, and that no client of MCP reads.
-    pub fn edit_other(&mut self, bytes: &[u8]) -> Option<String> {
-        let (text, spans) = self.masker.as_ref()?.json(&String::from_utf8_lossy(bytes));
+    /// What is no message, and what two could read in two ways, is masked as the record would mask it.
+    pub fn edit_other(&mut self, text: &str) -> Option<String> {
+        let (text, spans) = self.masker.as_ref()?.json(text);
         if spans.is_empty() {
             return None;
         }

@@ -175,7 +175,7 @@ impl Events {
             true => editor.edit(&data),
             // Where a client is to post to, of the older transport, is no message.
             false if name == b"endpoint" => None,
-            false => editor.edit_other(&data),
+            false => editor.edit_other(&String::from_utf8_lossy(&data)),
         };
         match edited {
             None => out.extend(kept),
