@@ -10,6 +10,7 @@ mod debian;
 mod demo;
 mod ebpf;
 mod edges;
+mod fuzz;
 mod matrix;
 mod progress;
 mod setup;
@@ -46,6 +47,8 @@ enum Task {
     /// Measure what Weir costs, as ratios within one run; fails where one is above its bound.
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Search for inputs that break a promise of Weir's parsers, guided by coverage.
+    Fuzz(fuzz::Options),
     /// Set up what the demo and the tests need, and nothing else.
     Setup,
 }
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Task::Ebpf { check } => ebpf::run(check),
         Task::KernelMatrix(options) => matrix::run(&options),
         Task::Bench(bench) => bench::run(&bench),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Setup => setup::prepare(setup::Needs::all()).map(|_| ()),
     };
     match done {

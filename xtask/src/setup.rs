@@ -20,6 +20,7 @@ use crate::progress::{cargo, logged, say, step};
 
 const NEXTEST: &str = "0.9.143";
 const DENY: &str = "0.20.2";
+const FUZZ: &str = "0.13.2";
 
 /// Which parts a command needs.
 #[derive(Debug, Clone)]
@@ -28,17 +29,18 @@ pub struct Needs {
     pub world: bool,
     pub nextest: bool,
     pub deny: bool,
+    pub fuzz: bool,
     /// Other kernels, and what boots them.
     pub kernels: Vec<&'static Kernel>,
 }
 
 impl Needs {
     pub fn none() -> Self {
-        Self { world: false, nextest: false, deny: false, kernels: Vec::new() }
+        Self { world: false, nextest: false, deny: false, fuzz: false, kernels: Vec::new() }
     }
 
     pub fn all() -> Self {
-        Self { world: true, nextest: true, deny: true, kernels: kernels_of_every_test() }
+        Self { world: true, nextest: true, deny: true, fuzz: false, kernels: kernels_of_every_test() }
     }
 }
 
@@ -90,6 +92,9 @@ pub fn prepare(needs: Needs) -> Result<Setup> {
         }
         if needs.deny {
             parts.push(scope.spawn(|| tool(&setup, "cargo-deny", DENY)));
+        }
+        if needs.fuzz {
+            parts.push(scope.spawn(|| tool(&setup, "cargo-fuzz", FUZZ)));
         }
         if !needs.kernels.is_empty() {
             parts.push(scope.spawn(|| kernels::fetch(&setup, &needs.kernels)));

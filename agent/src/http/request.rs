@@ -85,6 +85,10 @@ impl Authority {
         }
         let host = named.host();
         let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        // The library lets some odd ones through (`7[::1]`).
+        if host.contains(['[', ']']) {
+            return None;
+        }
         Some(Self(host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()))
     }
 
@@ -180,6 +184,8 @@ mod tests {
             "a.test@b.test",
             "a.test..",
             "[a.test",
+            "b.test[::1]",
+            "[::1]]",
             "::1",
             "a.test, b.test",
         ] {

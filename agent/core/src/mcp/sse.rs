@@ -23,6 +23,8 @@ pub struct Parser {
     limit: usize,
     line: Vec<u8>,
     event: Event,
+    /// Whether the event has a line of data, which may be empty.
+    has_data: bool,
     size: usize,
     overflown: bool,
     after_cr: bool,
@@ -36,6 +38,7 @@ impl Parser {
             limit,
             line: Vec::new(),
             event: Event::default(),
+            has_data: false,
             size: 0,
             overflown: false,
             after_cr: false,
@@ -101,6 +104,7 @@ impl Parser {
         }
         if line.is_empty() {
             let event = std::mem::take(&mut self.event);
+            self.has_data = false;
             self.size = 0;
             if std::mem::take(&mut self.overflown) {
                 on_event(Err(TooLarge));
@@ -119,7 +123,7 @@ impl Parser {
             "event" => self.event.name = value.to_owned(),
             "id" if !value.contains('\0') => self.event.id = Some(value.to_owned()),
             "data" => {
-                if !self.event.data.is_empty() {
+                if std::mem::replace(&mut self.has_data, true) {
                     self.event.data.push('\n');
                 }
                 self.event.data.push_str(value);
@@ -177,6 +181,12 @@ mod tests {
                 assert_eq!(read(&[head, tail], 1000), expected, "{ending:?} cut at {cut}");
             }
         }
+    }
+
+    #[test]
+    fn an_empty_line_of_data_counts() {
+        assert_eq!(read(&[b"data\ndata: a\ndata:\n\n"], 50), [data("\na\n")]);
+        assert_eq!(read(&[b"data\n\ndata: a\n\n"], 50), [data("a")]);
     }
 
     #[test]

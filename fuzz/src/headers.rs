@@ -1,0 +1,26 @@
+//! What requests name in their heads: the authority.
+
+use http::{HeaderMap, HeaderValue, Uri};
+use weir::http::Authority;
+
+pub fn run(bytes: &[u8]) {
+    let (target, host) = match bytes.iter().position(|byte| *byte == b'\n') {
+        Some(end) => (bytes.get(..end).unwrap_or_default(), bytes.get(end + 1..).unwrap_or_default()),
+        None => (&b"/"[..], bytes),
+    };
+    let (Ok(target), Ok(host)) = (Uri::try_from(target), HeaderValue::from_bytes(host)) else { return };
+    let mut headers = HeaderMap::new();
+    headers.insert("host", host.clone());
+    let authority = Authority::of(&target, &headers);
+    if let Some(authority) = &authority {
+        let name = authority.as_str();
+        assert_eq!(name, name.to_ascii_lowercase());
+        assert!(!name.contains(['@', '/', '[', ']', ' ']), "{name:?}");
+        // Whoever reads the header with nothing but string functions finds the same name.
+        let text = host.to_str().expect("a host that is no text").to_ascii_lowercase();
+        assert!(text.trim_start_matches('[').starts_with(name), "{text:?} names {name:?}");
+        assert!(!name.contains(':') || text.starts_with('['), "{text:?} names {name:?}");
+    }
+    headers.append("host", host);
+    assert_eq!(Authority::of(&target, &headers), None, "two hosts");
+}
