@@ -18,12 +18,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use http::StatusCode;
 use http::request::Parts;
-use http::{Uri, header};
-use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
 use tokio::sync::oneshot;
+use tokio_util::task::TaskTracker;
+use weir_core::http1::Ambiguous;
 use weir_core::ids::{FlowId, Origin};
 use weir_core::mask::{Masked, Masker};
 use weir_core::mcp::jsonrpc::{self, RequestId};
@@ -36,7 +38,8 @@ pub use permit::{Clearance, NotCleared, Permit, Recorded};
 use crate::approval::Approvals;
 use crate::config::{Approval, Limits};
 use crate::http::{
-    self as room, Authority, Body, Patience, ReadRequest, RequestError, Upstream, UpstreamFailure,
+    self as room, Authority, Body, Outgoing, Patience, Read, ReadRequest, RequestError, StreamedRequest,
+    Upgrade, Upstream, UpstreamFailure,
 };
 use crate::ledger::{Ledger, LedgerError};
 use crate::share::{Share, Shares};
@@ -77,6 +80,8 @@ pub struct Flow {
     pub server: Server,
     pub upstream: Upstream,
     pub share: Arc<Share>,
+    /// What became of the connection when both sides agreed on another protocol.
+    pub tunnels: TaskTracker,
 }
 
 /// Where a flow's calls go.
@@ -136,7 +141,8 @@ impl Gate {
         }
         let Limits { request_body: bytes, client_timeout: pause, .. } = self.limits;
         let request = match room::read(request, Patience { bytes, pause, kept: flow.share.keep() }).await {
-            Ok(request) => request,
+            Ok(Read::Whole(request)) => request,
+            Ok(Read::Streamed(request)) => return self.stream_on(flow, request, asker).await,
             Err((_, broken @ RequestError::BrokenOff(_))) => return Err(Broken::Client(broken)),
             Err((parts, error)) => return self.refuse_unreadable(flow, &parts, error.status(), error).await,
         };
@@ -251,12 +257,8 @@ impl Gate {
         client_left: impl Future<Output = ()>,
     ) -> Result<(Response<Incoming>, Vec<WaitingCall>), Broken> {
         self.ask_plainly(flow, &mut request.parts.headers, &calls);
-        let sent = tokio::select! {
-            biased;
-            () = client_left => Err(Broken::ClientLeft),
-            sent = flow.upstream.send(outgoing(request), permit) => sent.map_err(Broken::Upstream),
-        };
-        match sent {
+        let (parts, body) = request.into_outgoing();
+        match self.send_parts(flow, parts, body, permit, client_left).await {
             Ok(answer) => Ok((answer, calls)),
             Err(broken) => {
                 let result = match broken {
@@ -271,30 +273,107 @@ impl Gate {
         }
     }
 
+    async fn send_parts(
+        &self,
+        flow: &Flow,
+        mut parts: Parts,
+        body: Outgoing,
+        permit: Permit,
+        client_left: impl Future<Output = ()>,
+    ) -> Result<Response<Incoming>, Broken> {
+        // An answer in another encoding could not be read.
+        room::only_known(&mut parts.headers);
+        tokio::select! {
+            biased;
+            () = client_left => Err(Broken::ClientLeft),
+            sent = flow.upstream.send(parts, body, permit) => sent.map_err(Broken::Upstream),
+        }
+    }
+
     /// A request that calls nothing: a stream's GET, the end of a session, an exchange that is not MCP.
     async fn pass_on(
         self: &Arc<Self>,
         flow: &Arc<Flow>,
-        request: ReadRequest,
+        mut request: ReadRequest,
         nothing: NothingCalled,
         asker: &mut Asker,
     ) -> Answer {
         let (line, sent) = (self.line(&request.parts.method, &request.parts.uri), request.body.len());
+        let upgrade = request.upgrade.take();
         let permit = Permit::for_no_call(nothing);
-        let answer = self.send(flow, request, permit, Vec::new(), asker.closed()).await;
-        let end = match &answer {
-            Ok((answer, _)) => format!(" -> {}", answer.status().as_u16()),
-            Err(broken) => format!(" -> {broken}"),
+        let answer =
+            self.send(flow, request, permit, Vec::new(), asker.closed()).await.map(|(answer, _)| answer);
+        self.note_exchange(flow, line, Some(sent), &answer).await?;
+        match (answer?, upgrade) {
+            (answer, Some(client)) if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                Ok(self.tunnel(flow, client, answer))
+            }
+            (answer, _) => Ok(self.carry_back(flow, answer, Vec::new())),
+        }
+    }
+
+    /// A request in whose body nobody finds a message, and which goes on as it comes.
+    async fn stream_on(
+        self: &Arc<Self>,
+        flow: &Arc<Flow>,
+        request: StreamedRequest,
+        asker: &mut Asker,
+    ) -> Answer {
+        let permit = Permit::for_no_call(NothingCalled::in_stream(&request));
+        let StreamedRequest { parts, body } = request;
+        let line = self.line(&parts.method, &parts.uri);
+        let answer = self.send_parts(flow, parts, body, permit, asker.closed()).await;
+        self.note_exchange(flow, line, None, &answer).await?;
+        Ok(self.carry_back(flow, answer?, Vec::new()))
+    }
+
+    /// Records an exchange that is no MCP. `sent` are the bytes of its request's body, if it was read.
+    async fn note_exchange(
+        &self,
+        flow: &Flow,
+        line: Masked<String>,
+        sent: Option<usize>,
+        answer: &Result<Response<Incoming>, Broken>,
+    ) -> Result<(), LedgerError> {
+        let (label, end) = match answer {
+            Ok(answer) if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                (MessageLabel::Upgraded, " -> 101".to_owned())
+            }
+            Ok(answer) => (MessageLabel::Http, format!(" -> {}", answer.status().as_u16())),
+            Err(broken) => (MessageLabel::Http, format!(" -> {broken}")),
         };
         let payload = record::Payload {
             text: line.then(&self.masker.text(&end)),
-            bytes: sent as u64,
-            truncated: sent > 0,
+            bytes: sent.unwrap_or_default() as u64,
+            truncated: sent != Some(0),
             ..record::Payload::default()
         };
-        self.note(flow, None, Direction::ClientToServer, "", MessageLabel::Http, payload).await?;
-        let (answer, calls) = answer?;
-        Ok(self.carry_back(flow, answer, calls))
+        self.note(flow, None, Direction::ClientToServer, "", label, payload).await
+    }
+
+    /// Both sides have agreed on a web socket: its bytes are passed on unread until one side ends it.
+    fn tunnel(
+        self: &Arc<Self>,
+        flow: &Arc<Flow>,
+        client: Upgrade,
+        mut answer: Response<Incoming>,
+    ) -> Response<Body> {
+        let (client, server) = (client.agreed(), hyper::upgrade::on(&mut answer));
+        let tasks = self.tasks.clone();
+        flow.tunnels.spawn(async move {
+            let joined = async {
+                let (client, server) = tokio::try_join!(client, server)?;
+                let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
+                Ok::<_, hyper::Error>(tokio::io::copy_bidirectional(&mut client, &mut server).await)
+            };
+            tokio::select! {
+                _ = joined => {}
+                () = tasks.ending() => {}
+            }
+        });
+        let (mut head, _) = answer.into_parts();
+        room::answer(&mut head);
+        Response::from_parts(head, room::full(Bytes::new()))
     }
 
     /// Under TLS, a request for another name than the proven one goes nowhere (RFC 9110, 15.5.20).
@@ -306,7 +385,7 @@ impl Gate {
         if flow.server.record.proof == record::Proof::Unproven {
             return Ok(None);
         }
-        let authority = Authority::of(request.uri(), request.headers());
+        let authority = Authority::of(request.version(), request.uri(), request.headers());
         if authority.as_ref().is_some_and(|authority| authority.as_str() == flow.server.name) {
             return Ok(None);
         }
@@ -315,6 +394,14 @@ impl Gate {
         let line = self.line(request.method(), request.uri());
         self.note_refused(flow, MessageLabel::Misdirected, line.then(&self.masker.text(&why))).await?;
         Ok(Some(reply::plain(421, "Weir: this connection is to another server than the request names\n")))
+    }
+
+    /// What one of a flow's two sides sent could be read in two ways, and was heard no further.
+    pub async fn note_ambiguous(&self, flow: &Flow, direction: Direction, what: Ambiguous) {
+        let payload = self.payload_of_text(&format!("{}: {what}", what.label()));
+        if let Err(error) = self.note(flow, None, direction, "", MessageLabel::Ambiguous, payload).await {
+            tracing::error!(%error, "an ambiguous message was not recorded");
+        }
     }
 
     /// What policy cannot read does not go upstream.
@@ -341,18 +428,4 @@ impl Gate {
         }
         reply::refused(body, &reason)
     }
-}
-
-/// The request as it goes upstream: its bytes as they came. An encoded answer could not be read, so none is
-/// asked for.
-fn outgoing(request: ReadRequest) -> Request<Full<Bytes>> {
-    let ReadRequest { mut parts, body, .. } = request;
-    if parts.headers.contains_key(header::ACCEPT_ENCODING) {
-        parts.headers.insert(header::ACCEPT_ENCODING, http::HeaderValue::from_static("identity"));
-    }
-    if let Some(path) = parts.uri.path_and_query() {
-        parts.uri = Uri::from(path.clone());
-    }
-    parts.version = http::Version::HTTP_11;
-    Request::from_parts(parts, Full::new(body))
 }

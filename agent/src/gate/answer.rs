@@ -15,7 +15,7 @@ use weir_core::record::{CallResult, Direction, MessageLabel};
 use super::call::WaitingCall;
 use super::rewrite::Rewriting;
 use super::{Flow, Gate};
-use crate::http::{self as room, Body, Pieces, body_of_pieces, claims_json, content_coding, is_event_stream};
+use crate::http::{self as room, Body, Decoder, Pieces, body_of_pieces, claims_json, is_event_stream};
 use crate::share::Kept;
 
 /// How an answer's bytes go on to the client.
@@ -60,7 +60,9 @@ pub(super) struct Reading {
     flow: Arc<Flow>,
     status: u16,
     kind: Kind,
-    /// Bytes of the body so far.
+    /// Of a body that is encoded: it is read decoded, and passed on as it came.
+    decoder: Option<Decoder>,
+    /// Bytes of the body so far, decoded.
     bytes: usize,
     kept: Kept,
     calls: Vec<WaitingCall>,
@@ -76,7 +78,8 @@ impl Reading {
         headers: &HeaderMap,
         calls: Vec<WaitingCall>,
     ) -> Self {
-        let kind = if content_coding(headers).is_some() {
+        let decoder = Decoder::of(headers);
+        let kind = if decoder.is_err() {
             Kind::Unread("in a content encoding that was not asked for")
         } else if is_event_stream(headers) {
             Kind::Events(sse::Parser::new(gate.limits.message))
@@ -87,7 +90,8 @@ impl Reading {
         };
         let kept = flow.share.keep();
         let rewriting = gate.rewriting(&flow, status, headers, &calls);
-        Self { rewriting, gate, flow, status, kind, bytes: 0, kept, calls }
+        let decoder = decoder.unwrap_or_default();
+        Self { rewriting, gate, flow, status, kind, decoder, bytes: 0, kept, calls }
     }
 
     /// Passes on each frame, reads it, and closes the calls. Ends when the body or the client does.
@@ -144,7 +148,19 @@ impl Reading {
         self.finish().await;
     }
 
+    /// Reads what came, decoded.
     async fn read(&mut self, data: &Bytes) {
+        let Some(decoder) = &mut self.decoder else { return self.read_decoded(data).await };
+        match decoder.push(data, self.gate.limits.message) {
+            Ok(decoded) => self.read_decoded(&decoded).await,
+            Err(_) => {
+                self.bytes = self.bytes.saturating_add(data.len());
+                self.kind = Kind::Unread("not what its Content-Encoding says, or far more than its size");
+            }
+        }
+    }
+
+    async fn read_decoded(&mut self, data: &[u8]) {
         self.bytes = self.bytes.saturating_add(data.len());
         let mut events = Vec::new();
         match &mut self.kind {

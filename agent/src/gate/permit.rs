@@ -15,17 +15,17 @@
 //!
 //! ```compile_fail,E0382
 //! // A permit serves one request.
-//! # use {bytes::Bytes, http_body_util::Full, weir::{gate::Permit, http::Upstream}};
-//! async fn replay(upstream: Upstream, request: http::Request<Full<Bytes>>, permit: Permit) {
-//!     let _ = upstream.send(request.clone(), permit).await;
-//!     let _ = upstream.send(request, permit).await;
+//! # use {bytes::Bytes, http::request::Parts, weir::{gate::Permit, http::{Outgoing, Upstream}}};
+//! async fn replay(upstream: Upstream, head: Parts, body: Bytes, permit: Permit) {
+//!     let _ = upstream.send(head.clone(), Outgoing::whole(body.clone()), permit).await;
+//!     let _ = upstream.send(head, Outgoing::whole(body), permit).await;
 //! }
 //! ```
 //!
 //! ```no_run
-//! # use {bytes::Bytes, http_body_util::Full, weir::{gate::Permit, http::Upstream}};
-//! async fn once(upstream: Upstream, request: http::Request<Full<Bytes>>, permit: Permit) {
-//!     let _ = upstream.send(request, permit).await;
+//! # use {bytes::Bytes, http::request::Parts, weir::{gate::Permit, http::{Outgoing, Upstream}}};
+//! async fn once(upstream: Upstream, head: Parts, body: Bytes, permit: Permit) {
+//!     let _ = upstream.send(head, Outgoing::whole(body), permit).await;
 //! }
 //! ```
 

@@ -22,7 +22,7 @@ use weir_core::record::{Direction, MessageLabel};
 
 use super::call::WaitingCall;
 use super::{Flow, Gate, Server};
-use crate::http::{MAX_HEAD, content_coding, is_event_stream};
+use crate::http::{Coding, MAX_HEAD, is_event_stream};
 use crate::share::Kept;
 
 /// What says something of a body's bytes, and would be wrong of others.
@@ -90,7 +90,7 @@ impl Gate {
         };
         let listing = calls.iter().filter(|call| call.wants.lists_tools);
         let lists: Vec<_> = listing.filter_map(|call| call.request_id.clone()).collect();
-        let coded = content_coding(headers).is_some();
+        let coded = Coding::of(headers) != Ok(None);
         if !(200..300).contains(&status) || !(masks || (!lists.is_empty() && !coded)) {
             return Rewriting(None);
         }

@@ -1,15 +1,20 @@
 //! Heads on their way through: without what concerns one connection alone, and with nothing in them that two
 //! readers could take for two lengths of a body.
 
-use http::header::{self, HeaderMap, HeaderName};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::response::Parts;
+
+use crate::tls::Protocol;
+
+const WEBSOCKET: &str = "websocket";
 
 /// What a Connection header cannot take out: it would change which request this is.
 const KEPT: [HeaderName; 4] =
     [header::HOST, header::CONTENT_LENGTH, header::CONTENT_TYPE, header::CONTENT_ENCODING];
 
-/// Takes out what concerns one connection only (RFC 9110, 7.6.1), among it offers to upgrade the protocol.
-pub fn one_connections_alone(headers: &mut HeaderMap) {
+/// Takes out what concerns one connection only (RFC 9110, 7.6.1), among it offers to upgrade the protocol, but for one to a web socket
+/// where that is wanted. That the client takes trailers is told again: Weir passes them on.
+pub fn one_connections_alone(headers: &mut HeaderMap, to_websocket: bool) {
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
         .iter()
@@ -18,33 +23,100 @@ pub fn one_connections_alone(headers: &mut HeaderMap) {
         .filter_map(|name| name.trim().parse().ok())
         .filter(|name| !KEPT.contains(name))
         .collect();
+    let takes_trailers = lists(headers, &header::TE, "trailers");
     for name in named {
         headers.remove(name);
     }
-    for name in [header::CONNECTION, header::UPGRADE, header::TE, header::TRAILER, header::TRANSFER_ENCODING]
-    {
+    for name in [header::CONNECTION, header::UPGRADE, header::TE, header::TRANSFER_ENCODING] {
         headers.remove(name);
     }
     for name in ["keep-alive", "proxy-connection", "http2-settings"] {
         headers.remove(name);
     }
+    if takes_trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+    if to_websocket {
+        headers.insert(header::UPGRADE, HeaderValue::from_static(WEBSOCKET));
+        headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    }
 }
 
-/// Makes a server's head that of an answer to the client: framed anew, in the client's version of HTTP.
+/// Whether a client asks to go on as a web socket, and as nothing else (RFC 6455, 4.1). Other upgrades are not offered to a server: one to
+/// `h2c` would go past the parser that policy has read the request with.
+pub fn wants_websocket(parts: &http::request::Parts) -> bool {
+    let upgrades: Vec<&[u8]> =
+        parts.headers.get_all(header::UPGRADE).iter().map(|value| value.as_bytes().trim_ascii()).collect();
+    let one = matches!(upgrades.as_slice(), [only] if only.eq_ignore_ascii_case(WEBSOCKET.as_bytes()));
+    one && parts.method == http::Method::GET
+        && parts.version == http::Version::HTTP_11
+        && lists(&parts.headers, &header::CONNECTION, "upgrade")
+}
+
+/// Makes a request's head that of one to a server that speaks `protocol`.
+pub fn request_to(parts: &mut http::request::Parts, protocol: Protocol) {
+    // A name and a scheme are the connection's own in HTTP/1.1, and the request's in HTTP/2.
+    let authority = parts.uri.authority().cloned();
+    let path = parts.uri.path_and_query().cloned();
+    match protocol {
+        Protocol::Http1 => {
+            if let (Some(authority), false) = (authority, parts.headers.contains_key(header::HOST))
+                && let Ok(host) = HeaderValue::from_str(authority.as_str())
+            {
+                parts.headers.insert(header::HOST, host);
+            }
+            if let Some(path) = path {
+                parts.uri = path.into();
+            }
+            if parts.headers.contains_key(header::TE) {
+                parts.headers.append(header::CONNECTION, HeaderValue::from_static("TE"));
+            }
+            join_cookies(&mut parts.headers);
+            parts.version = http::Version::HTTP_11;
+        }
+        Protocol::Http2 => {
+            let host = parts.headers.remove(header::HOST);
+            let named = host.and_then(|host| http::uri::Authority::try_from(host.as_bytes()).ok());
+            let scheme = parts.uri.scheme().cloned().unwrap_or(http::uri::Scheme::HTTPS);
+            let mut uri = http::uri::Parts::default();
+            if let Some(authority) = authority.or(named) {
+                uri.authority = Some(authority);
+                uri.scheme = Some(scheme);
+                uri.path_and_query = path.or_else(|| Some(http::uri::PathAndQuery::from_static("/")));
+                if let Ok(uri) = http::Uri::from_parts(uri) {
+                    parts.uri = uri;
+                }
+            }
+            parts.version = http::Version::HTTP_2;
+        }
+    }
+}
+
+/// HTTP/2 lets a client send its cookies one by one, HTTP/1.1 does not (RFC 9113, 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let cookies: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if cookies.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&cookies.join(&b"; "[..]))
+    {
+        headers.insert(header::COOKIE, joined);
+    }
+}
+
+/// Whether one of the items that a header lists is this one.
+fn lists(headers: &HeaderMap, name: &HeaderName, item: &str) -> bool {
+    let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|listed| listed.trim().eq_ignore_ascii_case(item))
+}
+
+/// Makes a server's head that of an answer to the client, framed anew.
 pub fn answer(head: &mut Parts) {
     if head.headers.contains_key(header::TRANSFER_ENCODING) {
         // It overrides a length that is there too (RFC 9112, 6.3), and goes no further itself.
         head.headers.remove(header::CONTENT_LENGTH);
     }
-    one_connections_alone(&mut head.headers);
+    let to_websocket = head.status == http::StatusCode::SWITCHING_PROTOCOLS;
+    one_connections_alone(&mut head.headers, to_websocket);
     head.version = http::Version::HTTP_11;
-}
-
-/// How the content is encoded, if it is.
-pub fn content_coding(headers: &HeaderMap) -> Option<String> {
-    let mut values = headers.get_all(header::CONTENT_ENCODING).iter().map(|value| value.as_bytes());
-    let coding = values.find(|value| !value.is_empty() && !value.eq_ignore_ascii_case(b"identity"))?;
-    Some(String::from_utf8_lossy(coding).into_owned())
 }
 
 /// Whether any Content-Type names JSON.
@@ -82,10 +154,43 @@ mod tests {
             ("content-type", "application/json"),
             ("mcp-session-id", "s"),
         ]);
-        one_connections_alone(&mut headers);
+        one_connections_alone(&mut headers, false);
         let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(left, ["content-type", "host", "mcp-session-id"]);
+    }
+
+    fn request(of: &[(&'static str, &'static str)]) -> http::request::Parts {
+        let mut parts = http::Request::get("/x?y").body(()).unwrap().into_parts().0;
+        parts.headers = headers(of);
+        parts
+    }
+
+    #[test]
+    fn an_upgrade_to_a_web_socket_alone_is_passed_on() {
+        let asks = |of| wants_websocket(&request(of));
+        assert!(asks(&[("connection", "keep-alive, Upgrade"), ("upgrade", "WebSocket")]));
+        assert!(!asks(&[("connection", "Upgrade"), ("upgrade", "h2c")]));
+        assert!(!asks(&[("connection", "Upgrade"), ("upgrade", "h2c, websocket")]));
+        assert!(!asks(&[("upgrade", "websocket")]));
+        let mut headers = headers(&[("connection", "Upgrade"), ("upgrade", "websocket")]);
+        one_connections_alone(&mut headers, true);
+        assert_eq!((headers["upgrade"].as_bytes(), headers.len()), (&b"websocket"[..], 2));
+    }
+
+    #[test]
+    fn a_request_changes_its_version_and_nothing_else() {
+        let mut parts = request(&[("host", "a.test:8443"), ("te", "trailers"), ("cookie", "a=1")]);
+        one_connections_alone(&mut parts.headers, false);
+        request_to(&mut parts, Protocol::Http2);
+        assert_eq!(parts.uri.to_string(), "https://a.test:8443/x?y");
+        assert!(!parts.headers.contains_key("host") && parts.headers["te"] == "trailers");
+        parts.headers.append("cookie", HeaderValue::from_static("b=2"));
+        request_to(&mut parts, Protocol::Http1);
+        assert_eq!(parts.uri.to_string(), "/x?y");
+        assert_eq!(parts.headers["host"], "a.test:8443");
+        assert_eq!(parts.headers["cookie"], "a=1; b=2");
+        assert_eq!(parts.headers["connection"], "TE");
     }
 
     #[test]
@@ -103,11 +208,6 @@ mod tests {
 
     #[test]
     fn no_second_header_hides_behind_the_first() {
-        let coded = headers(&[("content-encoding", "identity")]);
-        assert_eq!(content_coding(&coded), None);
-        let mut two = coded;
-        two.append("content-encoding", http::HeaderValue::from_static("gzip"));
-        assert_eq!(content_coding(&two).as_deref(), Some("gzip"));
         let mut types = headers(&[("content-type", "text/plain")]);
         assert!(!claims_json(&types));
         types.append("content-type", http::HeaderValue::from_static("application/JSON"));

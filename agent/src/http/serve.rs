@@ -1,17 +1,36 @@
-//! The client's side: exchanges of one connection, one after the other, until either side closes it.
+//! The client's side: exchanges of one connection, one after the other (HTTP/1.1) or beside each other (HTTP/2), until either side closes
+//! it.
 
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::HeaderValue;
 use http::header::CONNECTION;
-use hyper::body::Incoming;
+use http_body_util::BodyExt;
+use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+use weir_core::http1::Ambiguous;
 
-use super::{Body, MAX_HEAD};
+use super::MAX_HEAD;
+use super::body::{Body, BodyError};
+use super::exec::Spawner;
+use super::guarded::Guarded;
 use crate::tasks::Tasks;
+use crate::tls::Protocol;
+
+/// The most exchanges that a client may have open on one HTTP/2 connection.
+pub const MAX_STREAMS: u32 = 128;
+/// How many bytes of one HTTP/2 stream may be on their way unread, and of all of a connection's.
+pub(super) const STREAM_WINDOW: u32 = 256 << 10;
+pub(super) const CONNECTION_WINDOW: u32 = 1 << 20;
+/// How many bytes of an answer wait for one HTTP/2 stream's client.
+const SEND_BUFFER: usize = 64 << 10;
 
 /// How a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,13 +39,42 @@ pub enum Served {
     Closed,
     /// What came was no HTTP.
     Unreadable,
+    /// What came could be read in two ways.
+    Ambiguous(Ambiguous),
     Broken,
 }
 
-/// Speaks HTTP/1.1 with a client. `idle` is the time that it has to send a request's whole head. When the agent
-/// ends, the connection may finish its exchange, as long as tasks may. When another agent takes new connections, each answer
-/// says that it is the connection's last; one that is idle is left to its client, who may be about to use it.
+/// What a client has to keep to.
+#[derive(Debug, Clone, Copy)]
+pub struct Manners {
+    pub protocol: Protocol,
+    /// The time that it has to send a request's whole head, and may let pass between two requests.
+    pub idle: Duration,
+    /// How long it may take to answer when the connection is to end.
+    pub farewell: Duration,
+}
+
+/// Speaks HTTP with a client. When the agent ends, the connection may finish its exchanges, as long as tasks may. When another agent takes
+/// new connections, a client of HTTP/1.1 is told with each answer that it is the connection's last (one that is idle is left to its client,
+/// who may be about to use it), and one of HTTP/2 at once.
 pub async fn serve<S, A, E>(
+    client: S,
+    manners: Manners,
+    tasks: &Tasks,
+    exchange: impl Fn(Request<Incoming>) -> A + Send,
+) -> Served
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    A: Future<Output = Result<Response<Body>, E>> + Send + 'static,
+    E: std::error::Error + Send + Sync + 'static,
+{
+    match manners.protocol {
+        Protocol::Http1 => serve_http1(client, manners.idle, tasks, exchange).await,
+        Protocol::Http2 => serve_http2(client, manners, tasks, exchange).await,
+    }
+}
+
+async fn serve_http1<S, A, E>(
     client: S,
     idle: Duration,
     tasks: &Tasks,
@@ -37,26 +85,28 @@ where
     A: Future<Output = Result<Response<Body>, E>>,
     E: std::error::Error + Send + Sync + 'static,
 {
+    let (client, guard) = Guarded::requests(client);
+    let service = service_fn(|mut request: Request<Incoming>| {
+        request.extensions_mut().insert(guard.clone());
+        let answer = exchange(request);
+        async {
+            let mut answer = answer.await?;
+            if tasks.is_retiring() && !answer.headers().contains_key(http::header::UPGRADE) {
+                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, E>(answer)
+        }
+    });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(idle)
         .max_buf_size(MAX_HEAD)
         .max_header_size(MAX_HEAD)
         .preserve_header_case(true)
-        .serve_connection(
-            TokioIo::new(client),
-            service_fn(|request| {
-                let answer = exchange(request);
-                async {
-                    let mut answer = answer.await?;
-                    if tasks.is_retiring() {
-                        answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-                    }
-                    Ok::<_, E>(answer)
-                }
-            }),
-        );
-    tokio::pin!(connection);
+        .auto_date_header(false)
+        .serve_connection(TokioIo::new(client), service)
+        .with_upgrades();
+    let mut connection = pin!(connection);
     let served = tokio::select! {
         served = &mut connection => served,
         () = tasks.ending() => {
@@ -67,10 +117,111 @@ where
             }
         }
     };
+    guard.fault().map_or_else(|| ended(served), Served::Ambiguous)
+}
+
+async fn serve_http2<S, A, E>(
+    client: S,
+    manners: Manners,
+    tasks: &Tasks,
+    exchange: impl Fn(Request<Incoming>) -> A,
+) -> Served
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    A: Future<Output = Result<Response<Body>, E>> + Send + 'static,
+    E: std::error::Error + Send + Sync + 'static,
+{
+    let open = watch::Sender::new(0_usize);
+    let service = service_fn(|request: Request<Incoming>| {
+        let (answer, open) = (exchange(request), Open::one_of(&open));
+        async move {
+            let answer = answer.await?;
+            Ok::<_, E>(answer.map(|body| Tracked { body, open }.boxed()))
+        }
+    });
+    let connection = hyper::server::conn::http2::Builder::new(Spawner(tasks.clone()))
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
+        .auto_date_header(false)
+        .serve_connection(TokioIo::new(client), service);
+    let mut connection = pin!(connection);
+    tokio::select! {
+        served = &mut connection => return ended(served),
+        () = quiet(open.subscribe(), manners.idle) => {}
+        () = tasks.retiring() => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    tokio::select! {
+        served = &mut connection => ended(served),
+        // A client that has nothing open, and does not say goodbye.
+        () = quiet(open.subscribe(), manners.farewell) => Served::Closed,
+        () = tasks.over() => Served::Broken,
+    }
+}
+
+fn ended(served: hyper::Result<()>) -> Served {
     match served {
         Ok(()) => Served::Closed,
         Err(error) if error.is_timeout() => Served::Closed,
         Err(error) if error.is_parse() => Served::Unreadable,
         Err(_) => Served::Broken,
+    }
+}
+
+/// Resolves when nothing has been open for so long.
+async fn quiet(mut open: watch::Receiver<usize>, within: Duration) {
+    loop {
+        let _ = open.wait_for(|open| *open == 0).await;
+        let opened = tokio::time::timeout(within, open.wait_for(|open| *open > 0)).await;
+        if opened.is_err() {
+            return;
+        }
+    }
+}
+
+/// One exchange that is open, from its request's head to its answer's end.
+struct Open(watch::Sender<usize>);
+
+impl Open {
+    fn one_of(open: &watch::Sender<usize>) -> Self {
+        open.send_modify(|open| *open += 1);
+        Self(open.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.send_modify(|open| *open -= 1);
+    }
+}
+
+/// An answer's body, whose exchange is open for as long as it is there.
+struct Tracked {
+    body: Body,
+    #[expect(dead_code, reason = "held for its drop")]
+    open: Open,
+}
+
+impl hyper::body::Body for Tracked {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

@@ -1,27 +1,38 @@
-//! One flow's connection to its server. It is dialled to the flow's own destination, belongs to the flow
-//! alone, and is dialled again when the server closed it between two exchanges. A request is never sent twice.
+//! One flow's connections to its server. They are dialled to the flow's own destination and belong to the flow alone. Over HTTP/2 one carries
+//! all exchanges; over HTTP/1.1 one exchange at a time, and another is dialled when none is free, or when the server closed it between two
+//! exchanges. A request is never sent twice.
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
-use http_body_util::Full;
+use http::StatusCode;
+use http::request::Parts;
 use hyper::body::Incoming;
-use hyper::client::conn::http1::{self, SendRequest};
+use hyper::client::conn::{TrySendError, http1, http2};
 use hyper::{Request, Response};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
+use weir_core::http1::Ambiguous;
 
 use super::MAX_HEAD;
+use super::exec::Spawner;
+use super::guarded::{Guard, Guarded};
+use super::head::{request_to, wants_websocket};
+use super::outgoing::Outgoing;
+use super::serve::{CONNECTION_WINDOW, STREAM_WINDOW};
 use crate::gate::Permit;
 use crate::tasks::Tasks;
+use crate::tls::{Protocol, Spoken};
+
+/// How many HTTP/1.1 connections of one flow are kept for its next exchanges.
+const IDLE: usize = 4;
 
 /// A connection that HTTP can be spoken over.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-/// Opens another connection to the same server, proven in the same way.
+/// Opens another connection to the same server, proven in the same way, that speaks what the first one does.
 pub type Redial =
     Box<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Box<dyn Stream>, String>> + Send>> + Send + Sync>;
 
@@ -32,6 +43,9 @@ pub enum UpstreamFailure {
     Unreachable(String),
     #[error("the server broke off: {0}")]
     BrokenOff(#[from] hyper::Error),
+    /// Two readers could take it for two answers.
+    #[error("the server's answer is ambiguous ({}): {}", _0.label(), _0)]
+    Ambiguous(Ambiguous),
     /// What follows could not be read.
     #[error("the server changed the protocol, which nobody asked for")]
     Upgraded,
@@ -39,16 +53,35 @@ pub enum UpstreamFailure {
 
 /// See the module.
 pub struct Upstream {
-    /// Absent while an exchange has it: HTTP/1.1 carries one at a time.
-    idle: Mutex<Option<SendRequest<Full<Bytes>>>>,
+    idle: Mutex<Vec<Http1>>,
+    shared: Mutex<Option<http2::SendRequest<Outgoing>>>,
+    spoken: Spoken,
     redial: Redial,
     tasks: Tasks,
 }
 
+/// Who carries one exchange.
+enum Sender {
+    Http1(Http1),
+    Http2(http2::SendRequest<Outgoing>),
+}
+
+/// One exchange at a time.
+struct Http1 {
+    sender: http1::SendRequest<Outgoing>,
+    guard: Guard,
+}
+
 impl Upstream {
-    /// Speaks HTTP/1.1 over `first`; `tasks` owns what drives the connection.
-    pub async fn new(first: Box<dyn Stream>, redial: Redial, tasks: Tasks) -> Result<Self, UpstreamFailure> {
-        let upstream = Self { idle: Mutex::new(None), redial, tasks };
+    /// Speaks HTTP over `first`; `tasks` owns what drives the connections.
+    pub async fn new(
+        first: Box<dyn Stream>,
+        spoken: Spoken,
+        redial: Redial,
+        tasks: Tasks,
+    ) -> Result<Self, UpstreamFailure> {
+        let (idle, shared) = (Mutex::default(), Mutex::default());
+        let upstream = Self { idle, shared, spoken, redial, tasks };
         let sender = upstream.handshake(first).await?;
         upstream.put_back(sender);
         Ok(upstream)
@@ -57,56 +90,141 @@ impl Upstream {
     /// Sends one request. The permit says that it may go, and is used up.
     pub async fn send(
         &self,
-        mut request: Request<Full<Bytes>>,
+        mut parts: Parts,
+        mut body: Outgoing,
         _permit: Permit,
     ) -> Result<Response<Incoming>, UpstreamFailure> {
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(mut sender) = idle
-            && sender.ready().await.is_ok()
-        {
-            match sender.try_send_request(request).await {
-                Ok(answer) => return self.answered(sender, answer),
+        let may_upgrade = wants_websocket(&parts);
+        if let Some(mut sender) = self.free().await {
+            match sender.send(parts, body).await {
+                Ok(answer) => return self.answered(sender, answer, may_upgrade),
                 // The server had closed the connection, and not a byte of the request went out.
                 Err(mut error) => match error.take_message() {
-                    Some(unsent) => request = unsent,
-                    None => return Err(error.into_error().into()),
+                    Some(unsent) => (parts, body) = unsent.into_parts(),
+                    None => return Err(sender.failure(error.into_error())),
                 },
             }
         }
-        let stream = (self.redial)().await.map_err(UpstreamFailure::Unreachable)?;
-        let mut sender = self.handshake(stream).await?;
-        let answer = sender.send_request(request).await?;
-        self.answered(sender, answer)
+        let dialled = (self.redial)().await.map_err(UpstreamFailure::Unreachable)?;
+        let mut sender = self.handshake(dialled).await?;
+        match sender.send(parts, body).await {
+            Ok(answer) => self.answered(sender, answer, may_upgrade),
+            Err(error) => Err(sender.failure(error.into_error())),
+        }
+    }
+
+    /// A connection that can carry an exchange now, or as soon as the one before it is over.
+    async fn free(&self) -> Option<Sender> {
+        if let Some(shared) = self.shared().as_ref().filter(|shared| !shared.is_closed()) {
+            return Some(Sender::Http2(shared.clone()));
+        }
+        if self.spoken.by_client == Protocol::Http2 {
+            // One that still carries an answer may do so for a long time.
+            let mut idle = self.idle();
+            idle.retain(|idle| !idle.sender.is_closed());
+            let at = idle.iter().position(|idle| idle.sender.is_ready())?;
+            return Some(Sender::Http1(idle.swap_remove(at)));
+        }
+        let last = self.idle().pop();
+        let mut last = last?;
+        last.sender.ready().await.ok()?;
+        Some(Sender::Http1(last))
     }
 
     fn answered(
         &self,
-        sender: SendRequest<Full<Bytes>>,
+        sender: Sender,
         answer: Response<Incoming>,
+        may_upgrade: bool,
     ) -> Result<Response<Incoming>, UpstreamFailure> {
-        if answer.status() == http::StatusCode::SWITCHING_PROTOCOLS {
-            return Err(UpstreamFailure::Upgraded);
+        if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+            self.put_back(sender);
+            return Ok(answer);
         }
-        self.put_back(sender);
-        Ok(answer)
+        if may_upgrade { Ok(answer) } else { Err(UpstreamFailure::Upgraded) }
     }
 
-    fn put_back(&self, sender: SendRequest<Full<Bytes>>) {
-        *self.idle.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+    fn put_back(&self, sender: Sender) {
+        match sender {
+            Sender::Http1(sender) => {
+                let mut idle = self.idle();
+                if idle.len() < IDLE {
+                    idle.push(sender);
+                }
+            }
+            Sender::Http2(sender) => *self.shared() = Some(sender),
+        }
     }
 
-    async fn handshake(&self, stream: Box<dyn Stream>) -> Result<SendRequest<Full<Bytes>>, UpstreamFailure> {
-        let (sender, connection) = http1::Builder::new()
-            .preserve_header_case(true)
-            .max_buf_size(MAX_HEAD)
-            .max_header_size(MAX_HEAD)
-            .handshake(TokioIo::new(stream))
-            .await?;
+    fn idle(&self) -> MutexGuard<'_, Vec<Http1>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Option<http2::SendRequest<Outgoing>>> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn handshake(&self, stream: Box<dyn Stream>) -> Result<Sender, UpstreamFailure> {
+        Ok(match self.spoken.by_server {
+            Protocol::Http1 => {
+                let (stream, guard) = Guarded::responses(stream);
+                let (sender, connection) = http1::Builder::new()
+                    .preserve_header_case(true)
+                    .max_buf_size(MAX_HEAD)
+                    .max_header_size(MAX_HEAD)
+                    .handshake(TokioIo::new(stream))
+                    .await?;
+                self.drive(connection.with_upgrades());
+                Sender::Http1(Http1 { sender, guard })
+            }
+            Protocol::Http2 => {
+                let (sender, connection) = http2::Builder::new(Spawner(self.tasks.clone()))
+                    .timer(TokioTimer::new())
+                    .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
+                    .initial_stream_window_size(STREAM_WINDOW)
+                    .initial_connection_window_size(CONNECTION_WINDOW)
+                    .handshake(TokioIo::new(stream))
+                    .await?;
+                self.drive(connection);
+                Sender::Http2(sender)
+            }
+        })
+    }
+
+    fn drive(&self, connection: impl Future<Output = hyper::Result<()>> + Send + 'static) {
         self.tasks.spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "upstream connection ended");
             }
         });
-        Ok(sender)
+    }
+}
+
+impl Sender {
+    async fn send(
+        &mut self,
+        mut parts: Parts,
+        body: Outgoing,
+    ) -> Result<Response<Incoming>, TrySendError<Request<Outgoing>>> {
+        match self {
+            Sender::Http1(Http1 { sender, guard }) => {
+                request_to(&mut parts, Protocol::Http1);
+                guard.expect(&parts.method);
+                sender.try_send_request(Request::from_parts(parts, body)).await
+            }
+            Sender::Http2(sender) => {
+                request_to(&mut parts, Protocol::Http2);
+                sender.try_send_request(Request::from_parts(parts, body)).await
+            }
+        }
+    }
+
+    fn failure(&self, error: hyper::Error) -> UpstreamFailure {
+        match self {
+            Sender::Http1(Http1 { guard, .. }) => {
+                guard.fault().map_or_else(|| error.into(), UpstreamFailure::Ambiguous)
+            }
+            Sender::Http2(_) => error.into(),
+        }
     }
 }

@@ -9,10 +9,11 @@ use bytes::Bytes;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio_util::task::TaskTracker;
 use weir_core::ids::FlowId;
 use weir_core::mask::Masked;
 use weir_core::record::{
-    AgentEvent, Caller, Flow as FlowRecord, FlowEnd, Proof, Server as ServerRecord, Treatment,
+    AgentEvent, Caller, Direction, Flow as FlowRecord, FlowEnd, Proof, Server as ServerRecord, Treatment,
 };
 
 use weir_ebpf::action;
@@ -22,7 +23,7 @@ use super::learned::{first_words, speaks_mcp};
 use super::relay::{Watch, Watched, relay};
 use super::{Interceptor, reset};
 use crate::gate::{Broken, Flow, Server};
-use crate::http::{Redial, Served, Stream, Upstream, serve};
+use crate::http::{Manners, Redial, Served, Stream, Upstream, serve};
 use crate::kernel::{Destination, Origin};
 use crate::netns::Namespace;
 use crate::share::Share;
@@ -119,8 +120,8 @@ impl Interceptor {
                 }
             }
             // Which name the client means it says later, and proves never: any of this port's entries covers it.
-            Sniffed::Http => match self.dial(opening).await {
-                Ok(upstream) => self.terminate_plain(stream, upstream, opening).await,
+            Sniffed::Http(protocol) => match self.dial(opening).await {
+                Ok(upstream) => self.terminate_plain(stream, upstream, protocol, opening).await,
                 Err(error) => {
                     tracing::debug!(%error, "cannot dial a destination");
                     reset(stream.stream());
@@ -154,7 +155,7 @@ impl Interceptor {
         let client = Replayed::new(said, client);
         if is_mcp {
             self.learn(opening.destination).await;
-            return self.terminate_plain(client, upstream, opening).await;
+            return self.terminate_plain(client, upstream, Protocol::Http1, opening).await;
         }
         self.relay_to(client, upstream, opening).await
     }
@@ -253,7 +254,7 @@ impl Interceptor {
             let leaf = self.minter.leaf(proven.name())?;
             accept(client, &leaf, spoken.by_client, within).await
         };
-        let end = match accepted.await {
+        let (treatment, end) = match accepted.await {
             Ok(client) => {
                 let redial =
                     self.redial_tls(opening.namespace.clone(), opening.destination, wanted, protocol);
@@ -261,10 +262,10 @@ impl Interceptor {
             }
             Err(error) => {
                 tracing::warn!(server = server.name, %error, "a client's handshake failed");
-                FlowEnd::ClientHandshake
+                (Treatment::Terminated, FlowEnd::ClientHandshake)
             }
         };
-        Ending { server: record, sni, treatment: Treatment::Terminated, end }
+        Ending { server: record, sni, treatment, end }
     }
 
     /// The client would speak something else. It is not relayed: many servers do not look at what is offered, so that any client
@@ -291,6 +292,7 @@ impl Interceptor {
         self: &Arc<Self>,
         client: Replayed<TcpStream>,
         upstream: TcpStream,
+        protocol: Protocol,
         opening: &Opening,
     ) -> Ending {
         let within = self.gate.limits.upstream_timeout;
@@ -307,9 +309,11 @@ impl Interceptor {
                 Ok(Box::new(stream) as Box<dyn Stream>)
             })
         });
-        let spoken = Spoken { by_client: Protocol::Http1, by_server: Protocol::Http1 };
-        let end = self.exchanges(client, Box::new(upstream), redial, spoken, server, opening).await;
-        Ending { server: record, sni: None, treatment: Treatment::Terminated, end }
+        // Whoever speaks HTTP/2 without having asked knows that the server does.
+        let spoken = Spoken { by_client: protocol, by_server: protocol };
+        let (treatment, end) =
+            self.exchanges(client, Box::new(upstream), redial, spoken, server, opening).await;
+        Ending { server: record, sni: None, treatment, end }
     }
 
     /// Speaks HTTP with the client until one side closes; each exchange is the gate's.
@@ -321,16 +325,16 @@ impl Interceptor {
         spoken: Spoken,
         server: Server,
         opening: &Opening,
-    ) -> FlowEnd
+    ) -> (Treatment, FlowEnd)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         tracing::debug!(flow = %opening.id, ?spoken, server = server.name, "terminated");
-        let Ok(upstream) = Upstream::new(first, redial, self.gate.tasks.clone()).await else {
-            return FlowEnd::UpstreamUnreachable;
+        let Ok(upstream) = Upstream::new(first, spoken, redial, self.gate.tasks.clone()).await else {
+            return (Treatment::Terminated, FlowEnd::UpstreamUnreachable);
         };
         let (id, caller, share) = (opening.id.clone(), opening.caller.clone(), opening.share.clone());
-        let flow = Arc::new(Flow { id, caller, server, upstream, share });
+        let flow = Arc::new(Flow { id, caller, server, upstream, share, tunnels: TaskTracker::new() });
         let client = Watch::counting(client, opening.watched.clone());
         let gate = &self.gate;
         let exchange = |request| {
@@ -343,11 +347,24 @@ impl Interceptor {
                 })
             }
         };
-        match serve(client, gate.limits.idle_timeout, &gate.tasks, exchange).await {
+        let manners = Manners {
+            protocol: spoken.by_client,
+            idle: gate.limits.idle_timeout,
+            farewell: gate.limits.client_timeout,
+        };
+        let end = match serve(client, manners, &gate.tasks, exchange).await {
             Served::Closed => FlowEnd::Closed,
             Served::Unreadable => FlowEnd::Unreadable,
+            Served::Ambiguous(what) => {
+                gate.note_ambiguous(&flow, Direction::ClientToServer, what).await;
+                FlowEnd::Unreadable
+            }
             Served::Broken => FlowEnd::Broken,
-        }
+        };
+        flow.tunnels.close();
+        let treatment = if flow.tunnels.is_empty() { Treatment::Terminated } else { Treatment::Opaque };
+        flow.tunnels.wait().await;
+        (treatment, end)
     }
 
     /// Dials a flow's destination for the first time.

@@ -63,7 +63,7 @@ impl<S> Watch<S> {
                 let sni = hello.sni.map(|name| name.as_ref().to_owned());
                 *self.watched.sni.lock().unwrap_or_else(PoisonError::into_inner) = sni;
             }
-            Sniffed::Http | Sniffed::Other(_) => {}
+            Sniffed::Http(_) | Sniffed::Other(_) => {}
         }
         self.sniffer = None;
     }

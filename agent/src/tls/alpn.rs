@@ -3,7 +3,7 @@
 //! client that takes HTTP/2 alone has a server that may speak HTTP/1.1 alone, and Weir translates.
 
 /// Whether Weir speaks HTTP/2; if not, HTTP/1.1 is all that it offers and accepts.
-pub const SPEAKS_H2: bool = false;
+pub const SPEAKS_H2: bool = true;
 
 /// A protocol that Weir speaks inside TLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -9,12 +9,16 @@ use std::fmt;
 use rustls::pki_types::{DnsName, ServerName};
 use rustls::server::{Accepted, Acceptor};
 
+use super::alpn::Protocol;
+
 /// The most bytes that are looked at before the answer is [`Unreadable::TooLong`]. It is also what rustls
 /// takes for one handshake message.
 pub const MAX_SNIFFED: usize = 64 << 10;
 
 /// The most bytes of empty lines before a request; a client that sends more has something to hide.
 const MAX_EMPTY: usize = 64;
+/// What a client of HTTP/2 says first (RFC 9113, section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The longest method of HTTP that is looked for; the registered ones have at most 18 bytes.
 const MAX_METHOD: usize = 32;
 /// RFC 9110, section 9.1, and RFC 5789.
@@ -29,15 +33,15 @@ pub enum Sniffed {
     /// Too few bytes to tell.
     NeedMore,
     Tls(ClientHello),
-    /// HTTP/1 in clear text.
-    Http,
+    /// HTTP in clear text.
+    Http(Protocol),
     Other(Unreadable),
 }
 
 /// Why the bytes are neither: a closed set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unreadable {
-    /// Neither TLS nor HTTP/1 (HTTP/2 without TLS is here, too).
+    /// Neither TLS nor HTTP.
     Foreign,
     /// A TLS handshake whose ClientHello cannot be read.
     BrokenHello,
@@ -186,9 +190,11 @@ fn http(bytes: &[u8]) -> Sniffed {
     };
     let (method, rest) = line.split_at(end);
     match rest {
-        [b' ' | b'\t', ..] if METHODS.contains(&method) => Sniffed::Http,
+        [b' ' | b'\t', ..] if METHODS.contains(&method) => Sniffed::Http(Protocol::Http1),
         [b' '] if end > 0 => Sniffed::NeedMore,
-        [b' ', b'/', ..] if end > 0 => Sniffed::Http,
+        [b' ', b'/', ..] if end > 0 => Sniffed::Http(Protocol::Http1),
+        _ if empty == 0 && bytes.starts_with(PREFACE) => Sniffed::Http(Protocol::Http2),
+        _ if empty == 0 && PREFACE.starts_with(bytes) => Sniffed::NeedMore,
         _ => Sniffed::Other(Unreadable::Foreign),
     }
 }

@@ -16,6 +16,8 @@ fn limits() -> Limits {
     Limits { request_body: 1000, message: 1000, buffered: 4000, holds: 2, ..Limits::default() }
 }
 
+const JSON: &str = "Content-Type: application/json";
+
 #[tokio::test]
 async fn a_body_at_its_limit_passes_and_one_past_it_does_not() {
     let mut stage = Stage::of(Plan { limits: limits(), ..Plan::default() }).await;
@@ -35,7 +37,7 @@ async fn a_body_at_its_limit_passes_and_one_past_it_does_not() {
 async fn a_job_that_keeps_half_of_the_memory_gets_no_more() {
     let mut stage = Stage::of(Plan { limits: limits(), ..Plan::default() }).await;
     let mut server = stage.accept().await;
-    let head = format!("POST /mcp HTTP/1.1\r\nHost: {SERVER}\r\nContent-Length: 1000\r\n\r\n");
+    let head = format!("POST /mcp HTTP/1.1\r\nHost: {SERVER}\r\n{JSON}\r\nContent-Length: 1000\r\n\r\n");
     let mut stalled = Vec::new();
     for _ in 0..2 {
         let (mut stream, _) = stage.connect();
@@ -78,7 +80,10 @@ async fn a_body_that_pauses_is_given_up_and_so_is_a_head() {
     let mut stage = Stage::of(Plan { limits, ..Plan::default() }).await;
     let mut server = stage.accept().await;
     for (request, answer) in [
-        (format!("POST /mcp HTTP/1.1\r\nHost: {SERVER}\r\nContent-Length: 10\r\n\r\nabc"), "HTTP/1.1 408 "),
+        (
+            format!("POST /mcp HTTP/1.1\r\nHost: {SERVER}\r\n{JSON}\r\nContent-Length: 10\r\n\r\nabc"),
+            "HTTP/1.1 408 ",
+        ),
         ("POST /mcp HTTP/1.1\r\nHos".to_owned(), ""),
         (String::new(), ""),
     ] {

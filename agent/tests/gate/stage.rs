@@ -13,15 +13,17 @@ use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::{Notify, mpsc};
+use tokio_util::task::TaskTracker;
 use weir::approval::Approvals;
 use weir::config::{Approval, Limits};
 use weir::gate::{Flow, Gate, HeldCalls, Place, Server};
-use weir::http::{Served, Stream, Upstream, serve};
+use weir::http::{Manners, Served, Stream, Upstream, serve};
 use weir::ledger::{Ledger, LedgerConfig};
 use weir::share::Shares;
 use weir::ship::Collector;
 use weir::spool::faulty::Faulty;
 use weir::tasks::Tasks;
+use weir::tls::{Protocol, Spoken};
 use weir_core::approval::AllowedSigners;
 use weir_core::ids::{Boot, FlowId};
 use weir_core::mask::{MaskKey, Masked, Masker};
@@ -42,6 +44,7 @@ pub struct Stage {
     pub flow: Arc<Flow>,
     dialled: mpsc::UnboundedReceiver<DuplexStream>,
     events: Arc<(Mutex<Vec<Written>>, Notify)>,
+    spoken: Spoken,
 }
 
 /// What a test changes of a usual stage.
@@ -51,16 +54,16 @@ pub struct Plan {
     pub policy: Policy,
     /// Where the collector listens, if there is one.
     pub collector: Option<PathBuf>,
+    pub spoken: Spoken,
 }
+
+/// HTTP/1.1 on both sides.
+pub const HTTP1: Spoken = Spoken { by_client: Protocol::Http1, by_server: Protocol::Http1 };
 
 impl Default for Plan {
     fn default() -> Self {
-        Self {
-            limits: Limits::default(),
-            deadline: Duration::from_secs(600),
-            policy: policy(),
-            collector: None,
-        }
+        let deadline = Duration::from_secs(600);
+        Self { limits: Limits::default(), deadline, policy: policy(), collector: None, spoken: HTTP1 }
     }
 }
 
@@ -133,7 +136,7 @@ impl Stage {
             let connected = connect();
             Box::pin(async move { connected }) as _
         });
-        let upstream = Upstream::new(first, redial, tasks).await.unwrap();
+        let upstream = Upstream::new(first, plan.spoken, redial, tasks).await.unwrap();
         let record = record::Server {
             address: "192.0.2.1".into(),
             port: 443,
@@ -142,20 +145,22 @@ impl Stage {
         };
         let server = Server { name: SERVER.into(), also: vec![], record };
         let caller = Arc::new(caller());
-        let flow = Arc::new(Flow { id: FlowId::from_random([2; 16]), caller, server, upstream, share });
-        Self { gate, disk, flow, dialled, events }
+        let (id, tunnels) = (FlowId::from_random([2; 16]), TaskTracker::new());
+        let flow = Arc::new(Flow { id, caller, server, upstream, share, tunnels });
+        Self { gate, disk, flow, dialled, events, spoken: plan.spoken }
     }
 
     /// A client's connection. The task ends with it.
     pub fn connect(&self) -> (DuplexStream, tokio::task::JoinHandle<Served>) {
         let (near, far) = duplex(64 << 10);
-        let (gate, flow) = (self.gate.clone(), self.flow.clone());
+        let (gate, flow, protocol) = (self.gate.clone(), self.flow.clone(), self.spoken.by_client);
         let served = tokio::spawn(async move {
             let exchange = |request| {
                 let (gate, flow) = (gate.clone(), flow.clone());
                 async move { gate.exchange(&flow, request).await }
             };
-            serve(far, gate.limits.idle_timeout, &gate.tasks, exchange).await
+            let Limits { idle_timeout: idle, client_timeout: farewell, .. } = gate.limits;
+            serve(far, Manners { protocol, idle, farewell }, &gate.tasks, exchange).await
         });
         (near, served)
     }
@@ -313,14 +318,19 @@ impl Peer {
 
     /// The next request: its head, lower-case, and its body.
     pub async fn request(&mut self) -> (String, String) {
+        let (head, body) = self.request_bytes().await;
+        (head, String::from_utf8(body).unwrap())
+    }
+
+    /// The same, of a body that is no text.
+    pub async fn request_bytes(&mut self) -> (String, Vec<u8>) {
         let head = self.until(b"\r\n\r\n").await.to_ascii_lowercase();
         let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
         let length: usize = length.map_or(0, |length| length.parse().unwrap());
         while self.1.len() < length {
             self.more().await;
         }
-        let body: Vec<u8> = self.1.drain(..length).collect();
-        (head, String::from_utf8(body).unwrap())
+        (head, self.1.drain(..length).collect())
     }
 
     /// What comes up to and with `end`.
@@ -338,7 +348,11 @@ impl Peer {
     }
 
     pub async fn say(&mut self, text: &str) {
-        soon(self.0.write_all(text.as_bytes())).await.unwrap();
+        self.say_bytes(text.as_bytes()).await;
+    }
+
+    pub async fn say_bytes(&mut self, bytes: &[u8]) {
+        soon(self.0.write_all(bytes)).await.unwrap();
     }
 
     /// Answers with a JSON-RPC message.

@@ -72,6 +72,10 @@ labels! {
         Withheld = "withheld",
         /// A request whose headers say something else than its body does, refused.
         HeadersDiffer = "headers_differ",
+        /// An exchange that went on as a web socket, whose bytes are passed on unread.
+        Upgraded = "upgraded",
+        /// A request, or an answer, whose framing two readers could take in two ways: refused.
+        Ambiguous = "ambiguous",
     }
 
     /// How a call ended: a closed set.

@@ -41,6 +41,9 @@ impl Gate {
             request.parts.headers.insert(header::CONTENT_LENGTH, text.len().into());
         }
         request.body = text.into();
+        // What came encoded goes on as it was read.
+        request.encoded = None;
+        request.parts.headers.remove(header::CONTENT_ENCODING);
         let told = Told { masked: spans, ..Told::default() };
         let call = match calls {
             [call] => Some(call.call_id()),

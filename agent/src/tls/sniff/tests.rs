@@ -125,15 +125,23 @@ fn http_is_told_by_its_first_words() {
         "purge /x",
         "\r\n\nPOST /mcp",
     ] {
-        assert_eq!(once(request.as_bytes()), Sniffed::Http, "{request:?}");
-        assert_eq!(byte_by_byte(request.as_bytes()).1, Sniffed::Http, "{request:?}");
+        assert_eq!(once(request.as_bytes()), Sniffed::Http(Protocol::Http1), "{request:?}");
+        assert_eq!(byte_by_byte(request.as_bytes()).1, Sniffed::Http(Protocol::Http1), "{request:?}");
     }
+}
+
+#[test]
+fn http2_in_clear_text_is_known_by_its_preface() {
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04";
+    assert_eq!(once(preface), Sniffed::Http(Protocol::Http2));
+    assert_eq!(byte_by_byte(preface).1, Sniffed::Http(Protocol::Http2));
 }
 
 #[test]
 fn other_protocols_are_foreign_and_beginnings_wait() {
     for start in [
-        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        "PRI * HTTP/1.1\r\n\r\n",
+        "\nPRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         "SSH-2.0-OpenSSH_9.2p1 Debian-2",
         "EHLO mail.example.test",
         "USER anonymous",
@@ -144,7 +152,7 @@ fn other_protocols_are_foreign_and_beginnings_wait() {
     ] {
         assert_eq!(once(start.as_bytes()), Sniffed::Other(Unreadable::Foreign), "{start:?}");
     }
-    for start in ["", "P", "POST", "\r\n", "purge "] {
+    for start in ["", "P", "POST", "\r\n", "purge ", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r"] {
         assert_eq!(once(start.as_bytes()), Sniffed::NeedMore, "{start:?}");
     }
 }

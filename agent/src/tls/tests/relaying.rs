@@ -7,7 +7,7 @@ async fn what_was_sniffed_is_replayed_and_writing_goes_through() {
     let (mut near, far) = duplex(1024);
     near.write_all(b"POST /mcp HTTP/1.1\r\n").await.unwrap();
     let (sniffed, mut stream) = sniff(far, WAIT).await.unwrap();
-    assert_eq!(sniffed, Sniffed::Http);
+    assert_eq!(sniffed, Sniffed::Http(Protocol::Http1));
     near.write_all(b"host: a\r\n\r\n").await.unwrap();
     // Less at a time than is to be replayed.
     let mut begin = [0_u8; 4];
