@@ -1,6 +1,6 @@
 //! What requests name in their heads: the authority.
 
-use http::{HeaderMap, HeaderValue, Uri};
+use http::{HeaderMap, HeaderValue, Uri, Version};
 use weir::http::Authority;
 
 pub fn run(bytes: &[u8]) {
@@ -11,7 +11,7 @@ pub fn run(bytes: &[u8]) {
     let (Ok(target), Ok(host)) = (Uri::try_from(target), HeaderValue::from_bytes(host)) else { return };
     let mut headers = HeaderMap::new();
     headers.insert("host", host.clone());
-    let authority = Authority::of(&target, &headers);
+    let authority = Authority::of(Version::HTTP_11, &target, &headers);
     if let Some(authority) = &authority {
         let name = authority.as_str();
         assert_eq!(name, name.to_ascii_lowercase());
@@ -22,5 +22,5 @@ pub fn run(bytes: &[u8]) {
         assert!(!name.contains(':') || text.starts_with('['), "{text:?} names {name:?}");
     }
     headers.append("host", host);
-    assert_eq!(Authority::of(&target, &headers), None, "two hosts");
+    assert_eq!(Authority::of(Version::HTTP_11, &target, &headers), None, "two hosts");
 }
