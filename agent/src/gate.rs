@@ -9,6 +9,7 @@ mod call;
 mod contents;
 mod held;
 mod hold;
+mod mirror;
 mod permit;
 mod reply;
 mod rewrite;
@@ -162,7 +163,10 @@ impl Gate {
         started: Instant,
         asker: &mut Asker,
     ) -> Answer {
-        let mut calls = Vec::new();
+        if let Some(reply) = self.refuse_contradiction(flow, &request, &body).await? {
+            return Ok(reply);
+        }
+        let (mut calls, form) = (Vec::new(), reply::Form::asked_for(&request.parts.headers));
         for message in body.messages() {
             if message.method().is_none() {
                 self.note_message(flow, None, Direction::ClientToServer, message).await?;
@@ -174,7 +178,7 @@ impl Gate {
             match self.open_call(flow, &request.parts, message, started).await {
                 Ok(call) => calls.push(call),
                 // The calls opened before this one are let go: their records end as aborted.
-                Err(error) => return Ok(reply::unrecordable(&body, &error)),
+                Err(error) => return Ok(reply::unrecordable(form, &body, &error)),
             }
         }
         let request = self.mask_arguments(flow, request, &calls).await;
@@ -197,7 +201,7 @@ impl Gate {
             }
             (_, last) => {
                 calls.extend(last);
-                Ok(self.refuse(&body, calls))
+                Ok(self.refuse(form, &body, calls))
             }
         }
     }
@@ -419,13 +423,13 @@ impl Gate {
     }
 
     /// Policy refuses: the client gets an error for each request, and its session lives on.
-    fn refuse(&self, body: &jsonrpc::Body, calls: Vec<OpenCall>) -> Response<Body> {
+    fn refuse(&self, form: reply::Form, body: &jsonrpc::Body, calls: Vec<OpenCall>) -> Response<Body> {
         let refusing = calls.iter().find(|call| call.verdict().action != Action::Allow);
         let rule = refusing.map_or_else(String::new, |call| call.verdict().rule.clone());
         let reason = format!("refused by Weir: rule {rule}");
         for call in calls {
             call.refused(self, &reason);
         }
-        reply::refused(body, &reason)
+        reply::refused(form, body, &reason)
     }
 }

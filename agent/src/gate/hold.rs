@@ -47,8 +47,8 @@ impl Gate {
         let too_large = "refused by Weir: the arguments are too large to be shown to an approver";
         let too_many = "refused by Weir: as many calls as may be wait for an approver already";
         let room = match (asks.arguments.truncated, flow.share.hold()) {
-            (true, _) => return Ok(self.refuse_hold(call, too_large)),
-            (false, None) => return Ok(self.refuse_hold(call, too_many)),
+            (true, _) => return Ok(self.refuse_hold(&request, call, too_large)),
+            (false, None) => return Ok(self.refuse_hold(&request, call, too_many)),
             (false, Some(room)) => room,
         };
         let salt = random::bytes();
@@ -69,10 +69,10 @@ impl Gate {
         Ok(reply::event_stream(body))
     }
 
-    fn refuse_hold(&self, call: OpenCall, reason: &str) -> Response<Body> {
+    fn refuse_hold(&self, request: &ReadRequest, call: OpenCall, reason: &str) -> Response<Body> {
         let text = jsonrpc::error_reply(call.request_id(), REFUSED, reason, None);
         call.refused(self, reason);
-        reply::json_rpc(StatusCode::OK, text)
+        reply::message(reply::Form::asked_for(&request.parts.headers), text)
     }
 
     fn describe(

@@ -1,16 +1,40 @@
 //! What Weir itself answers. A refused call gets 200 with a JSON-RPC error of the same id: any HTTP error
 //! status ends some clients' sessions.
 
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use hyper::Response;
 use serde_json::json;
 use weir_core::mcp::jsonrpc::{self, Body as Messages, Message, REFUSED};
+use weir_core::mcp::sse;
 
 use crate::http::{Body, full};
 use crate::ledger::LedgerError;
 
-/// An error for each request of the body; nothing (202) where only notifications were refused.
-pub fn refused(body: &Messages, reason: &str) -> Response<Body> {
+/// In what a client takes its answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    Json,
+    /// It takes nothing but events.
+    Events,
+}
+
+impl Form {
+    /// By what a request accepts.
+    pub fn asked_for(headers: &HeaderMap) -> Self {
+        let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+        let kinds = values
+            .flat_map(|value| value.split(','))
+            .map(|kind| kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase());
+        let kinds: Vec<String> = kinds.collect();
+        let takes = |json: &str| kinds.iter().any(|kind| kind == json);
+        let json = ["application/json", "application/*", "*/*"].into_iter().any(takes);
+        if !json && takes("text/event-stream") { Self::Events } else { Self::Json }
+    }
+}
+
+/// An error for each request of the body; nothing (202) where only notifications were refused. A batch is refused as a
+/// whole, and its errors come as one array: in part it would have to go on as another body than the client's.
+pub fn refused(form: Form, body: &Messages, reason: &str) -> Response<Body> {
     let ids = body.messages().iter().filter_map(|message| match message {
         Message::Request { id, .. } => Some(id),
         _ => None,
@@ -18,15 +42,15 @@ pub fn refused(body: &Messages, reason: &str) -> Response<Body> {
     let errors: Vec<String> = ids.map(|id| jsonrpc::error_reply(Some(id), REFUSED, reason, None)).collect();
     match (body, errors.as_slice()) {
         (_, []) => with(StatusCode::ACCEPTED, None, String::new()),
-        (Messages::Single(_), [error]) => json_rpc(StatusCode::OK, error.clone()),
-        _ => json_rpc(StatusCode::OK, format!("[{}]", errors.join(","))),
+        (Messages::Single(_), [error]) => message(form, error.clone()),
+        _ => message(form, format!("[{}]", errors.join(","))),
     }
 }
 
 /// Strict durability: what cannot be recorded does not happen.
-pub fn unrecordable(body: &Messages, error: &LedgerError) -> Response<Body> {
+pub fn unrecordable(form: Form, body: &Messages, error: &LedgerError) -> Response<Body> {
     tracing::error!(%error, "refusing a call that cannot be recorded");
-    refused(body, "refused by Weir: the call cannot be recorded now; try again later")
+    refused(form, body, "refused by Weir: the call cannot be recorded now; try again later")
 }
 
 /// A request that Weir cannot read has no id to answer to.
@@ -51,6 +75,14 @@ pub fn event_stream(body: Body) -> Response<Body> {
     response
 }
 
+/// A message that answers a request.
+pub fn message(form: Form, text: String) -> Response<Body> {
+    match form {
+        Form::Json => json_rpc(StatusCode::OK, text),
+        Form::Events => event_stream(full(sse::message(&text))),
+    }
+}
+
 /// A JSON-RPC message.
 pub fn json_rpc(status: StatusCode, text: String) -> Response<Body> {
     with(status, Some("application/json"), text)
@@ -63,4 +95,26 @@ fn with(status: StatusCode, content_type: Option<&'static str>, text: String) ->
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_has_the_form_that_the_client_takes() {
+        for (accept, expected) in [
+            (&["application/json, text/event-stream"][..], Form::Json),
+            (&["text/event-stream"], Form::Events),
+            (&["Text/Event-Stream;q=0.9"], Form::Events),
+            (&["text/event-stream", "application/json"], Form::Json),
+            (&["text/event-stream, */*;q=0.1"], Form::Json),
+            (&["text/html"], Form::Json),
+            (&[], Form::Json),
+        ] {
+            let headers =
+                accept.iter().map(|value| (header::ACCEPT, HeaderValue::from_static(value))).collect();
+            assert_eq!(Form::asked_for(&headers), expected, "{accept:?}");
+        }
+    }
 }

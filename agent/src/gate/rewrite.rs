@@ -7,6 +7,8 @@
 
 mod request;
 
+pub(super) use request::{PARAM, decoded};
+
 use std::sync::Arc;
 
 use bytes::Bytes;
