@@ -11,6 +11,8 @@ mod refusals;
 mod rewrites;
 #[path = "gate/stage.rs"]
 mod stage;
+#[path = "gate/versions.rs"]
+mod versions;
 
 use stage::{SERVER, Stage, call, post, soon};
 use weir::spool::faulty::Fault;

@@ -3,6 +3,7 @@
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::response::Parts;
+use http::uri::{Authority, PathAndQuery, Scheme};
 
 use crate::tls::Protocol;
 
@@ -53,18 +54,33 @@ pub fn wants_websocket(parts: &http::request::Parts) -> bool {
         && lists(&parts.headers, &header::CONNECTION, "upgrade")
 }
 
+/// The scheme that a client of HTTP/2 named.
+#[derive(Debug, Clone)]
+struct Named(Scheme);
+
+/// Makes the head of a request of HTTP/2 look like any other's: with a Host, and a path alone as its target.
+pub fn in_origin_form(parts: &mut http::request::Parts) {
+    if parts.version != http::Version::HTTP_2 {
+        return;
+    }
+    let uri = std::mem::take(&mut parts.uri).into_parts();
+    if let (Some(authority), false) = (uri.authority, parts.headers.contains_key(header::HOST))
+        && let Ok(host) = HeaderValue::from_str(authority.as_str())
+    {
+        parts.headers.insert(header::HOST, host);
+    }
+    if let Some(scheme) = uri.scheme {
+        parts.extensions.insert(Named(scheme));
+    }
+    parts.uri = uri.path_and_query.map_or_else(http::Uri::default, http::Uri::from);
+}
+
 /// Makes a request's head that of one to a server that speaks `protocol`.
 pub fn request_to(parts: &mut http::request::Parts, protocol: Protocol) {
     // A name and a scheme are the connection's own in HTTP/1.1, and the request's in HTTP/2.
-    let authority = parts.uri.authority().cloned();
     let path = parts.uri.path_and_query().cloned();
     match protocol {
         Protocol::Http1 => {
-            if let (Some(authority), false) = (authority, parts.headers.contains_key(header::HOST))
-                && let Ok(host) = HeaderValue::from_str(authority.as_str())
-            {
-                parts.headers.insert(header::HOST, host);
-            }
             if let Some(path) = path {
                 parts.uri = path.into();
             }
@@ -76,16 +92,13 @@ pub fn request_to(parts: &mut http::request::Parts, protocol: Protocol) {
         }
         Protocol::Http2 => {
             let host = parts.headers.remove(header::HOST);
-            let named = host.and_then(|host| http::uri::Authority::try_from(host.as_bytes()).ok());
-            let scheme = parts.uri.scheme().cloned().unwrap_or(http::uri::Scheme::HTTPS);
             let mut uri = http::uri::Parts::default();
-            if let Some(authority) = authority.or(named) {
-                uri.authority = Some(authority);
-                uri.scheme = Some(scheme);
-                uri.path_and_query = path.or_else(|| Some(http::uri::PathAndQuery::from_static("/")));
-                if let Ok(uri) = http::Uri::from_parts(uri) {
-                    parts.uri = uri;
-                }
+            uri.authority = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
+            let named = parts.extensions.remove::<Named>();
+            uri.scheme = Some(named.map_or(Scheme::HTTPS, |Named(scheme)| scheme));
+            uri.path_and_query = path.or_else(|| Some(PathAndQuery::from_static("/")));
+            if let Ok(uri) = http::Uri::from_parts(uri) {
+                parts.uri = uri;
             }
             parts.version = http::Version::HTTP_2;
         }
@@ -186,6 +199,7 @@ mod tests {
         assert_eq!(parts.uri.to_string(), "https://a.test:8443/x?y");
         assert!(!parts.headers.contains_key("host") && parts.headers["te"] == "trailers");
         parts.headers.append("cookie", HeaderValue::from_static("b=2"));
+        in_origin_form(&mut parts);
         request_to(&mut parts, Protocol::Http1);
         assert_eq!(parts.uri.to_string(), "/x?y");
         assert_eq!(parts.headers["host"], "a.test:8443");

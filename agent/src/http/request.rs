@@ -14,7 +14,7 @@ use hyper::upgrade::OnUpgrade;
 use super::coding::{Coding, CodingError, Decoder};
 use super::first::{First, Start};
 use super::guarded::Guard;
-use super::head::{claims_json, one_connections_alone, wants_websocket};
+use super::head::{claims_json, in_origin_form, one_connections_alone, wants_websocket};
 use super::outgoing::Outgoing;
 use crate::share::Kept;
 
@@ -187,6 +187,7 @@ pub async fn read(
     };
     let with_upgrade = upgrade.is_some();
     one_connections_alone(&mut parts.headers, with_upgrade);
+    in_origin_form(&mut parts);
     parts.headers.remove(header::EXPECT);
     if let Some(start) = streams {
         let Reading { body, bytes, patience, .. } = reading;

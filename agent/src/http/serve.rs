@@ -156,7 +156,8 @@ where
     }
     connection.as_mut().graceful_shutdown();
     tokio::select! {
-        served = &mut connection => ended(served),
+        // However the client takes it.
+        _ = &mut connection => Served::Closed,
         // A client that has nothing open, and does not say goodbye.
         () = quiet(open.subscribe(), manners.farewell) => Served::Closed,
         () = tasks.over() => Served::Broken,
