@@ -5,6 +5,7 @@ mod egress;
 mod lifecycle;
 mod limits;
 mod select;
+mod upstream;
 
 use std::net::{IpAddr, SocketAddrV4, SocketAddrV6};
 use std::ops::Range;
@@ -22,6 +23,7 @@ pub use egress::{Egress, Treatment};
 pub use lifecycle::{Failure, Kernel, Mode, Refusal};
 pub use limits::{Limits, Spool};
 pub use select::{Reach, Select, SelectEntry, Stdio, UserName};
+pub use upstream::{ClientAuth, ClientCertificate, Upstream};
 
 use crate::kernel::Destination;
 
@@ -43,8 +45,7 @@ pub struct Config {
     pub protected_ports: Vec<u16>,
     pub intercept: InterceptList,
     pub egress: Egress,
-    /// Roots that upstream certificates may chain to, besides the system's.
-    pub upstream_roots: Vec<PathBuf>,
+    pub upstream: Upstream,
     pub approval: Approval,
     pub limits: Limits,
     pub spool: Spool,
@@ -95,7 +96,18 @@ pub struct Approval {
 
 /// Which destinations are terminated.
 #[derive(Debug, Clone)]
-pub struct InterceptList(Vec<Intercept>);
+pub struct InterceptList {
+    entries: Vec<Intercept>,
+    bypass: Bypass,
+}
+
+/// What is relayed although it is on the list: for clients that pin their servers.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Bypass {
+    names: Vec<String>,
+    cidrs: Vec<IpNet>,
+}
 
 /// A destination is terminated when its port is here, and its name or its address matches.
 #[derive(Debug, Clone, Deserialize)]
@@ -117,7 +129,8 @@ impl Default for InterceptList {
     /// Everything on the web's ports.
     fn default() -> Self {
         let everywhere = [IpNet::from(ipnet::Ipv4Net::default()), IpNet::from(ipnet::Ipv6Net::default())];
-        Self(vec![Intercept { names: vec![], cidrs: everywhere.to_vec(), ports: vec![80, 443] }])
+        let entries = vec![Intercept { names: vec![], cidrs: everywhere.to_vec(), ports: vec![80, 443] }];
+        Self { entries, bypass: Bypass::default() }
     }
 }
 
@@ -125,7 +138,7 @@ impl InterceptList {
     /// Whether a connection to this address is terminated, given the name that the client asked for.
     pub fn covers(&self, name: Option<&str>, address: IpAddr, port: u16) -> bool {
         let name = name.map(str::to_ascii_lowercase);
-        self.0.iter().filter(|entry| entry.ports.contains(&port)).any(|entry| {
+        self.entries.iter().filter(|entry| entry.ports.contains(&port)).any(|entry| {
             let named = |name: &String| entry.names.iter().any(|n| glob(&n.to_ascii_lowercase(), name));
             name.as_ref().is_some_and(named) || entry.cidrs.iter().any(|cidr| cidr.contains(&address))
         })
@@ -135,7 +148,7 @@ impl InterceptList {
     pub fn destinations(&self) -> Vec<Destination> {
         let everywhere = [IpNet::from(ipnet::Ipv4Net::default()), IpNet::from(ipnet::Ipv6Net::default())];
         let mut destinations = Vec::new();
-        for entry in &self.0 {
+        for entry in &self.entries {
             let networks = if entry.names.is_empty() { &entry.cidrs[..] } else { &everywhere };
             for &port in &entry.ports {
                 let action = action::INTERCEPT;
@@ -145,9 +158,20 @@ impl InterceptList {
         destinations
     }
 
+    /// Whether connections to this address are relayed in any case.
+    pub fn bypasses_address(&self, address: IpAddr) -> bool {
+        self.bypass.cidrs.iter().any(|cidr| cidr.contains(&address))
+    }
+
+    /// Whether connections are relayed whose client asks for this name. It is the client's word.
+    pub fn bypasses_name(&self, name: &str) -> bool {
+        let name = name.to_ascii_lowercase();
+        self.bypass.names.iter().any(|pattern| glob(&pattern.to_ascii_lowercase(), &name))
+    }
+
     /// Whether some name could make a connection to this port terminated: then its first bytes must be read.
     pub fn may_cover(&self, port: u16) -> bool {
-        self.0.iter().any(|entry| entry.ports.contains(&port))
+        self.entries.iter().any(|entry| entry.ports.contains(&port))
     }
 }
 
@@ -187,9 +211,11 @@ struct Document {
     #[serde(default)]
     intercept: Vec<Spanned<Intercept>>,
     #[serde(default)]
+    bypass: Bypass,
+    #[serde(default)]
     egress: Egress,
     #[serde(default)]
-    upstream: UpstreamSection,
+    upstream: Upstream,
     #[serde(default)]
     approval: ApprovalSection,
     #[serde(default)]
@@ -213,12 +239,6 @@ struct CollectorSection {
 #[serde(deny_unknown_fields)]
 struct ProtectSection {
     ports: Vec<u16>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct UpstreamSection {
-    roots: Vec<PathBuf>,
 }
 
 #[derive(Default, Deserialize)]
@@ -279,7 +299,7 @@ impl Config {
                 return Err(wrong(entry.span(), message.into()));
             }
         }
-        if let Some((span, fault)) = document.egress.fault() {
+        if let Some((span, fault)) = document.egress.fault().or_else(|| document.upstream.fault()) {
             return Err(wrong(span, fault.into()));
         }
         let spans: Vec<_> =
@@ -324,11 +344,10 @@ impl Config {
                 return Err(wrong(0..0, message));
             }
         }
-        let intercept = if document.intercept.is_empty() {
-            InterceptList::default()
-        } else {
-            InterceptList(document.intercept.into_iter().map(Spanned::into_inner).collect())
-        };
+        let listed: Vec<_> = document.intercept.into_iter().map(Spanned::into_inner).collect();
+        let usual = InterceptList::default();
+        let entries = if listed.is_empty() { usual.entries } else { listed };
+        let intercept = InterceptList { entries, bypass: document.bypass };
         Ok(Self {
             tenant: document.tenant,
             state_dir: document.state_dir,
@@ -342,7 +361,7 @@ impl Config {
             protected_ports: document.protect.ports,
             intercept,
             egress: document.egress,
-            upstream_roots: document.upstream.roots,
+            upstream: document.upstream,
             approval: approval(document.approval, path)?,
             limits,
             spool: document.spool,

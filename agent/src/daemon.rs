@@ -93,7 +93,7 @@ impl Agent {
         let host = hostname();
         let authority = Arc::new(Authority::open_or_create(&state_dir.join("ca"), &host)?);
         let masker = Masker::new(MaskKey::new(secret(&state_dir.join("keys"), "mask.key")?));
-        let upstream = UpstreamTls::new(&config.upstream_roots)?;
+        let upstream = UpstreamTls::new(&config.upstream)?;
         // What is wrong is to be found before anything is taken from anybody.
         Selection::new(&config.select)?;
         let (old, lock) = old.map_or((None, None), |old| (Some(old.agent), old.lock));
@@ -132,7 +132,7 @@ impl Agent {
         hooks.set_destinations(&destinations)?;
         hooks.change_settings(|settings| settings.unknown = config.egress.default.action())?;
         // Only now is the folder this agent's alone: the bundle may be another's, that is running.
-        authority.write_bundle(&config.upstream_roots)?;
+        authority.write_bundle(&config.upstream.roots)?;
         let place = Place { tenant: config.tenant.clone(), host, origin: ledger.origin().clone() };
         let collector = config.collector.clone().map(Collector::new);
         let approvals = Approvals::new(collector.clone(), place.origin.clone());

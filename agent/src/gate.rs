@@ -14,6 +14,7 @@ mod permit;
 mod reply;
 mod rewrite;
 mod told;
+mod untrusted;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -35,6 +36,7 @@ use weir_core::record::{self, CallResult, Caller, Direction, MessageLabel};
 
 pub use held::HeldCalls;
 pub use permit::{Clearance, NotCleared, Permit, Recorded};
+pub use untrusted::Refusal;
 
 use crate::approval::Approvals;
 use crate::config::{Approval, Limits};

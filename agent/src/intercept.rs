@@ -5,6 +5,7 @@
 mod dial;
 mod flow;
 mod learned;
+mod refusing;
 mod relay;
 
 use std::collections::BTreeSet;

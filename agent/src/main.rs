@@ -389,9 +389,9 @@ fn ca(place: &Place, what: &CaCommand) -> Result<()> {
             let pem = std::fs::read(authority.certificate_path()).context("cannot read the certificate")?;
             std::io::stdout().write_all(&pem)?;
         }
-        CaCommand::Bundle => println!("{}", authority.write_bundle(&config.upstream_roots)?.display()),
+        CaCommand::Bundle => println!("{}", authority.write_bundle(&config.upstream.roots)?.display()),
         CaCommand::Env => {
-            authority.write_bundle(&config.upstream_roots)?;
+            authority.write_bundle(&config.upstream.roots)?;
             for (name, value) in authority.environment() {
                 println!("{name}={value}");
             }

@@ -11,12 +11,17 @@
 
 mod accept;
 mod alpn;
+mod client_auth;
+mod fault;
 mod minting;
 mod replayed;
+mod sessions;
 mod sniff;
+mod staple;
 #[cfg(test)]
 mod tests;
 mod upstream;
+mod verify;
 
 use std::io;
 use std::sync::Arc;
@@ -25,10 +30,13 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
 pub use accept::{AcceptError, accept};
 pub use alpn::{Offer, Protocol, SPEAKS_H2, Spoken};
+pub use client_auth::{MAX_REMEMBERED, REMEMBERED_FOR, SETTLES_WITHIN};
+pub use fault::CertificateFault;
 pub use minting::{LEAF_LIFETIME, LEAF_RENEWED_BEFORE, Leaf, MAX_LEAVES, Minter};
 pub use replayed::{Replayed, sniff};
+pub use sessions::{MAX_SERVERS, MAX_TICKETS, PROVEN_FOR, Scope};
 pub use sniff::{ClientHello, MAX_SNIFFED, Sniffed, Sniffer, Unreadable};
-pub use upstream::{CertificateFault, Connected, ProvenName, UpstreamError, UpstreamTls};
+pub use upstream::{Connected, ProvenName, UpstreamError, UpstreamTls, Wanted};
 
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())

@@ -18,6 +18,7 @@
 
 mod authority;
 mod disk;
+mod identity;
 mod roots;
 mod secret;
 #[cfg(test)]
@@ -28,6 +29,7 @@ use std::path::PathBuf;
 
 pub(crate) use authority::random_serial;
 pub use authority::{Authority, CA_BACKDATED, CA_LIFETIME};
+pub use identity::{MAX_CRL_FILE, client_identity, revocation_lists};
 pub use roots::{MAX_ROOTS_FILE, Roots};
 pub use secret::secret;
 
@@ -49,6 +51,12 @@ pub enum TrustError {
     Unusable { path: PathBuf, fault: String },
     #[error("{path} cannot serve as a file of roots: {fault}; name a PEM file with CA certificates", path = path.display())]
     Roots { path: PathBuf, fault: String },
+    #[error("{path} cannot serve as a client's certificate or key: {fault}; see [[upstream.client_certificate]]", path = path.display())]
+    Identity { path: PathBuf, fault: String },
+    #[error("{path} cannot serve as a list of revoked certificates: {fault}; name a PEM or DER file in upstream.crls", path = path.display())]
+    Crls { path: PathBuf, fault: String },
+    #[error("a list in upstream.crls cannot be used: {0}")]
+    UnusableCrl(String),
     #[error("this host trusts no root: install ca-certificates, or name roots in upstream.roots")]
     NoRoots,
 }

@@ -33,6 +33,8 @@ pub struct AgentConfig {
     pub cidrs: Vec<String>,
     pub ports: Vec<u16>,
     pub roots: Vec<PathBuf>,
+    /// What else is in `[upstream]`.
+    pub upstream: String,
     pub allowed_signers: Option<PathBuf>,
     pub deadline: String,
     pub keepalive: String,
@@ -56,7 +58,7 @@ impl AgentConfig {
             "\n[[intercept]]\nnames = {:?}\ncidrs = {:?}\nports = {:?}\n",
             self.names, self.cidrs, self.ports
         );
-        text += &format!("\n[upstream]\nroots = {:?}\n", self.roots);
+        text += &format!("\n[upstream]\nroots = {:?}\n{}\n", self.roots, self.upstream);
         if let Some(signers) = &self.allowed_signers {
             text += &format!(
                 "\n[approval]\nallowed_signers = {signers:?}\ndeadline = {:?}\nkeepalive = {:?}\n",

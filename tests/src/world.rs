@@ -1,7 +1,7 @@
 //! A whole small world: the store, the collector, the agent and the MCP server, a cgroup that the agent watches and one that
 //! it does not.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -61,6 +61,10 @@ pub struct WorldPlan {
     pub intercept_names: Vec<&'static str>,
     pub intercept_cidrs: Vec<&'static str>,
     pub rules: String,
+    /// Roots that the agent is told of besides the server's CA.
+    pub roots: Vec<PathBuf>,
+    /// What else is in the agent's `[upstream]`.
+    pub upstream: String,
     /// What is in the agent's `[failure]`.
     pub failure: &'static str,
     /// As whom the agent runs; None: root.
@@ -89,6 +93,8 @@ impl Default for WorldPlan {
             intercept_names: vec!["localhost"],
             intercept_cidrs: vec!["127.0.0.0/8", "::1/128"],
             rules: RULES.to_owned(),
+            roots: Vec::new(),
+            upstream: String::new(),
             failure: "",
             service: None,
             deadline: "2m",
@@ -186,7 +192,9 @@ impl World {
             roots: (plan.trusts_server && plan.scheme == Scheme::Https)
                 .then(|| server.ca())
                 .into_iter()
+                .chain(plan.roots.clone())
                 .collect(),
+            upstream: plan.upstream.clone(),
             allowed_signers: Some(signers),
             deadline: plan.deadline.into(),
             keepalive: plan.keepalive.into(),

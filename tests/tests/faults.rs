@@ -76,6 +76,7 @@ impl Bench {
             cidrs: vec![],
             ports: vec![8443],
             roots: vec![],
+            upstream: String::new(),
             allowed_signers: Some("/dev/null".into()),
             deadline: "1m".into(),
             keepalive: "1s".into(),

@@ -82,6 +82,7 @@ fn configuration(server: &McpServer, collector: Option<&Path>) -> AgentConfig {
         cidrs: vec!["127.0.0.0/8".into()],
         ports: vec![server.port()],
         roots: vec![server.ca()],
+        upstream: String::new(),
         allowed_signers: None,
         deadline: "2m".into(),
         keepalive: "1s".into(),

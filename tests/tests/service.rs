@@ -126,6 +126,7 @@ fn each_capability_that_is_missing_is_named() -> Result<()> {
             cidrs: vec!["127.0.0.0/8".into()],
             ports: vec![8443],
             roots: vec![],
+            upstream: String::new(),
             allowed_signers: None,
             deadline: "1m".into(),
             keepalive: "1s".into(),

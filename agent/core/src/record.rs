@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 
 pub use account::{Completeness, Connect, ConnectSums, Gap};
 pub use labels::{
-    CallResult, ConnectReason, ConnectVerdict, Direction, FlowEnd, GapReason, HoldEnd, MessageLabel, Oddity,
-    Treatment, Unread,
+    CallResult, ConnectReason, ConnectVerdict, Direction, FlowEnd, FlowReason, GapReason, HoldEnd,
+    MessageLabel, Oddity, Treatment, Unread,
 };
 pub use mcp::{Marks, Mcp};
 
@@ -339,6 +339,9 @@ pub struct Flow<T> {
     /// What the kernel decided, of a connection that it counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connect: Option<Connect>,
+    /// Why it was treated or ended so, where `treatment` and `end` do not say.
+    #[serde(default, skip_serializing_if = "FlowReason::is_none")]
+    pub reason: FlowReason,
 }
 
 /// See [`Body::Agent`].

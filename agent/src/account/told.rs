@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use weir_core::ids::FlowId;
 use weir_core::mask::Masked;
-use weir_core::record::{Flow, FlowEnd, Proof, Server, Treatment};
+use weir_core::record::{Flow, FlowEnd, FlowReason, Proof, Server, Treatment};
 use weir_ebpf::{CONNECTS_BYTES, FlowOrigin, reason, verdict};
 
 use super::Accounts;
@@ -112,6 +112,7 @@ impl Accounts {
             bytes_down: 0,
             duration_us: 0,
             connect: Some(self.connect(&origin, None)),
+            reason: FlowReason::None,
         };
         self.record(&origin, flow).await;
     }

@@ -13,7 +13,8 @@ use tokio_util::task::TaskTracker;
 use weir_core::ids::FlowId;
 use weir_core::mask::Masked;
 use weir_core::record::{
-    AgentEvent, Caller, Direction, Flow as FlowRecord, FlowEnd, Proof, Server as ServerRecord, Treatment,
+    AgentEvent, Caller, Direction, Flow as FlowRecord, FlowEnd, FlowReason, Proof, Server as ServerRecord,
+    Treatment,
 };
 
 use weir_ebpf::action;
@@ -28,21 +29,21 @@ use crate::kernel::{Destination, Origin};
 use crate::netns::Namespace;
 use crate::share::Share;
 use crate::tls::{
-    ClientHello, Connected, Offer, Protocol, Replayed, Sniffed, Spoken, Unreadable, UpstreamError, accept,
-    sniff,
+    ClientHello, Connected, Offer, Protocol, Replayed, Scope, Sniffed, Spoken, Unreadable, UpstreamError,
+    Wanted, accept, sniff,
 };
 use crate::{identity, random};
 
 /// What is known of a connection before its first byte.
-struct Opening {
-    id: FlowId,
+pub(super) struct Opening {
+    pub(super) id: FlowId,
     origin: Origin,
     destination: SocketAddr,
     namespace: Arc<Namespace>,
     /// The address from which the server was dialled: the client's own, had it dialled by itself.
     source: OnceLock<IpAddr>,
     caller: Arc<Caller<Masked<String>>>,
-    watched: Arc<Watched>,
+    pub(super) watched: Arc<Watched>,
     started: Instant,
     share: Arc<Share>,
 }
@@ -53,6 +54,20 @@ struct Ending {
     sni: Option<String>,
     treatment: Treatment,
     end: FlowEnd,
+    reason: FlowReason,
+}
+
+impl Ending {
+    fn because(self, reason: FlowReason) -> Self {
+        Self { reason, ..self }
+    }
+}
+
+impl Opening {
+    fn scope(&self) -> Scope {
+        let (job, namespace) = (self.origin.cgroup_id, self.namespace.cookie());
+        Scope { job, namespace, destination: self.destination }
+    }
 }
 
 impl Interceptor {
@@ -104,6 +119,10 @@ impl Interceptor {
             reset(&stream);
             return self.refused(opening, None, FlowEnd::UpstreamUnreachable);
         }
+        if self.intercept.bypasses_address(address) {
+            let client = Replayed::new(Bytes::new(), stream);
+            return self.relay(client, opening).await.because(FlowReason::Bypass);
+        }
         let is_learned = self.learned.knows(opening.destination);
         if !is_learned && !self.intercept.may_cover(port) {
             return self.relay_or_learn(stream, opening).await;
@@ -114,10 +133,13 @@ impl Interceptor {
         match sniffed {
             Sniffed::Tls(hello) => {
                 let sni = hello.sni.as_ref().map(|name| name.as_ref());
-                match self.intercept.covers(sni, address, port) {
-                    true => self.terminate_tls(stream, hello, opening).await,
-                    false => self.relay(stream, opening).await,
+                if !self.intercept.covers(sni, address, port) {
+                    return self.relay(stream, opening).await;
                 }
+                if sni.is_some_and(|name| self.intercept.bypasses_name(name)) {
+                    return self.relay(stream, opening).await.because(FlowReason::Bypass);
+                }
+                self.terminate_tls(stream, hello, opening).await
             }
             // Which name the client means it says later, and proves never: any of this port's entries covers it.
             Sniffed::Http(protocol) => match self.dial(opening).await {
@@ -212,6 +234,7 @@ impl Interceptor {
             sni: opening.watched.sni(),
             treatment: Treatment::Opaque,
             end,
+            reason: FlowReason::None,
         }
     }
 
@@ -230,17 +253,34 @@ impl Interceptor {
         let Some(offer) = Offer::of(&hello.alpn) else {
             return self.refuse_alpn(client, &wanted, sni, opening).await;
         };
+        let scope = opening.scope();
+        if self.upstream.relays(&wanted, scope) {
+            return self.relay(client, opening).await.because(FlowReason::ClientCertificate);
+        }
         let dialled = async {
             let stream = self.dial(opening).await?;
             let within = self.gate.limits.upstream_timeout;
-            Ok::<_, UpstreamFault>(self.upstream.connect(stream, &wanted, within, offer.to_server()).await?)
+            let wanted = Wanted { name: &wanted, offer: offer.to_server(), scope };
+            Ok::<_, UpstreamFault>(self.upstream.connect(stream, wanted, within).await?)
         };
         let Connected { stream: upstream, proven, protocol } = match dialled.await {
             Ok(proven) => proven,
-            Err(error) => {
-                tracing::warn!(destination = %opening.destination, %error, "a server cannot be intercepted");
-                reset(client.stream());
-                return self.refused(opening, sni, error.end());
+            Err(UpstreamFault::Tls(UpstreamError::WantsCertificate { .. })) if self.upstream.may_relay() => {
+                return self.relay(client, opening).await.because(FlowReason::ClientCertificate);
+            }
+            Err(fault) => {
+                tracing::warn!(destination = %opening.destination, error = %fault, "a server cannot be intercepted");
+                let refused = self.refused(opening, sni, fault.end());
+                let UpstreamFault::Tls(error) = fault else {
+                    reset(client.stream());
+                    return refused;
+                };
+                if error.reason() == FlowReason::None {
+                    reset(client.stream());
+                    return refused;
+                }
+                self.tell_untrusted(client, &wanted, &offer, &error, opening).await;
+                return refused.because(error.reason());
             }
         };
         let name = proven.name().to_str().into_owned();
@@ -256,8 +296,7 @@ impl Interceptor {
         };
         let (treatment, end) = match accepted.await {
             Ok(client) => {
-                let redial =
-                    self.redial_tls(opening.namespace.clone(), opening.destination, wanted, protocol);
+                let redial = self.redial_tls(opening.namespace.clone(), scope, wanted, protocol);
                 self.exchanges(client, Box::new(upstream), redial, spoken, server, opening).await
             }
             Err(error) => {
@@ -265,7 +304,7 @@ impl Interceptor {
                 (Treatment::Terminated, FlowEnd::ClientHandshake)
             }
         };
-        Ending { server: record, sni, treatment, end }
+        Ending { server: record, sni, treatment, end, reason: FlowReason::None }
     }
 
     /// The client would speak something else. It is not relayed: many servers do not look at what is offered, so that any client
@@ -285,7 +324,7 @@ impl Interceptor {
         if let Err(error) = accepted.await {
             tracing::warn!(server = %wanted.to_str(), %error, "a client offers no protocol that can be read");
         }
-        self.refused(opening, sni, FlowEnd::ClientHandshake)
+        self.refused(opening, sni, FlowEnd::ClientHandshake).because(FlowReason::NoProtocol)
     }
 
     async fn terminate_plain(
@@ -313,7 +352,7 @@ impl Interceptor {
         let spoken = Spoken { by_client: protocol, by_server: protocol };
         let (treatment, end) =
             self.exchanges(client, Box::new(upstream), redial, spoken, server, opening).await;
-        Ending { server: record, sni: None, treatment, end }
+        Ending { server: record, sni: None, treatment, end, reason: FlowReason::None }
     }
 
     /// Speaks HTTP with the client until one side closes; each exchange is the gate's.
@@ -380,13 +419,14 @@ impl Interceptor {
     async fn dial_tls(
         &self,
         namespace: &Namespace,
-        destination: SocketAddr,
-        wanted: &ServerName<'_>,
+        scope: Scope,
+        wanted: &ServerName<'static>,
         protocol: Protocol,
     ) -> Result<Connected<TcpStream>, UpstreamFault> {
         let within = self.gate.limits.upstream_timeout;
-        let stream = dial(&self.hooks, namespace, destination, within).await?;
-        let connected = self.upstream.connect(stream, wanted, within, &[protocol]).await?;
+        let stream = dial(&self.hooks, namespace, scope.destination, within).await?;
+        let wanted = Wanted { name: wanted, offer: &[protocol], scope };
+        let connected = self.upstream.connect(stream, wanted, within).await?;
         if connected.protocol == protocol { Ok(connected) } else { Err(UpstreamFault::Protocol) }
     }
 
@@ -394,7 +434,7 @@ impl Interceptor {
     fn redial_tls(
         self: &Arc<Self>,
         namespace: Arc<Namespace>,
-        destination: SocketAddr,
+        scope: Scope,
         wanted: ServerName<'static>,
         protocol: Protocol,
     ) -> Redial {
@@ -402,7 +442,7 @@ impl Interceptor {
         Box::new(move || {
             let (interceptor, namespace, wanted) = (interceptor.clone(), namespace.clone(), wanted.clone());
             Box::pin(async move {
-                let dialled = interceptor.dial_tls(&namespace, destination, &wanted, protocol).await;
+                let dialled = interceptor.dial_tls(&namespace, scope, &wanted, protocol).await;
                 let Connected { stream, .. } = dialled.map_err(|e| e.to_string())?;
                 Ok(Box::new(stream) as Box<dyn Stream>)
             })
@@ -410,7 +450,13 @@ impl Interceptor {
     }
 
     fn refused(&self, opening: &Opening, sni: Option<String>, end: FlowEnd) -> Ending {
-        Ending { server: self.unproven(opening), sni, treatment: Treatment::Refused, end }
+        Ending {
+            server: self.unproven(opening),
+            sni,
+            treatment: Treatment::Refused,
+            end,
+            reason: FlowReason::None,
+        }
     }
 
     fn unproven(&self, opening: &Opening) -> ServerRecord<Masked<String>> {
@@ -423,7 +469,7 @@ impl Interceptor {
     }
 
     async fn record(&self, opening: Opening, ending: Ending) {
-        let Ending { server, sni, treatment, end } = ending;
+        let Ending { server, sni, treatment, end, reason } = ending;
         let record = FlowRecord {
             flow_id: opening.id,
             caller: opening.caller,
@@ -435,6 +481,7 @@ impl Interceptor {
             bytes_down: opening.watched.down(),
             duration_us: u64::try_from(opening.started.elapsed().as_micros()).unwrap_or(u64::MAX),
             connect: Some(self.accounts.connect(&opening.origin, opening.source.get().copied())),
+            reason,
         };
         self.accounts.record(&opening.origin, record).await;
     }

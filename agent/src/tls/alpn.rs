@@ -72,6 +72,11 @@ impl Offer {
         }
     }
 
+    /// What is spoken with a client that has no server.
+    pub fn own(&self) -> Protocol {
+        if self.by_client.contains(&Protocol::Http1) { Protocol::Http1 } else { Protocol::Http2 }
+    }
+
     /// What is spoken on both sides when the server took `by_server`.
     pub fn taken(&self, by_server: Protocol) -> Spoken {
         let by_client = match self.by_client.as_slice() {

@@ -13,6 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
 use super::*;
+use crate::config::Upstream;
 use crate::trust::Authority;
 
 mod accepting;
@@ -107,6 +108,18 @@ impl Company {
         let now = SystemTime::now();
         self.server(names, now - DAY, now + DAY)
     }
+}
+
+/// What dials servers of this company, without taking sessions up again.
+fn upstream(company: &Company) -> UpstreamTls {
+    let roots = vec![company.roots.clone()];
+    UpstreamTls::new(&Upstream { roots, resumption: false, ..Upstream::default() }).unwrap()
+}
+
+/// A server that some job wants, at one address.
+fn wanted<'a>(name: &'a ServerName<'static>, offer: &'a [Protocol]) -> Wanted<'a> {
+    let scope = Scope { job: 1, namespace: 1, destination: ([192, 0, 2, 1], 443).into() };
+    Wanted { name, offer, scope }
 }
 
 /// `ping` there and `pong` back: the streams really carry.

@@ -4,23 +4,29 @@
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use rustls::client::Resumption;
+use rustls::client::{Resumption, Tls12Resumption};
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{CertificateError, ClientConfig};
+use rustls::sign::SingleCertAndKey;
+use rustls::{ClientConfig, HandshakeKind, ProtocolVersion};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use weir_core::record::FlowReason;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::alpn::Protocol;
-use crate::trust::{Roots, TrustError};
+use super::client_auth::{Askers, NoCertificate, goes_on, noting};
+use super::fault::CertificateFault;
+use super::sessions::{MAX_CHAIN, OwnSessions, Proof, Scope, Sessions};
+use super::verify::Verifier;
+use crate::config::{ClientAuth, ClientCertificate, Upstream};
+use crate::trust::{Roots, TrustError, client_identity, revocation_lists};
 
 /// A server's name (or address) that a certificate was verified for, on the very connection that it came
-/// with. Only [`UpstreamTls::connect`] makes one:
+/// with, or on one whose session this one takes up again ([`super::sessions`] says within what bounds). Only [`UpstreamTls::connect`] makes one:
 ///
 /// ```compile_fail,E0451
 /// use rustls::pki_types::ServerName;
@@ -50,65 +56,21 @@ impl fmt::Display for ProvenName {
     }
 }
 
-/// What is wrong with a server's certificate: a closed set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CertificateFault {
-    Expired,
-    NotYetValid,
-    WrongName,
-    UnknownIssuer,
-    /// Not by the key of the root that it names (a renewed CA looks so), or the server does not hold its key.
-    BadSignature,
-    /// Reserved: no revocation lists are configured yet.
-    Revoked,
-    /// Any other; the reason says which.
-    Invalid,
-}
-
-impl CertificateFault {
-    pub fn label(self) -> &'static str {
-        match self {
-            CertificateFault::Expired => "certificate_expired",
-            CertificateFault::NotYetValid => "certificate_not_yet_valid",
-            CertificateFault::WrongName => "certificate_wrong_name",
-            CertificateFault::UnknownIssuer => "certificate_unknown_issuer",
-            CertificateFault::BadSignature => "certificate_bad_signature",
-            CertificateFault::Revoked => "certificate_revoked",
-            CertificateFault::Invalid => "certificate_invalid",
-        }
-    }
-
-    fn of(error: &CertificateError) -> Self {
-        use CertificateError as E;
-        match error {
-            E::Expired | E::ExpiredContext { .. } => CertificateFault::Expired,
-            E::NotValidYet | E::NotValidYetContext { .. } => CertificateFault::NotYetValid,
-            E::NotValidForName | E::NotValidForNameContext { .. } => CertificateFault::WrongName,
-            E::UnknownIssuer => CertificateFault::UnknownIssuer,
-            E::BadSignature => CertificateFault::BadSignature,
-            E::Revoked => CertificateFault::Revoked,
-            _ => CertificateFault::Invalid,
-        }
-    }
-
-    fn mend(self) -> &'static str {
-        match self {
-            CertificateFault::UnknownIssuer => "; if its CA is to be trusted, add it to upstream.roots",
-            CertificateFault::BadSignature => "; if its CA was renewed, put the new one in upstream.roots",
-            _ => "",
-        }
-    }
-}
-
 /// Why there is no TLS with a server.
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
-    /// The server is not who it must be. `reason` is the library's.
+    /// The server is not who it must be.
     #[error("the certificate of {name} is not trusted: {reason}{mend}", mend = fault.mend())]
     Untrusted { name: String, fault: CertificateFault, reason: String },
     /// The server's fault, or the network's.
     #[error("the TLS handshake with {name} broke: {source}")]
     Handshake { name: String, source: io::Error },
+    /// It is who it must be, and needs to know who its client is.
+    #[error(
+        "{name} needs a certificate of its client, and Weir has none for it: add [[upstream.client_certificate]], or let \
+         upstream.client_auth relay such connections"
+    )]
+    WantsCertificate { name: String },
     #[error("{name} did not finish its TLS handshake within {within:?}")]
     Timeout { name: String, within: Duration },
 }
@@ -119,7 +81,17 @@ impl UpstreamError {
         match self {
             UpstreamError::Untrusted { fault, .. } => fault.label(),
             UpstreamError::Handshake { .. } => "upstream_handshake_broken",
+            UpstreamError::WantsCertificate { .. } => FlowReason::ClientCertificate.as_str(),
             UpstreamError::Timeout { .. } => "upstream_handshake_timeout",
+        }
+    }
+
+    /// As a flow's record has it.
+    pub fn reason(&self) -> FlowReason {
+        match self {
+            UpstreamError::Untrusted { fault, .. } => fault.reason(),
+            UpstreamError::WantsCertificate { .. } => FlowReason::ClientCertificate,
+            UpstreamError::Handshake { .. } | UpstreamError::Timeout { .. } => FlowReason::None,
         }
     }
 }
@@ -132,60 +104,147 @@ pub struct Connected<S> {
     pub protocol: Protocol,
 }
 
+/// Which server is wanted, and for whom.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// What it must prove to be.
+    pub name: &'a ServerName<'static>,
+    /// What it is offered, the preferred one first.
+    pub offer: &'a [Protocol],
+    /// Whose connection it is.
+    pub scope: Scope,
+}
+
 /// Does handshakes with servers, and verifies them.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct UpstreamTls {
-    config: Arc<ClientConfig>,
+    config: ClientConfig,
+    /// Those with a certificate of Weir's own, and which servers may see it.
+    identified: Vec<(ClientCertificate, ClientConfig)>,
+    sessions: Option<Arc<Sessions>>,
+    client_auth: ClientAuth,
+    askers: Askers,
 }
 
 impl UpstreamTls {
     /// Trusts the system's roots (see [`Roots`] for what the agent's own environment does to them) and those
-    /// of the files `extra_roots`.
-    pub fn new(extra_roots: &[PathBuf]) -> Result<Self, TrustError> {
-        let roots = Roots::load(extra_roots)?;
+    /// of the configured files.
+    pub fn new(upstream: &Upstream) -> Result<Self, TrustError> {
+        let roots = Roots::load(&upstream.roots)?;
+        let mut crls = Vec::new();
+        for file in &upstream.crls {
+            crls.extend(revocation_lists(file)?);
+        }
+        let verifier = Verifier::new(roots.into_store(), crls)
+            .map_err(|error| TrustError::UnusableCrl(error.to_string()))?;
         let mut config = ClientConfig::builder_with_provider(super::provider())
             .with_safe_default_protocol_versions()
             .expect("the provider has suites for TLS 1.2 and 1.3")
-            .with_root_certificates(roots.into_store())
-            .with_no_client_auth();
-        // A resumed session shows no certificate. Each connection is to prove its server anew, and nothing
-        // is to tie one job's connections to another's.
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_client_cert_resolver(Arc::new(NoCertificate));
         config.resumption = Resumption::disabled();
-        Ok(Self { config: Arc::new(config) })
+        let mut identified = Vec::new();
+        for one in upstream.client_certificates() {
+            let identity = client_identity(&one.certificate, &one.key, &super::provider())?;
+            let mut config = config.clone();
+            config.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(identity));
+            identified.push((one.clone(), config));
+        }
+        let sessions = upstream.resumption.then(Arc::default);
+        Ok(Self {
+            config,
+            identified,
+            sessions,
+            client_auth: upstream.client_auth,
+            askers: Askers::default(),
+        })
     }
 
-    /// Does the handshake with the server that `stream` leads to, which must prove to be `name`. It is offered the protocols
-    /// `offer`, the preferred one first.
+    /// Whether a connection is to be relayed untouched, since its server is known to need the client's own certificate.
+    pub fn relays(&self, name: &ServerName<'static>, scope: Scope) -> bool {
+        self.client_auth == ClientAuth::Relay && self.askers.knows(scope, name)
+    }
+
+    /// Whether connections to servers that need their client's own certificate are relayed at all.
+    pub fn may_relay(&self) -> bool {
+        self.client_auth == ClientAuth::Relay
+    }
+
+    /// Does the handshake with the server that `stream` leads to. The server has been verified when the answer is
+    /// [`UpstreamError::WantsCertificate`], too.
     pub async fn connect<S>(
         &self,
         stream: S,
-        name: &ServerName<'_>,
+        wanted: Wanted<'_>,
         within: Duration,
-        offer: &[Protocol],
     ) -> Result<Connected<S>, UpstreamError>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let name = name.to_owned();
-        let offered = offer.iter().map(|protocol| protocol.id().to_vec()).collect();
-        let connector = TlsConnector::from(Arc::clone(&self.config));
-        let handshake = connector.with_alpn(offered).connect(name.clone(), stream);
-        match tokio::time::timeout(within, handshake).await {
-            Ok(Ok(stream)) => {
-                let session = stream.get_ref().1;
-                let leaf = session.peer_certificates().and_then(<[_]>::first);
-                let also = leaf.map(|leaf| names_of(leaf)).unwrap_or_default();
-                let protocol = Protocol::negotiated(session.alpn_protocol());
-                Ok(Connected { stream, proven: ProvenName { name, also }, protocol })
-            }
-            Ok(Err(error)) => Err(broken(&name, error)),
-            Err(_) => Err(UpstreamError::Timeout { name: name.to_str().into_owned(), within }),
+        match tokio::time::timeout(within, self.handshake(stream, wanted)).await {
+            Ok(connected) => connected,
+            Err(_) => Err(UpstreamError::Timeout { name: wanted.name.to_str().into_owned(), within }),
         }
+    }
+
+    async fn handshake<S>(&self, stream: S, wanted: Wanted<'_>) -> Result<Connected<S>, UpstreamError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let Wanted { name, offer, scope } = wanted;
+        let text = name.to_str();
+        let own = self.identified.iter().find(|(certificate, _)| certificate.is_for(&text));
+        let mut config = own.map_or(&self.config, |(_, config)| config).clone();
+        config.alpn_protocols = offer.iter().map(|protocol| protocol.id().to_vec()).collect();
+        let now = SystemTime::now();
+        let sessions = self.sessions.clone().map(|all| Arc::new(OwnSessions::new(all, scope, now)));
+        if let Some(sessions) = &sessions {
+            config.resumption =
+                Resumption::store(sessions.clone()).tls12_resumption(Tls12Resumption::Disabled);
+        }
+        let handshake = TlsConnector::from(Arc::new(config)).connect(name.clone(), stream);
+        let (connected, asked) = noting(handshake).await;
+        let wants_certificate = || {
+            self.askers.remember(scope, name.clone());
+            UpstreamError::WantsCertificate { name: text.clone().into_owned() }
+        };
+        let mut stream = connected.map_err(|error| match broken(name, error) {
+            UpstreamError::Handshake { .. } if asked => wants_certificate(),
+            error => error,
+        })?;
+        let session = stream.get_ref().1;
+        let chain = session.peer_certificates().unwrap_or_default();
+        let (also, ends) = chain.first().map(names_and_end).unwrap_or_default();
+        let protocol = Protocol::negotiated(session.alpn_protocol());
+        if let Some(sessions) = sessions {
+            let is_small = chain.iter().map(|one| one.len()).sum::<usize>() <= MAX_CHAIN;
+            let proof = match session.handshake_kind() {
+                Some(HandshakeKind::Resumed) => sessions.taken(),
+                _ => ends.map(|ends| Proof::new(now, ends)),
+            };
+            if let Some(proof) = proof.filter(|_| is_small) {
+                sessions.rest_on(proof);
+            }
+        }
+        // In TLS 1.3 a client is done before the server has looked at its certificate.
+        let may_refuse = asked && session.protocol_version() == Some(ProtocolVersion::TLSv1_3);
+        if may_refuse && !goes_on(&mut stream).await {
+            return Err(wants_certificate());
+        }
+        Ok(Connected { stream, proven: ProvenName { name: name.clone(), also }, protocol })
     }
 }
 
-fn names_of(leaf: &CertificateDer<'_>) -> Vec<String> {
-    let Ok((_, certificate)) = X509Certificate::from_der(leaf) else { return Vec::new() };
+/// What a certificate is for, and when it ends.
+fn names_and_end(leaf: &CertificateDer<'_>) -> (Vec<String>, Option<SystemTime>) {
+    let Ok((_, certificate)) = X509Certificate::from_der(leaf) else { return Default::default() };
+    let ends = u64::try_from(certificate.validity().not_after.timestamp()).ok();
+    let ends = ends.and_then(|ends| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(ends)));
+    (names_of(&certificate), ends)
+}
+
+fn names_of(certificate: &X509Certificate<'_>) -> Vec<String> {
     let Ok(Some(extension)) = certificate.subject_alternative_name() else { return Vec::new() };
     let names = extension.value.general_names.iter().filter_map(|name| match name {
         GeneralName::DNSName(name) => Some(name.trim_end_matches('.').to_ascii_lowercase()),
@@ -204,7 +263,8 @@ fn broken(name: &ServerName<'_>, error: io::Error) -> UpstreamError {
     let name = name.to_str().into_owned();
     match super::reason(&error) {
         Some(rustls::Error::InvalidCertificate(reason)) => {
-            UpstreamError::Untrusted { name, fault: CertificateFault::of(reason), reason: reason.to_string() }
+            let fault = CertificateFault::of(reason);
+            UpstreamError::Untrusted { name, fault, reason: format!("{} ({reason})", fault.words()) }
         }
         _ => UpstreamError::Handshake { name, source: error },
     }

@@ -99,6 +99,7 @@ pub struct EventRow {
     pub duration_us: Option<u64>,
     pub flow_treatment: &'static str,
     pub flow_end: &'static str,
+    pub flow_reason: &'static str,
     pub bytes_up: u64,
     pub bytes_down: u64,
     pub connect_verdict: &'static str,
@@ -236,6 +237,7 @@ impl EventRow {
         self.tls_client_server_name = flow.sni;
         self.flow_treatment = flow.treatment.as_str();
         self.flow_end = flow.end.as_str();
+        self.flow_reason = flow.reason.as_str();
         self.bytes_up = flow.bytes_up;
         self.bytes_down = flow.bytes_down;
         self.duration_us = Some(flow.duration_us);

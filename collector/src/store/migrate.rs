@@ -18,13 +18,14 @@ pub struct Migration {
 }
 
 /// Every step that this program knows, in order.
-pub const MIGRATIONS: [Migration; 6] = [
+pub const MIGRATIONS: [Migration; 7] = [
     Migration { version: 1, name: "events", sql: include_str!("migrations/0001_events.sql") },
     Migration { version: 2, name: "approvals", sql: include_str!("migrations/0002_approvals.sql") },
     Migration { version: 3, name: "views", sql: include_str!("migrations/0003_views.sql") },
     Migration { version: 4, name: "accounts", sql: include_str!("migrations/0004_accounts.sql") },
     Migration { version: 5, name: "findings", sql: include_str!("migrations/0005_findings.sql") },
     Migration { version: 6, name: "correlation", sql: include_str!("migrations/0006_correlation.sql") },
+    Migration { version: 7, name: "flow_reason", sql: include_str!("migrations/0007_flow_reason.sql") },
 ];
 
 const TABLE: &str = "CREATE TABLE IF NOT EXISTS migrations (

@@ -8,8 +8,8 @@ use weir_core::mask::{MaskKey, Masked, Masker};
 use weir_core::policy::{Action, Verdict};
 use weir_core::record::{
     Body, CallResult, Caller, Completeness, Connect, ConnectReason, ConnectSums, ConnectVerdict,
-    DecisionRecord, Durability, Event, Flow, FlowEnd, Gap, GapReason, HoldEnd, Intent, Job, Marks, Mcp,
-    Outcome, Payload, Proof, Server, Treatment, VERSION, Written,
+    DecisionRecord, Durability, Event, Flow, FlowEnd, FlowReason, Gap, GapReason, HoldEnd, Intent, Job,
+    Marks, Mcp, Outcome, Payload, Proof, Server, Treatment, VERSION, Written,
 };
 use weir_core::segment::{FrameKind, header, push_frame};
 
@@ -134,6 +134,7 @@ pub fn flow(treatment: Treatment) -> Body<Text> {
         bytes_down: 20,
         duration_us: 30,
         connect: None,
+        reason: FlowReason::None,
     })
 }
 

@@ -76,6 +76,8 @@ labels! {
         Upgraded = "upgraded",
         /// A request, or an answer, whose framing two readers could take in two ways: refused.
         Ambiguous = "ambiguous",
+        /// A request to a server whose certificate is not trusted, refused with 502.
+        Untrusted = "untrusted",
     }
 
     /// How a call ended: a closed set.
@@ -182,6 +184,31 @@ labels! {
         AgentEnded = "agent_ended",
     }
 
+    /// Why a connection was treated or ended as it was, where the labels above do not say: a closed set.
+    FlowReason {
+        /// Nothing else is to be said.
+        None = "",
+        /// The server's certificate has expired...
+        CertificateExpired = "certificate_expired",
+        CertificateNotYetValid = "certificate_not_yet_valid",
+        /// ... or is for other names...
+        CertificateWrongName = "certificate_wrong_name",
+        CertificateUnknownIssuer = "certificate_unknown_issuer",
+        CertificateBadSignature = "certificate_bad_signature",
+        CertificateRevoked = "certificate_revoked",
+        /// ... or must be known not to be revoked, and is not...
+        CertificateRevocationUnknown = "certificate_revocation_unknown",
+        /// ... or is not for servers.
+        CertificateWrongPurpose = "certificate_wrong_purpose",
+        CertificateInvalid = "certificate_invalid",
+        /// The server needs its client's own certificate, which Weir does not have.
+        ClientCertificate = "client_certificate",
+        /// The configuration says that it is not to be read.
+        Bypass = "bypass",
+        /// The client speaks nothing inside TLS that Weir can read.
+        NoProtocol = "no_protocol",
+    }
+
     /// What the kernel's hooks decided about a connect, in the order of their numbers: each connect of a selected
     /// process is counted in exactly one.
     ConnectVerdict {
@@ -239,5 +266,19 @@ labels! {
         Unexplained = "unexplained",
         /// More is recorded than was counted.
         Surplus = "surplus",
+    }
+}
+
+impl FlowReason {
+    /// Events are canonical: what is not said is left out.
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's own signature")]
+    pub fn is_none(&self) -> bool {
+        *self == Self::None
+    }
+}
+
+impl Default for FlowReason {
+    fn default() -> Self {
+        Self::None
     }
 }

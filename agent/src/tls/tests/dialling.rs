@@ -13,9 +13,9 @@ async fn dial(
     to: &str,
 ) -> (Dialled, Option<server::TlsStream<DuplexStream>>) {
     let (near, far) = duplex(16 << 10);
-    let wanted = name(to);
+    let name = name(to);
     let accept = async { TlsAcceptor::from(server).accept(far).await.ok() };
-    tokio::join!(tls.connect(near, &wanted, WAIT, OFFER), accept)
+    tokio::join!(tls.connect(near, wanted(&name, OFFER), WAIT), accept)
 }
 
 fn refused(dialled: Dialled) -> UpstreamError {
@@ -25,7 +25,7 @@ fn refused(dialled: Dialled) -> UpstreamError {
 #[tokio::test]
 async fn a_server_whose_certificate_verifies_proves_its_name() {
     let company = Company::new("ours");
-    let tls = UpstreamTls::new(std::slice::from_ref(&company.roots)).unwrap();
+    let tls = upstream(&company);
     for wanted in ["mcp.example.test", "127.0.0.1", "::1"] {
         let server = company.good_server(&["mcp.example.test", "127.0.0.1", "::1"]);
         let (dialled, accepted) = dial(&tls, server, wanted).await;
@@ -39,7 +39,7 @@ async fn a_server_whose_certificate_verifies_proves_its_name() {
 #[tokio::test]
 async fn a_server_proves_all_names_of_its_certificate() {
     let company = Company::new("ours");
-    let tls = UpstreamTls::new(std::slice::from_ref(&company.roots)).unwrap();
+    let tls = upstream(&company);
     let server = company.good_server(&["mcp.Example.test", "*.other.test", "127.0.0.1", "::1"]);
     let (dialled, _accepted) = dial(&tls, server, "mcp.example.test").await;
     let proven = dialled.unwrap().proven;
@@ -49,7 +49,7 @@ async fn a_server_proves_all_names_of_its_certificate() {
 #[tokio::test]
 async fn each_connection_proves_its_server_anew() {
     let company = Company::new("ours");
-    let tls = UpstreamTls::new(std::slice::from_ref(&company.roots)).unwrap();
+    let tls = upstream(&company);
     let server = company.good_server(&["mcp.example.test"]);
     for _ in 0..2 {
         let (dialled, accepted) = dial(&tls, Arc::clone(&server), "mcp.example.test").await;
@@ -64,7 +64,7 @@ async fn each_connection_proves_its_server_anew() {
 async fn a_server_chooses_among_what_it_is_offered() {
     use Protocol::{Http1, Http2};
     let company = Company::new("ours");
-    let tls = UpstreamTls::new(std::slice::from_ref(&company.roots)).unwrap();
+    let tls = upstream(&company);
     for (offer, speaks, expected) in [
         (&[Http1][..], &[&b"h2"[..], b"http/1.1"][..], Some(Http1)),
         (&[Http2, Http1], &[b"h2", b"http/1.1"], Some(Http2)),
@@ -76,9 +76,9 @@ async fn a_server_chooses_among_what_it_is_offered() {
         let mut server = ServerConfig::clone(&company.good_server(&["mcp.example.test"]));
         server.alpn_protocols = speaks.iter().map(|id| id.to_vec()).collect();
         let (near, far) = duplex(16 << 10);
-        let wanted = name("mcp.example.test");
+        let name = name("mcp.example.test");
         let accept = TlsAcceptor::from(Arc::new(server)).accept(far);
-        let (dialled, _accepted) = tokio::join!(tls.connect(near, &wanted, WAIT, offer), accept);
+        let (dialled, _accepted) = tokio::join!(tls.connect(near, wanted(&name, offer), WAIT), accept);
         match expected {
             Some(expected) => assert_eq!(dialled.unwrap().protocol, expected, "{offer:?} to {speaks:?}"),
             None => assert_eq!(refused(dialled).label(), "upstream_handshake_broken", "{offer:?}"),
@@ -89,7 +89,7 @@ async fn a_server_chooses_among_what_it_is_offered() {
 #[tokio::test]
 async fn an_untrusted_server_gets_its_label_and_never_a_connection() {
     let (company, stranger, renewed) = (Company::new("ours"), Company::new("theirs"), Company::new("ours"));
-    let tls = UpstreamTls::new(std::slice::from_ref(&company.roots)).unwrap();
+    let tls = upstream(&company);
     let now = SystemTime::now();
     let cases = [
         (company.server(&["mcp.example.test"], now - 3 * DAY, now - DAY), "certificate_expired", "expired"),
@@ -133,7 +133,7 @@ async fn a_ca_that_serves_as_its_own_leaf_is_invalid() {
         .with_no_client_auth()
         .with_single_cert(vec![certificate.into()], key.into())
         .unwrap();
-    let tls = UpstreamTls::new(std::slice::from_ref(&company.roots)).unwrap();
+    let tls = upstream(&company);
     let (dialled, _accepted) = dial(&tls, Arc::new(server), "mcp.example.test").await;
     assert_eq!(refused(dialled).label(), "certificate_invalid");
 }
@@ -141,7 +141,7 @@ async fn a_ca_that_serves_as_its_own_leaf_is_invalid() {
 #[tokio::test]
 async fn a_server_that_speaks_no_tls_or_closes_breaks_the_handshake() {
     let company = Company::new("ours");
-    let tls = UpstreamTls::new(std::slice::from_ref(&company.roots)).unwrap();
+    let tls = upstream(&company);
     for answer in ["HTTP/1.1 400 Bad Request\r\n\r\n", ""] {
         let (near, mut far) = duplex(16 << 10);
         let speak = async {
@@ -150,8 +150,8 @@ async fn a_server_that_speaks_no_tls_or_closes_breaks_the_handshake() {
             far.write_all(answer.as_bytes()).await.unwrap();
             drop(far);
         };
-        let wanted = name("mcp.example.test");
-        let (dialled, ()) = tokio::join!(tls.connect(near, &wanted, WAIT, OFFER), speak);
+        let name = name("mcp.example.test");
+        let (dialled, ()) = tokio::join!(tls.connect(near, wanted(&name, OFFER), WAIT), speak);
         assert_eq!(refused(dialled).label(), "upstream_handshake_broken");
     }
 }
@@ -159,17 +159,20 @@ async fn a_server_that_speaks_no_tls_or_closes_breaks_the_handshake() {
 #[tokio::test(start_paused = true)]
 async fn a_server_that_stays_silent_is_given_up_at_the_limit() {
     let company = Company::new("ours");
-    let tls = UpstreamTls::new(std::slice::from_ref(&company.roots)).unwrap();
+    let tls = upstream(&company);
     let (near, _far) = duplex(16 << 10);
     let begin = tokio::time::Instant::now();
-    let error = refused(tls.connect(near, &name("mcp.example.test"), WAIT, OFFER).await);
+    let error = refused(tls.connect(near, wanted(&name("mcp.example.test"), OFFER), WAIT).await);
     assert_eq!(error.label(), "upstream_handshake_timeout");
     assert!(begin.elapsed() >= WAIT && begin.elapsed() < WAIT + Duration::from_secs(1));
 }
 
 #[test]
 fn a_bad_file_of_roots_keeps_the_agent_from_starting() {
-    let error = UpstreamTls::new(&["/nonexistent/roots.pem".into()]).unwrap_err().to_string();
+    let error =
+        UpstreamTls::new(&Upstream { roots: vec!["/nonexistent/roots.pem".into()], ..Upstream::default() })
+            .unwrap_err()
+            .to_string();
     assert!(
         error.starts_with("/nonexistent/roots.pem cannot serve as a file of roots: No such file"),
         "{error}"

@@ -1,0 +1,54 @@
+//! A server that cannot be trusted: its client is told so in words that it understands. The handshake with the client is finished
+//! with Weir's own leaf, each request gets the reason, and none goes anywhere.
+
+use std::sync::Arc;
+
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+
+use super::Interceptor;
+use super::flow::Opening;
+use super::relay::Watch;
+use crate::gate::Refusal;
+use crate::http::{Manners, serve};
+use crate::tls::{Offer, Replayed, UpstreamError, accept};
+
+impl Interceptor {
+    /// Tells a client why there is no connection to its server. A client that does not take the leaf learns that
+    /// alone.
+    pub(super) async fn tell_untrusted(
+        &self,
+        client: Replayed<TcpStream>,
+        wanted: &ServerName<'static>,
+        offer: &Offer,
+        error: &UpstreamError,
+        opening: &Opening,
+    ) {
+        let within = self.gate.limits.client_timeout;
+        let accepted = async {
+            let leaf = self.minter.leaf(wanted)?;
+            accept(client, &leaf, offer.own(), within).await
+        };
+        let client = match accepted.await {
+            Ok(client) => Watch::counting(client, opening.watched.clone()),
+            Err(error) => {
+                tracing::debug!(%error, "a client was not told why its server is refused");
+                return;
+            }
+        };
+        let refusal = Arc::new(Refusal {
+            flow: opening.id.clone(),
+            label: error.reason(),
+            message: format!("Weir: {error}"),
+        });
+        let gate = &self.gate;
+        let exchange = |request| {
+            let (gate, refusal) = (gate.clone(), refusal.clone());
+            async move { gate.answer_untrusted(&refusal, request).await }
+        };
+        let (idle, farewell) = (gate.limits.idle_timeout, gate.limits.client_timeout);
+        let manners = Manners { protocol: offer.own(), idle, farewell };
+        let served = serve(client, manners, &gate.tasks, exchange).await;
+        tracing::debug!(?served, "a client was told why its server is refused");
+    }
+}
