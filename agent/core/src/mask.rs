@@ -15,6 +15,7 @@
 //! ```
 
 mod detectors;
+mod forms;
 mod in_flight;
 mod json;
 mod target;
@@ -26,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 
 use crate::ids::hex;
+use detectors::{Found, REPLACED};
 pub use in_flight::PassedOn;
 
 /// No shorter text has a secret in it that is known by its form.
@@ -234,7 +236,7 @@ impl Masker {
 
     /// Whether a masker wrote this, and nothing else is in it.
     fn is_replacement(&self, text: &str) -> bool {
-        detectors::replacements(text).next().is_some_and(|range| range == (0..text.len()))
+        detectors::find(text).iter().any(|found| found.rank == REPLACED && found.range == (0..text.len()))
     }
 
     fn replacement(&self, detector: &str, secret: &str) -> String {
@@ -271,15 +273,13 @@ impl Masker {
 /// Where secrets are, front to back, and what each is. Places that overlap are one, named by the first detector.
 /// What a masker wrote before is left as it is: it says nothing, and its names look like secrets' names.
 fn places(text: &str) -> Vec<(Range<usize>, &'static str)> {
-    const REPLACED: usize = usize::MAX;
-    let mut found: Vec<(Range<usize>, usize)> =
-        detectors::replacements(text).map(|range| (range, REPLACED)).collect();
-    for (rank, detector) in detectors::all().iter().enumerate() {
-        found.extend(detector.find(text).map(|range| (range, rank)));
+    let mut found = detectors::find(text);
+    if found.is_empty() {
+        return Vec::new();
     }
-    found.sort_by_key(|(range, _)| (range.start, std::cmp::Reverse(range.end)));
+    found.sort_by_key(|found| (found.range.start, std::cmp::Reverse(found.range.end)));
     let mut merged: Vec<(Range<usize>, usize)> = Vec::new();
-    for (range, rank) in found {
+    for Found { range, rank } in found {
         match merged.last_mut() {
             Some((last, REPLACED)) if range.end <= last.end => {}
             Some((last, last_rank)) if range.start < last.end => {
@@ -315,10 +315,10 @@ pub fn secret_in_prose(text: &str) -> Option<&'static str> {
         let before = text.get(..range.start).unwrap_or_default().trim_end_matches([' ', '"', '\'']);
         before.ends_with([':', '='])
     };
-    let holds = |detector: &&detectors::Detector| {
-        detector.find(text).any(|range| detector.name != detectors::ASSIGNED || is_assigned(&range))
-    };
-    detectors::all().iter().find(holds).map(|detector| detector.name)
+    let name = |found: &Found| detectors::all().get(found.rank).map(|detector| detector.name);
+    let holds = |found: &Found| name(found) != Some(detectors::ASSIGNED) || is_assigned(&found.range);
+    let found = detectors::find(text).into_iter().filter(|found| found.rank != REPLACED && holds(found));
+    found.min_by_key(|found| found.rank).and_then(|found| name(&found))
 }
 
 #[cfg(test)]

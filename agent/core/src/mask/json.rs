@@ -1,10 +1,15 @@
 //! Masking of JSON text in place: string by string, on the decoded string, with all else kept to the letter. A string
 //! that is itself JSON, as the text of a tool's structured result is, is masked as JSON.
 
+mod step;
+
+use std::borrow::Cow;
+
 use serde::de::IgnoredAny;
 
 use super::detectors::is_secret_name;
 use super::{MAX_POINTER, MIN_SECRET, Masker, Span, Spans};
+use step::{Step, pointer};
 
 /// So many texts of JSON may lie in one another; what is deeper is masked as plain text.
 const MAX_NESTED: usize = 3;
@@ -38,11 +43,9 @@ const SCHEMA_WORDS: [&str; 18] = [
 ];
 
 /// One open object or array.
-struct Level {
-    /// The member's name being read, escaped for a JSON pointer, or the element's index.
-    step: String,
-    /// `None` in an object.
-    index: Option<usize>,
+struct Level<'a> {
+    /// What is being read in it.
+    step: Step<'a>,
     expects_name: bool,
     /// What the object's members are.
     members: Members,
@@ -104,19 +107,22 @@ pub(super) fn mask_for(masker: &Masker, text: &str, purpose: &Purpose, nested: u
         masker,
         purpose,
         nested,
-        rest: text,
-        out: String::with_capacity(text.len()),
+        text,
+        at: 0,
+        copied: 0,
+        out: String::new(),
         levels: Vec::new(),
         spans: Spans::default(),
         replaced: Vec::new(),
         named: Vec::new(),
     };
-    if !matches!(text.trim_ascii_start().chars().next(), Some('{' | '[' | '"')) {
+    if !matches!(text.trim_ascii_start().as_bytes().first(), Some(b'{' | b'[' | b'"')) {
         return None;
     }
-    while let Some(c) = scan.rest.chars().next() {
-        scan.step(c)?;
+    while let Some(byte) = text.as_bytes().get(scan.at) {
+        scan.step(*byte)?;
     }
+    scan.copy()?;
     Some(Outcome { text: scan.out, spans: scan.spans.0, replaced: scan.replaced, named: scan.named })
 }
 
@@ -124,38 +130,39 @@ struct Scan<'a> {
     masker: &'a Masker,
     purpose: &'a Purpose<'a>,
     nested: usize,
-    rest: &'a str,
+    text: &'a str,
+    at: usize,
+    /// Up to where the text is in `out`, or was replaced there.
+    copied: usize,
     out: String,
-    levels: Vec<Level>,
+    levels: Vec<Level<'a>>,
     spans: Spans,
     replaced: Vec<(String, String)>,
     named: Vec<(String, String)>,
 }
 
-impl Scan<'_> {
-    fn step(&mut self, c: char) -> Option<()> {
-        match c {
-            '"' => return self.string(),
-            '{' | '[' => self.open(c == '[')?,
-            '}' | ']' => {
+impl<'a> Scan<'a> {
+    fn step(&mut self, byte: u8) -> Option<()> {
+        match byte {
+            b'"' => return self.string(),
+            b'{' | b'[' => self.open(byte == b'[')?,
+            b'}' | b']' => {
                 self.levels.pop()?;
             }
-            ',' => {
+            b',' => {
                 let level = self.levels.last_mut()?;
-                match &mut level.index {
-                    Some(index) => {
-                        *index += 1;
-                        level.step = index.to_string();
-                    }
-                    None => level.expects_name = true,
+                match &mut level.step {
+                    Step::Element(index) => *index += 1,
+                    Step::Member(_) | Step::Masked => level.expects_name = true,
                 }
             }
-            ':' => self.levels.last_mut()?.expects_name = false,
-            ' ' | '\t' | '\n' | '\r' => {}
-            'a'..='z' | 'A'..='Z' | '0'..='9' | '-' | '+' | '.' => return self.scalar(),
+            b':' => self.levels.last_mut()?.expects_name = false,
+            b' ' | b'\t' | b'\n' | b'\r' => {}
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'+' | b'.' => return self.scalar(),
             _ => return None,
         }
-        self.copy(c.len_utf8())
+        self.at += 1;
+        Some(())
     }
 
     fn open(&mut self, array: bool) -> Option<()> {
@@ -164,17 +171,16 @@ impl Scan<'_> {
         }
         let mut all_secret = self.is_secret();
         let members = match self.levels.last() {
-            Some(outer) if array || outer.index.is_some() => Members::Values,
+            Some(outer) if array || matches!(outer.step, Step::Element(_)) => Members::Values,
             Some(outer) if outer.members == Members::Properties && outer.this_secret => {
                 all_secret = outer.all_secret;
                 Members::OfSchema
             }
-            Some(outer) if outer.step == "properties" => Members::Properties,
+            Some(Level { step: Step::Member(name), .. }) if name == "properties" => Members::Properties,
             _ => Members::Values,
         };
         self.levels.push(Level {
-            step: if array { "0".to_owned() } else { String::new() },
-            index: array.then_some(0),
+            step: if array { Step::Element(0) } else { Step::Member("".into()) },
             expects_name: !array,
             members,
             all_secret,
@@ -184,9 +190,18 @@ impl Scan<'_> {
         Some(())
     }
 
-    fn copy(&mut self, len: usize) -> Option<()> {
-        self.out.push_str(self.rest.get(..len)?);
-        self.rest = self.rest.get(len..)?;
+    /// Copies what was read since the last time.
+    fn copy(&mut self) -> Option<()> {
+        self.out.push_str(self.text.get(self.copied..self.at)?);
+        self.copied = self.at;
+        Some(())
+    }
+
+    /// Puts a string in place of what goes on to `end`.
+    fn replace(&mut self, end: usize, masked: &str) -> Option<()> {
+        self.copy()?;
+        self.out.push_str(&serde_json::to_string(masked).ok()?);
+        (self.at, self.copied) = (end, end);
         Some(())
     }
 
@@ -195,31 +210,34 @@ impl Scan<'_> {
     }
 
     fn string(&mut self) -> Option<()> {
-        let Some(len) = literal_len(self.rest) else {
+        let rest = self.text.get(self.at..)?;
+        let Some((len, escapes)) = literal(rest) else {
             // Cut off in the middle: what is left of the string is dropped.
-            self.rest = "";
+            self.copy()?;
+            (self.at, self.copied) = (self.text.len(), self.text.len());
             return Some(());
         };
-        let literal = self.rest.get(..len)?;
-        let value: String = match serde_json::from_str(literal) {
-            Ok(value) => value,
-            // A lone surrogate or a raw control character: masked as it stands.
-            Err(_) => literal.get(1..len - 1)?.to_owned(),
-        };
-        let masked = match self.levels.last().is_some_and(|level| level.expects_name) {
-            true => self.member(&value),
-            false => self.value(&value),
-        };
+        let inner = rest.get(1..len - 1)?;
+        let unescaped = || serde_json::from_str(rest.get(..len).unwrap_or_default()).ok();
+        // A lone surrogate or a raw control character: masked as it stands.
+        let value = if escapes { unescaped().map(Cow::Owned) } else { None }.unwrap_or(Cow::Borrowed(inner));
+        let names = self.levels.last().is_some_and(|level| level.expects_name);
+        let masked = if names { self.member(&value) } else { self.value(&value) };
+        let end = self.at + len;
         match masked {
             Some(masked) => {
-                self.out.push_str(&serde_json::Value::String(masked.clone()).to_string());
                 if matches!(self.purpose, Purpose::PassOn(_)) {
-                    self.replaced.push((value, masked));
+                    self.replaced.push((value.into_owned(), masked.clone()));
                 }
+                self.replace(end, &masked)?;
             }
-            None => self.out.push_str(literal),
+            None => {
+                if names && let Some(level) = self.levels.last_mut() {
+                    level.step = Step::Member(value);
+                }
+                self.at = end;
+            }
         }
-        self.rest = self.rest.get(len..)?;
         Some(())
     }
 
@@ -231,16 +249,14 @@ impl Scan<'_> {
             matches!(self.purpose, Purpose::PassOn(pass_on) if outermost && pass_on.keeps.contains(&name));
         level.this_secret =
             is_secret_name(name) || (level.members == Members::OfSchema && !SCHEMA_WORDS.contains(&name));
-        level.step = MASKED_STEP.to_owned();
+        level.step = Step::Masked;
         let kept = self.is_kept();
         let (levels, spans) = (&self.levels, &mut self.spans);
-        let masked = if kept { None } else { self.masker.detect(name, || pointer(levels), spans) };
-        if masked.is_none()
-            && let Some(level) = self.levels.last_mut()
-        {
-            level.step = name.replace('~', "~0").replace('/', "~1");
+        if kept {
+            None
+        } else {
+            self.masker.detect(name, || pointer(levels.iter().map(|level| &level.step)), spans)
         }
-        masked
     }
 
     fn value(&mut self, value: &str) -> Option<String> {
@@ -253,7 +269,7 @@ impl Scan<'_> {
             if self.masker.is_replacement(value) {
                 return None;
             }
-            spans.add("secret-name", || pointer(levels));
+            spans.add("secret-name", || pointer(levels.iter().map(|level| &level.step)));
             let masked = self.masker.replacement("secret-name", value);
             if matches!(self.purpose, Purpose::PassOn(_)) && value.len() >= MIN_SECRET {
                 self.named.push((value.to_owned(), masked.clone()));
@@ -265,7 +281,11 @@ impl Scan<'_> {
         }
         let known = self.known(value);
         let (levels, spans) = (&self.levels, &mut self.spans);
-        let detected = self.masker.detect(known.as_deref().unwrap_or(value), || pointer(levels), spans);
+        let detected = self.masker.detect(
+            known.as_deref().unwrap_or(value),
+            || pointer(levels.iter().map(|level| &level.step)),
+            spans,
+        );
         detected.or(known)
     }
 
@@ -279,7 +299,7 @@ impl Scan<'_> {
         let (levels, spans) = (&self.levels, &mut self.spans);
         for span in &inner.spans {
             spans.add(&span.detector, || {
-                let whole = pointer(levels) + &span.pointer;
+                let whole = pointer(levels.iter().map(|level| &level.step)) + &span.pointer;
                 whole.get(..whole.floor_char_boundary(MAX_POINTER)).unwrap_or_default().to_owned()
             });
         }
@@ -287,7 +307,7 @@ impl Scan<'_> {
         // A secret that runs over several strings, as a key's lines may, is only seen in the whole.
         let whole = match self.purpose {
             Purpose::PassOn(_) if !value.contains("PRIVATE KEY-----") => None,
-            _ => self.masker.detect(&inner.text, || pointer(levels), spans),
+            _ => self.masker.detect(&inner.text, || pointer(levels.iter().map(|level| &level.step)), spans),
         };
         let changed = (inner.text != value).then_some(inner.text);
         Some(whole.or(changed))
@@ -302,7 +322,7 @@ impl Scan<'_> {
             if text.contains(secret.as_str()) {
                 out = Some(text.replace(secret.as_str(), masked));
                 let levels = &self.levels;
-                self.spans.add("secret-name", || pointer(levels));
+                self.spans.add("secret-name", || pointer(levels.iter().map(|level| &level.step)));
             }
         }
         out
@@ -313,51 +333,46 @@ impl Scan<'_> {
     }
 
     fn scalar(&mut self) -> Option<()> {
-        let end = self.rest.find(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '-' | '+' | '.'));
-        let token = self.rest.get(..end.unwrap_or(self.rest.len()))?;
+        let rest = self.text.get(self.at..)?;
+        let end = rest
+            .bytes()
+            .position(|byte| !byte.is_ascii_alphanumeric() && !matches!(byte, b'-' | b'+' | b'.'));
+        let token = rest.get(..end.unwrap_or(rest.len()))?;
         let number = token.starts_with(|c: char| c == '-' || c.is_ascii_digit());
         if !number && !matches!(token, "true" | "false" | "null") && end.is_some() {
             return None;
         }
+        let end = self.at + token.len();
         let passed_on = matches!(self.purpose, Purpose::PassOn(_));
         if number && self.is_secret() && !self.is_kept() && !(passed_on && token == "0") {
             let levels = &self.levels;
-            self.spans.add("secret-name", || pointer(levels));
-            if passed_on {
-                self.out.push('0');
-            } else {
+            self.spans.add("secret-name", || pointer(levels.iter().map(|level| &level.step)));
+            if !passed_on {
                 let masked = self.masker.replacement("secret-name", token);
-                self.out.push_str(&serde_json::Value::String(masked).to_string());
+                return self.replace(end, &masked);
             }
-            self.rest = self.rest.get(token.len()..)?;
-            return Some(());
+            self.copy()?;
+            self.out.push('0');
+            self.copied = end;
         }
-        self.copy(token.len())
+        self.at = end;
+        Some(())
     }
 }
 
-/// Where the value being read is. One that is too long is cut.
-fn pointer(levels: &[Level]) -> String {
-    let mut out = String::new();
-    for level in levels {
-        let room = MAX_POINTER.saturating_sub(out.len() + 1);
-        if room == 0 {
-            break;
+/// The bytes of the string literal at the start of `text`, quotes included, and whether there are escapes in it; `None`
+/// when its end is missing.
+fn literal(text: &str) -> Option<(usize, bool)> {
+    let (mut at, mut escapes) = (1, false);
+    loop {
+        let rest = text.as_bytes().get(at..)?;
+        let next = memchr::memchr2(b'"', b'\\', rest)?;
+        if rest.get(next) == Some(&b'"') {
+            return Some((at + next + 1, escapes));
         }
-        out.push('/');
-        out.push_str(level.step.get(..level.step.floor_char_boundary(room)).unwrap_or_default());
+        escapes = true;
+        at += next + 2;
     }
-    out
-}
-
-/// The bytes of the string literal at the start of `text`, quotes included; `None` when its end is missing.
-fn literal_len(text: &str) -> Option<usize> {
-    let mut escaped = false;
-    text.bytes().enumerate().skip(1).find_map(|(at, byte)| {
-        let ends = byte == b'"' && !escaped;
-        escaped = byte == b'\\' && !escaped;
-        ends.then_some(at + 1)
-    })
 }
 
 #[cfg(test)]
