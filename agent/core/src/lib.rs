@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod approval;
+mod canonical;
 pub mod http1;
 pub mod ids;
 pub mod mask;

@@ -360,7 +360,7 @@ pub struct CanonicalError(#[from] serde_json::Error);
 impl<T: Recordable> Event<T> {
     /// The bytes that are stored, shipped and hashed (RFC 8785).
     pub fn canonical(&self) -> Result<Vec<u8>, CanonicalError> {
-        Ok(serde_json_canonicalizer::to_vec(self)?)
+        Ok(crate::canonical::to_vec(self)?)
     }
 }
 
@@ -382,7 +382,7 @@ impl Stored {
         if event.v != VERSION {
             return Err(ReadError::Version(event.v));
         }
-        if serde_json_canonicalizer::to_vec(&event)? != canonical {
+        if crate::canonical::to_vec(&event)? != canonical {
             return Err(ReadError::NotCanonical);
         }
         Ok(event)
