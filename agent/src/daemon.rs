@@ -20,7 +20,7 @@ use crate::account::{Accounts, Listener};
 use crate::admin::{self, CaStatus, CallStatus, ConnectStatus, Desk, ListenStatus, SpoolStatus, Status};
 use crate::approval::Approvals;
 use crate::config::{Config, Failure, Mode};
-use crate::gate::{Gate, HeldCalls, Place};
+use crate::gate::{Gate, HeldCalls, Place, Sessions};
 use crate::handover::{Asking, Sockets};
 use crate::intercept::{Interceptor, Listeners};
 use crate::kernel::pins::Pins;
@@ -145,6 +145,7 @@ impl Agent {
             limits: config.limits,
             place: place.clone(),
             held: HeldCalls::default(),
+            sessions: Sessions::default(),
             shares: Shares::new(&config.limits),
             tasks: Tasks::default(),
         });

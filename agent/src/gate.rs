@@ -9,10 +9,12 @@ mod call;
 mod contents;
 mod held;
 mod hold;
+mod marks;
 mod mirror;
 mod permit;
 mod reply;
 mod rewrite;
+mod session;
 mod told;
 mod untrusted;
 
@@ -20,8 +22,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::StatusCode;
 use http::request::Parts;
+use http::{Method, StatusCode};
 use hyper::body::Incoming;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
@@ -36,6 +38,7 @@ use weir_core::record::{self, CallResult, Caller, Direction, MessageLabel};
 
 pub use held::HeldCalls;
 pub use permit::{Clearance, NotCleared, Permit, Recorded};
+pub use session::{MAX_SESSIONS, Session, Sessions, StreamGone, StreamWriter};
 pub use untrusted::Refusal;
 
 use crate::approval::Approvals;
@@ -50,6 +53,7 @@ use crate::tasks::Tasks;
 use call::{OpenCall, WaitingCall};
 use contents::{Contents, NothingCalled};
 use held::CallName;
+use session::Exchange;
 
 /// What every exchange needs.
 pub struct Gate {
@@ -62,6 +66,8 @@ pub struct Gate {
     pub place: Place,
     /// The calls that wait for a human now.
     pub held: HeldCalls,
+    /// What is known of the sessions that go through here.
+    pub sessions: Sessions,
     /// What each job may take of all this.
     pub shares: Shares,
     /// Owns the tasks that serve connections.
@@ -169,15 +175,17 @@ impl Gate {
             return Ok(reply);
         }
         let (mut calls, form) = (Vec::new(), reply::Form::asked_for(&request.parts.headers));
+        let session = self.session_of(flow, &request.parts);
+        let batch = matches!(body, jsonrpc::Body::Batch(_));
         for message in body.messages() {
             if message.method().is_none() {
-                self.note_message(flow, None, Direction::ClientToServer, message).await?;
+                self.note_response(flow, &session, message).await?;
                 continue;
             }
             if let Some(id) = message.cancels() {
                 self.held.take_back(&self.name_of_call(flow, &request.parts, &id));
             }
-            match self.open_call(flow, &request.parts, message, started).await {
+            match self.open_call(flow, &request.parts, (&session, message), batch, started).await {
                 Ok(call) => calls.push(call),
                 // The calls opened before this one are let go: their records end as aborted.
                 Err(error) => return Ok(reply::unrecordable(form, &body, &error)),
@@ -210,15 +218,7 @@ impl Gate {
 
     /// What the client calls one of its calls.
     fn name_of_call(&self, flow: &Flow, parts: &Parts, id: &RequestId) -> CallName {
-        CallName::new(&flow.caller, self.session(parts), id)
-    }
-
-    /// A pseudonym of the MCP session: its id would let whoever reads it take the session over.
-    fn session(&self, parts: &Parts) -> Option<Masked<String>> {
-        let ids: Vec<&[u8]> =
-            parts.headers.get_all("mcp-session-id").iter().map(|value| value.as_bytes()).collect();
-        let id = String::from_utf8_lossy(&ids.join(&b", "[..])).into_owned();
-        (!ids.is_empty()).then(|| self.masker.pseudonym_of("session", &id))
+        CallName::new(&flow.caller, self.session(&parts.headers), id)
     }
 
     /// All calls are allowed and recorded: they go upstream.
@@ -248,8 +248,9 @@ impl Gate {
         calls: Vec<WaitingCall>,
         asker: &mut Asker,
     ) -> Answer {
+        let exchange = self.exchange_of(flow, &request.parts);
         let (answer, calls) = self.send(flow, request, permit, calls, asker.closed()).await?;
-        Ok(self.carry_back(flow, answer, calls))
+        Ok(self.carry_back(flow, exchange, answer, calls))
     }
 
     /// Sends on, unless the client leaves before: then nothing goes upstream any more, and a server that has the
@@ -307,14 +308,21 @@ impl Gate {
         let (line, sent) = (self.line(&request.parts.method, &request.parts.uri), request.body.len());
         let upgrade = request.upgrade.take();
         let permit = Permit::for_no_call(nothing);
+        let exchange = self.exchange_of(flow, &request.parts);
+        let ends = request.parts.method == Method::DELETE && exchange.session.name.is_some();
+        let digest = (sent > 0).then(|| self.masker.digest(&request.body));
         let answer =
             self.send(flow, request, permit, Vec::new(), asker.closed()).await.map(|(answer, _)| answer);
-        self.note_exchange(flow, line, Some(sent), &answer).await?;
+        if ends && answer.as_ref().is_ok_and(|answer| answer.status().is_success()) {
+            self.sessions.end(&exchange.session);
+            exchange.session.parked().iter().for_each(|open| open.give_up());
+        }
+        self.note_exchange(flow, &exchange, line, Some((sent, digest)), &answer).await?;
         match (answer?, upgrade) {
             (answer, Some(client)) if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 Ok(self.tunnel(flow, client, answer))
             }
-            (answer, _) => Ok(self.carry_back(flow, answer, Vec::new())),
+            (answer, _) => Ok(self.carry_back(flow, exchange, answer, Vec::new())),
         }
     }
 
@@ -328,17 +336,19 @@ impl Gate {
         let permit = Permit::for_no_call(NothingCalled::in_stream(&request));
         let StreamedRequest { parts, body } = request;
         let line = self.line(&parts.method, &parts.uri);
+        let exchange = self.exchange_of(flow, &parts);
         let answer = self.send_parts(flow, parts, body, permit, asker.closed()).await;
-        self.note_exchange(flow, line, None, &answer).await?;
-        Ok(self.carry_back(flow, answer?, Vec::new()))
+        self.note_exchange(flow, &exchange, line, None, &answer).await?;
+        Ok(self.carry_back(flow, exchange, answer?, Vec::new()))
     }
 
-    /// Records an exchange that is no MCP. `sent` are the bytes of its request's body, if it was read.
+    /// Records an exchange that is no MCP. `sent` are the bytes of its request's body and their digest, if it was read.
     async fn note_exchange(
         &self,
         flow: &Flow,
+        exchange: &Exchange,
         line: Masked<String>,
-        sent: Option<usize>,
+        sent: Option<(usize, Option<String>)>,
         answer: &Result<Response<Incoming>, Broken>,
     ) -> Result<(), LedgerError> {
         let (label, end) = match answer {
@@ -350,11 +360,13 @@ impl Gate {
         };
         let payload = record::Payload {
             text: line.then(&self.masker.text(&end)),
-            bytes: sent.unwrap_or_default() as u64,
-            truncated: sent != Some(0),
+            truncated: sent.as_ref().is_none_or(|(bytes, _)| *bytes > 0),
+            bytes: sent.as_ref().map_or(0, |(bytes, _)| *bytes as u64),
+            digest: sent.and_then(|(_, digest)| digest),
             ..record::Payload::default()
         };
-        self.note(flow, None, Direction::ClientToServer, "", label, payload).await
+        let about = (&*exchange.session, Direction::ClientToServer);
+        self.note_unread(flow, about, label, None, payload).await
     }
 
     /// Both sides have agreed on a web socket: its bytes are passed on unread until one side ends it.

@@ -1,5 +1,5 @@
-//! Shares: what each job may take of what all jobs have in common: connections, open calls, holds, and bytes kept
-//! in memory. No job gets more than half of any, so one that takes all it can leaves room for others. A job is
+//! Shares: what each job may take of what all jobs have in common: connections, open calls, holds, sessions, and bytes
+//! kept in memory. No job gets more than half of any, so one that takes all it can leaves room for others. A job is
 //! known by the cgroup that the kernel saw it in.
 
 use std::collections::HashMap;
@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::config::Limits;
+use crate::gate::MAX_SESSIONS;
 use crate::ledger::MAX_OPEN_RECORDS;
 
 /// All that there is to share.
@@ -24,6 +25,7 @@ pub struct Share {
     flows: Pool,
     calls: Pool,
     holds: Pool,
+    sessions: Pool,
     bytes: Pool,
 }
 
@@ -65,6 +67,7 @@ impl Shares {
             flows: pool(most.flows),
             calls: pool(most.calls),
             holds: pool(holds),
+            sessions: pool(MAX_SESSIONS),
             bytes: pool(bytes),
         };
         Self { most, all, jobs: Mutex::default() }
@@ -85,6 +88,7 @@ impl Shares {
             flows: half(&self.all.flows, self.most.flows),
             calls: half(&self.all.calls, self.most.calls),
             holds: half(&self.all.holds, self.most.holds),
+            sessions: half(&self.all.sessions, MAX_SESSIONS),
             bytes: half(&self.all.bytes, self.most.bytes),
         });
         jobs.insert(cgroup, Arc::downgrade(&share));
@@ -106,6 +110,11 @@ impl Share {
     /// Room for a call that waits for a human.
     pub fn hold(&self) -> Option<Taken> {
         self.holds.take(1).map(Taken)
+    }
+
+    /// Room for what is known of a session.
+    pub fn session(&self) -> Option<Taken> {
+        self.sessions.take(1).map(Taken)
     }
 
     /// Room for content in memory: none yet.

@@ -169,7 +169,7 @@ async fn each_way_to_answer_a_call_has_its_outcome() {
     let other = r#"{"jsonrpc":"2.0","id":"1","result":{}}"#;
     let batch = format!("[{other},{ok}]");
     let events = |data: &[&str]| {
-        let events: String = data.iter().map(|data| format!("id: 1\ndata: {data}\n\n")).collect();
+        let events: String = data.iter().map(|data| format!("data: {data}\n\n")).collect();
         format!(
             "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n: hi\n\n{events}"
         )
@@ -185,7 +185,7 @@ async fn each_way_to_answer_a_call_has_its_outcome() {
         (json("200 OK", other), Unparsed, Some(200), None),
         (json("200 OK", &batch), Ok, Some(200), None),
         (json("200 OK", "{"), Unparsed, Some(200), None),
-        (json("202 Accepted", ""), Unparsed, Some(202), None),
+        (json("202 Accepted", ""), Unanswered, Some(202), None),
         (ok.len().to_string(), UpstreamFailed, None, None),
         (
             "HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n".into(),
@@ -194,8 +194,8 @@ async fn each_way_to_answer_a_call_has_its_outcome() {
             None,
         ),
         (events(&[progress, asks, ok, progress]), Ok, Some(200), None),
-        (events(&[progress]), Unparsed, Some(200), None),
-        (events(&[other]), Unparsed, Some(200), None),
+        (events(&[progress]), Unanswered, Some(200), None),
+        (events(&[other]), Unanswered, Some(200), None),
         (events(&["nonsense", ok]), Ok, Some(200), None),
         (
             json("200 OK", ok).replace("content-length: 3", "content-length: 9"),
@@ -298,6 +298,6 @@ async fn a_clients_response_goes_on_without_a_call() {
     assert_eq!(server.request().await.1, response);
     server.say("HTTP/1.1 202 Accepted\r\ncontent-length: 0\r\n\r\n").await;
     assert_eq!(soon(answer).await.unwrap().unwrap().0, 202);
-    assert_eq!(stage.messages(MessageLabel::Response, 1).await, [r#"{"role":"user"}"#]);
+    assert_eq!(stage.messages(MessageLabel::UnaskedResponse, 1).await, [r#"{"role":"user"}"#]);
     assert!(!stage.events().iter().any(|event| matches!(event, Body::Intent(_))));
 }

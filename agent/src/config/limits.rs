@@ -32,6 +32,9 @@ pub struct Limits {
     /// How long a connection to a server may take to stand.
     #[serde(deserialize_with = "duration")]
     pub upstream_timeout: Duration,
+    /// How long a call waits for an answer that may still come on another stream than its own.
+    #[serde(deserialize_with = "duration")]
+    pub answer_timeout: Duration,
     /// How long an agent that was replaced may go on with the connections it has. Held calls end at their own deadline.
     #[serde(deserialize_with = "duration")]
     pub drain: Duration,
@@ -49,6 +52,7 @@ impl Default for Limits {
             client_timeout: Duration::from_secs(15),
             idle_timeout: Duration::from_secs(120),
             upstream_timeout: Duration::from_secs(10),
+            answer_timeout: Duration::from_secs(10 * 60),
             drain: Duration::from_secs(15 * 60),
         }
     }

@@ -4,18 +4,24 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt;
 use hyper::Response;
 use hyper::body::{Body as _, Frame, Incoming};
-use weir_core::mcp::jsonrpc::{Body as Messages, Message};
+use tokio::sync::mpsc;
+use weir_core::ids::CallId;
+use weir_core::mask::{Digesting, Masked};
+use weir_core::mcp::jsonrpc::{Body as Messages, Message, RequestId};
 use weir_core::mcp::sse;
-use weir_core::record::{CallResult, Direction, MessageLabel};
+use weir_core::record::{CallResult, Direction, MessageLabel, Payload, Unread};
 
-use super::call::WaitingCall;
+use super::call::{Ended, WaitingCall};
+use super::marks::unread;
 use super::rewrite::Rewriting;
+use super::session::{self, Exchange, Injected, Session, resolve, stream};
 use super::{Flow, Gate};
 use crate::http::{self as room, Body, Decoder, Pieces, body_of_pieces, claims_json, is_event_stream};
+use crate::ledger::LedgerError;
 use crate::share::Kept;
 
 /// How an answer's bytes go on to the client.
@@ -32,12 +38,13 @@ impl Gate {
     pub(super) fn carry_back(
         self: &Arc<Self>,
         flow: &Arc<Flow>,
+        exchange: Exchange,
         answer: Response<Incoming>,
         calls: Vec<WaitingCall>,
     ) -> Response<Body> {
         let (mut head, body) = answer.into_parts();
         let (pieces, client_body) = body_of_pieces();
-        let reading = Reading::new(self.clone(), flow.clone(), head.status.as_u16(), &head.headers, calls);
+        let reading = Reading::new(self.clone(), flow.clone(), exchange, (head.status, &head.headers), calls);
         reading.rewriting.head(&mut head.headers);
         self.tasks.spawn(reading.carry(body, pieces, Framing::AsIs));
         room::answer(&mut head);
@@ -58,14 +65,29 @@ enum Kind {
 pub(super) struct Reading {
     gate: Arc<Gate>,
     flow: Arc<Flow>,
+    exchange: Exchange,
+    /// The session that the server began with this answer.
+    begins: Option<Arc<Session>>,
     status: u16,
     kind: Kind,
     /// Of a body that is encoded: it is read decoded, and passed on as it came.
     decoder: Option<Decoder>,
     /// Bytes of the body so far, decoded.
     bytes: usize,
+    /// Why the body is not, or no longer, kept whole; and then the digest of all of it.
+    unread: Option<Unread>,
+    digest: Option<Digesting>,
     kept: Kept,
     calls: Vec<WaitingCall>,
+    /// The ids that were answered here, and whose they were.
+    answered: Vec<(RequestId, CallId)>,
+    /// An event had an id: the client may take up the stream where it broke off.
+    resumable: bool,
+    /// No event came yet.
+    first: bool,
+    injected: Option<mpsc::Receiver<Injected>>,
+    /// This is the stream of a legacy session.
+    legacy: bool,
     /// What of it the client gets.
     pub rewriting: Rewriting,
 }
@@ -74,12 +96,13 @@ impl Reading {
     pub fn new(
         gate: Arc<Gate>,
         flow: Arc<Flow>,
-        status: u16,
-        headers: &HeaderMap,
+        mut exchange: Exchange,
+        (status, headers): (StatusCode, &HeaderMap),
         calls: Vec<WaitingCall>,
     ) -> Self {
         let decoder = Decoder::of(headers);
-        let kind = if decoder.is_err() {
+        let coded = decoder.is_err();
+        let kind = if coded {
             Kind::Unread("in a content encoding that was not asked for")
         } else if is_event_stream(headers) {
             Kind::Events(sse::Parser::new(gate.limits.message))
@@ -88,10 +111,37 @@ impl Reading {
         } else {
             Kind::Whole(Vec::new())
         };
-        let kept = flow.share.keep();
+        let named = status.is_success().then(|| gate.session(headers)).flatten();
+        let begins = named
+            .filter(|name| exchange.session.name.as_ref() != Some(name))
+            .map(|name| gate.sessions.named(&flow, name));
+        if let Some(session) = &begins {
+            exchange.session = session.clone();
+        }
+        let digest = (coded && !calls.is_empty()).then(|| gate.masker.digesting());
+        let (kept, status) = (flow.share.keep(), status.as_u16());
         let rewriting = gate.rewriting(&flow, status, headers, &calls);
         let decoder = decoder.unwrap_or_default();
-        Self { rewriting, gate, flow, status, kind, decoder, bytes: 0, kept, calls }
+        Self {
+            gate,
+            flow,
+            exchange,
+            begins,
+            status,
+            kind,
+            decoder,
+            bytes: 0,
+            unread: coded.then_some(Unread::Encoded),
+            digest,
+            kept,
+            calls,
+            answered: Vec::new(),
+            resumable: false,
+            first: true,
+            injected: None,
+            legacy: false,
+            rewriting,
+        }
     }
 
     /// Passes on each frame, reads it, and closes the calls. Ends when the body or the client does.
@@ -99,8 +149,17 @@ impl Reading {
         let mut envelope = Envelope::new(framing, &self.kind);
         // A client's reader also leaves when it has all that was announced; that is the end, and no departure.
         while !body.is_end_stream() {
+            let between = self.between_events();
             let frame = tokio::select! {
                 biased;
+                injected = next(&mut self.injected), if between => {
+                    let Injected { text, done } = injected;
+                    if pieces.send(Frame::data(text.into())).await.is_err() {
+                        return self.ended(CallResult::ClientGone, "the client left");
+                    }
+                    let _ = done.send(());
+                    continue;
+                }
                 frame = body.frame() => frame,
                 () = pieces.reader_gone() => return self.ended(CallResult::ClientGone, "the client left"),
             };
@@ -148,6 +207,10 @@ impl Reading {
         self.finish().await;
     }
 
+    fn between_events(&self) -> bool {
+        matches!(&self.kind, Kind::Events(parser) if parser.between_events())
+    }
+
     /// Reads what came, decoded.
     async fn read(&mut self, data: &Bytes) {
         let Some(decoder) = &mut self.decoder else { return self.read_decoded(data).await };
@@ -155,6 +218,7 @@ impl Reading {
             Ok(decoded) => self.read_decoded(&decoded).await,
             Err(_) => {
                 self.bytes = self.bytes.saturating_add(data.len());
+                self.unread = Some(Unread::Encoded);
                 self.kind = Kind::Unread("not what its Content-Encoding says, or far more than its size");
             }
         }
@@ -162,6 +226,9 @@ impl Reading {
 
     async fn read_decoded(&mut self, data: &[u8]) {
         self.bytes = self.bytes.saturating_add(data.len());
+        if let Some(digest) = &mut self.digest {
+            return digest.update(data);
+        }
         let mut events = Vec::new();
         match &mut self.kind {
             Kind::Events(parser) => {
@@ -173,8 +240,15 @@ impl Reading {
             }
             Kind::Whole(whole) => {
                 let part = data.len().min(self.gate.limits.message.saturating_sub(whole.len()));
-                // What does not follow what is there would be another text.
-                if whole.len() + data.len() == self.bytes && self.kept.grow(part) {
+                let room = self.kept.grow(part);
+                if part < data.len() || !room {
+                    self.unread = Some(if room { Unread::TooLarge } else { Unread::NoRoom });
+                    let mut digest = self.gate.masker.digesting();
+                    digest.update(whole);
+                    digest.update(data);
+                    self.digest = Some(digest);
+                }
+                if room {
                     whole.extend_from_slice(data.get(..part).unwrap_or_default());
                 }
             }
@@ -186,94 +260,195 @@ impl Reading {
     }
 
     async fn event(&mut self, event: Result<sse::Event, sse::TooLarge>) {
-        match event {
-            Ok(event) if event.data.is_empty() => {}
-            Ok(event) => match Messages::parse(event.data.as_bytes()) {
-                Ok(messages) => self.messages(&messages).await,
-                Err(_) => self.unparsed(&event.data).await,
-            },
-            Err(too_large) => self.unparsed(&too_large.to_string()).await,
+        let first = std::mem::take(&mut self.first);
+        let event = match event {
+            Ok(event) => event,
+            Err(too_large) => return self.unparsed(&too_large.to_string(), Unread::TooLarge).await,
+        };
+        if event.id.is_some() && !self.resumable {
+            self.resumable = true;
+            self.calls.iter().for_each(|call| call.open.may_move());
         }
+        if event.data.is_empty() {
+            return;
+        }
+        if first && event.name == "endpoint" && self.announced(&event.data).await {
+            return;
+        }
+        match Messages::parse(event.data.as_bytes()) {
+            Ok(messages) => self.messages(&messages).await,
+            Err(error) => self.unparsed(&event.data, unread(&error)).await,
+        }
+    }
+
+    /// A legacy server says where to post: what is posted there is answered on this stream.
+    async fn announced(&mut self, endpoint: &str) -> bool {
+        let target = self.exchange.get.as_deref().and_then(|base| resolve(base, endpoint));
+        let Some(target) = target else { return false };
+        let text = Masked::literal("event: endpoint ").then(&self.gate.masker.target(&target));
+        let session = self.gate.endpoint(&self.flow, target);
+        // Into an encoded stream nothing can be put.
+        if self.decoder.is_none() {
+            let (writer, injected) = stream();
+            session.open_stream(writer);
+            self.injected = Some(injected);
+        }
+        self.legacy = true;
+        self.exchange.session = session;
+        self.note_unread(MessageLabel::Http, None, self.gate.payload_of_masked(text)).await;
+        true
     }
 
     async fn messages(&mut self, messages: &Messages) {
         for message in messages.messages() {
-            match self.answered_by(message) {
-                Some(at) => self.calls.swap_remove(at).answered(&self.gate, self.status, message),
-                None => self.note(message).await,
+            match message {
+                Message::Response { id, .. } => self.response(id.as_ref(), message).await,
+                _ => self.told(message).await,
             }
         }
     }
 
-    /// Which of the waiting calls a message answers.
-    fn answered_by(&self, message: &Message) -> Option<usize> {
-        match message {
-            Message::Response { id: Some(id), .. } => {
-                self.calls.iter().position(|call| call.request_id.as_ref().is_some_and(|own| own.means(id)))
+    async fn response(&mut self, id: Option<&RequestId>, message: &Message) {
+        if let Some(at) = self.own(id, message) {
+            let call = self.calls.swap_remove(at);
+            call.open.answered(&self.gate, self.status, message, self.begins.as_ref());
+            self.answered.extend(call.request_id.map(|id| (id, call.call_id)));
+            return;
+        }
+        let session = &self.exchange.session;
+        let before = id.and_then(|id| self.answered.iter().find(|(own, _)| own.means(id)));
+        let (label, call) = match (before, id.map(|id| session.response(id))) {
+            (Some((_, call)), _) => (MessageLabel::RepeatedResponse, Some(call.clone())),
+            (None, Some(session::Response::To(open))) => {
+                return open.answered(&self.gate, self.status, message, None);
             }
+            (None, Some(session::Response::Repeated(call))) => (MessageLabel::RepeatedResponse, Some(call)),
+            (None, Some(session::Response::Late(call))) => (MessageLabel::LateResponse, Some(call)),
+            (None, Some(session::Response::Unasked) | None) => (MessageLabel::UnaskedResponse, None),
+        };
+        let noted = self.gate.note_stray(&self.flow, session, (label, call), message).await;
+        not_recorded(noted);
+    }
+
+    /// Which of the exchange's own calls a response answers.
+    fn own(&self, id: Option<&RequestId>, message: &Message) -> Option<usize> {
+        match (id, message) {
+            (Some(id), _) => self.calls.iter().position(|call| {
+                call.request_id.as_ref().is_some_and(|own| own.means(id)) && call.open.is_open()
+            }),
             // An error of a request whose id the server could not read: of the only one that there is.
-            Message::Response { id: None, result: Err(_) } if self.calls.len() == 1 => Some(0),
+            (None, Message::Response { result: Err(_), .. }) if self.calls.len() == 1 => Some(0),
             _ => None,
         }
     }
 
-    async fn note(&self, message: &Message) {
+    async fn told(&self, message: &Message) {
         // While a single call waits, what comes in its answer belongs to it.
         let call = match self.calls.as_slice() {
             [call] => Some(&call.call_id),
             _ => None,
         };
-        let noted = self.gate.note_message(&self.flow, call, Direction::ServerToClient, message).await;
-        if let Err(error) = noted {
-            tracing::error!(%error, "a server's message was not recorded");
-        }
+        not_recorded(self.gate.note_told(&self.flow, &self.exchange.session, call, message).await);
     }
 
-    async fn unparsed(&self, text: &str) {
-        let payload = self.gate.payload_of_json(text);
-        let direction = Direction::ServerToClient;
-        let noted = self.gate.note(&self.flow, None, direction, "", MessageLabel::Unparsed, payload).await;
-        if let Err(error) = noted {
-            tracing::error!(%error, "a server's message was not recorded");
-        }
+    async fn unparsed(&self, text: &str, why: Unread) {
+        self.note_unread(MessageLabel::Unparsed, Some(why), self.gate.payload_of_json(text)).await;
     }
 
-    /// The body is over: what is still open gets its outcome.
+    async fn note_unread(&self, label: MessageLabel, why: Option<Unread>, payload: Payload<Masked<String>>) {
+        let about = (&*self.exchange.session, Direction::ServerToClient);
+        not_recorded(self.gate.note_unread(&self.flow, about, label, why, payload).await);
+    }
+
+    /// The body is over: what is still open gets its outcome, or waits for an answer on another stream.
     async fn finish(mut self) {
-        let text = match std::mem::replace(&mut self.kind, Kind::Unread("")) {
+        let mut why = self.unread;
+        let (text, events) = match std::mem::replace(&mut self.kind, Kind::Unread("")) {
             Kind::Events(parser) => {
                 let mut events = Vec::new();
                 parser.finish(|event| events.push(event));
                 for event in events {
                     self.event(event).await;
                 }
-                String::new()
+                (String::new(), true)
             }
             Kind::Whole(whole) => {
-                if whole.len() == self.bytes
-                    && let Ok(messages) = Messages::parse(&whole)
-                {
-                    self.messages(&messages).await;
+                if why.is_none() {
+                    why = Some(Unread::NoAnswer);
+                    match Messages::parse(&whole) {
+                        Ok(messages) => self.messages(&messages).await,
+                        Err(error) => why = Some(unread(&error)),
+                    }
                 }
-                String::from_utf8_lossy(&whole).into_owned()
+                (String::from_utf8_lossy(&whole).into_owned(), false)
             }
-            Kind::Unread(why) => format!("not read: {why}"),
+            Kind::Unread(told) => (format!("not read: {told}"), false),
         };
-        for call in std::mem::take(&mut self.calls) {
+        let digest = self.digest.take().map(Digesting::finish);
+        let legacy = self.exchange.session.kind == session::Kind::Endpoint;
+        for call in std::mem::take(&mut self.calls).into_iter().filter(|call| call.open.is_open()) {
             let result = match (self.status, &call.request_id) {
                 (400.., _) => CallResult::Error,
                 // A notification gets no answer but 202.
                 (_, None) => CallResult::Ok,
+                (_, Some(_)) if legacy || (events && self.resumable) => {
+                    call.open.park(&self.gate, CallResult::Unanswered, self.status);
+                    continue;
+                }
+                (_, Some(_)) if events || self.bytes == 0 => CallResult::Unanswered,
                 (_, Some(_)) => CallResult::Unparsed,
             };
-            call.close(result, Some(self.status), None, self.gate.payload_of_part(&text, self.bytes));
+            let payload = match digest {
+                None if self.unread.is_none() => self.gate.payload_of_json(&text),
+                _ => self.gate.payload_of_part(&text, self.bytes, digest.clone()),
+            };
+            let unread = why.filter(|_| result == CallResult::Unparsed);
+            let http_status = Some(self.status);
+            call.open.close(result, Ended { http_status, payload, unread, ..Ended::default() });
         }
+        self.stream_over(CallResult::Unanswered);
     }
 
     fn ended(&mut self, result: CallResult, reason: &str) {
         for call in std::mem::take(&mut self.calls) {
-            call.close(result, Some(self.status), None, self.gate.payload_of_text(reason));
+            // To leave a stream that can be taken up again is not to leave the call.
+            if self.resumable && result == CallResult::ClientGone && call.request_id.is_some() {
+                call.open.park(&self.gate, result, self.status);
+            } else {
+                call.close(result, Some(self.status), None, self.gate.payload_of_text(reason));
+            }
         }
+        self.stream_over(result);
+    }
+
+    /// A legacy session ends with its stream: nothing that waits there will be answered.
+    fn stream_over(&mut self, result: CallResult) {
+        if !std::mem::take(&mut self.legacy) {
+            return;
+        }
+        self.injected = None;
+        self.gate.sessions.end(&self.exchange.session);
+        for open in self.exchange.session.parked() {
+            let payload = self.gate.payload_of_text("the session's stream ended");
+            open.close(result, Ended { http_status: Some(self.status), payload, ..Ended::default() });
+        }
+    }
+}
+
+/// The next event that is to be put into a stream, if it takes any.
+async fn next(injected: &mut Option<mpsc::Receiver<Injected>>) -> Injected {
+    match injected {
+        Some(receiver) => match receiver.recv().await {
+            Some(injected) => injected,
+            None => std::future::pending().await,
+        },
+        None => std::future::pending().await,
+    }
+}
+
+fn not_recorded(noted: Result<(), LedgerError>) {
+    if let Err(error) = noted {
+        tracing::error!(%error, "a server's message was not recorded");
     }
 }
 

@@ -122,13 +122,14 @@ impl Gate {
                 return if told { pieces.end_with(error(&reason)).await } else { pieces.end().await };
             }
         };
+        let exchange = self.exchange_of(flow, &request.parts);
         let (answer, calls) = match self.send(flow, request, permit, vec![call], pieces.reader_gone()).await {
             Ok(answered) => answered,
             Err(broken) => return pieces.end_with(error(&format!("Weir: {broken}"))).await,
         };
         let (head, body) = answer.into_parts();
         let status = head.status;
-        let reading = Reading::new(self, flow.clone(), status.as_u16(), &head.headers, calls);
+        let reading = Reading::new(self, flow.clone(), exchange, (status, &head.headers), calls);
         if status.is_success() {
             return reading.carry(body, pieces, Framing::AsEvents).await;
         }

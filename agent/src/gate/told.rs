@@ -2,14 +2,16 @@
 //! that it turned away. All text goes out masked.
 
 use http::{Method, Uri};
-use weir_core::ids::CallId;
+use weir_core::ids::{CallId, MessageId};
 use weir_core::mask::Masked;
-use weir_core::mcp::jsonrpc::Message;
-use weir_core::record::{self, Direction, MessageLabel};
+use weir_core::mcp::jsonrpc::{Message, RequestId};
+use weir_core::record::{self, Direction, MessageLabel, Unread};
 
 use super::call::MAX_NAME;
+use super::session::{Asked, Session};
 use super::{Flow, Gate};
 use crate::ledger::LedgerError;
+use crate::random;
 
 impl Gate {
     /// A request's first line, for the record.
@@ -28,20 +30,122 @@ impl Gate {
         self.note(flow, None, Direction::ClientToServer, "", label, payload).await
     }
 
-    pub(super) async fn note_message(
+    /// A client's response to a request of the server's.
+    pub(super) async fn note_response(
         &self,
         flow: &Flow,
-        call: Option<&CallId>,
-        direction: Direction,
+        session: &Session,
         message: &Message,
     ) -> Result<(), LedgerError> {
-        let label = match message {
-            Message::Request { .. } => MessageLabel::Request,
-            Message::Notification { .. } => MessageLabel::Notification,
-            Message::Response { .. } => MessageLabel::Response,
+        let asked = message.id().and_then(|id| session.answers(id));
+        let label = match &asked {
+            Some(asked) if asked.answered => MessageLabel::RepeatedResponse,
+            Some(_) => MessageLabel::Response,
+            None => MessageLabel::UnaskedResponse,
         };
-        let method = message.method().unwrap_or_default();
-        self.note(flow, call, direction, method, label, self.payload_of_json(message.content())).await
+        let mut record = self.describe_message(flow, session, Direction::ClientToServer, message, label);
+        if let Some(asked) = asked {
+            record.method = asked.method;
+            record.call_id = asked.call;
+            record.answers = Some(asked.message_id);
+        }
+        self.ledger.note(record).await
+    }
+
+    /// A server's request or notification. `call` is the one in whose answer it came, if only that can be meant.
+    pub(super) async fn note_told(
+        &self,
+        flow: &Flow,
+        session: &Session,
+        call: Option<&CallId>,
+        message: &Message,
+    ) -> Result<(), LedgerError> {
+        let (label, method) = match message {
+            Message::Request { method, .. } => (MessageLabel::Request, method.as_str()),
+            Message::Notification { method, .. } => (MessageLabel::Notification, method.as_str()),
+            Message::Response { .. } => (MessageLabel::Response, ""),
+        };
+        let mut record = self.describe_message(flow, session, Direction::ServerToClient, message, label);
+        if let Some(about) = message.about() {
+            record.marks = self.marks(method, about);
+            let of = |id: &Option<RequestId>, find: fn(&Session, &RequestId) -> Option<CallId>| {
+                id.as_ref().and_then(|id| find(session, id))
+            };
+            record.call_id = match method {
+                "notifications/progress" => of(&about.progress_token, Session::progress),
+                _ => of(&about.subscription, Session::call),
+            }
+            .or_else(|| record.marks.task.as_ref().and_then(|task| session.origin_of(task)))
+            .or_else(|| call.cloned());
+            if method == "notifications/cancelled" {
+                let asked = about.request_id.as_ref().and_then(|id| session.asked(id));
+                if let Some(asked) = asked {
+                    record.marks.regards_message = Some(asked.message_id);
+                    record.call_id = asked.call.or(record.call_id);
+                }
+            }
+            if let Message::Request { id, .. } = message {
+                let message_id = MessageId::from_random(random::bytes());
+                record.message_id = Some(message_id.clone());
+                let call = record.call_id.clone();
+                let asked = Asked { message_id, method: record.method.clone(), call, answered: false };
+                session.asks(id, about.progress_token.as_ref(), asked);
+            }
+        }
+        self.ledger.note(record).await
+    }
+
+    /// A server's response that answers no call that waits for it.
+    pub(super) async fn note_stray(
+        &self,
+        flow: &Flow,
+        session: &Session,
+        (label, call): (MessageLabel, Option<CallId>),
+        message: &Message,
+    ) -> Result<(), LedgerError> {
+        let mut record = self.describe_message(flow, session, Direction::ServerToClient, message, label);
+        record.call_id = call;
+        self.ledger.note(record).await
+    }
+
+    fn describe_message(
+        &self,
+        flow: &Flow,
+        session: &Session,
+        direction: Direction,
+        message: &Message,
+        label: MessageLabel,
+    ) -> record::Message<Masked<String>> {
+        let method = self.masker.name(message.method().unwrap_or_default(), MAX_NAME);
+        let payload = self.payload_of_json(message.content());
+        record::Message {
+            request_id: message.id().map(|id| self.masker.name(id.as_json(), MAX_NAME)),
+            session: session.name.clone(),
+            protocol_version: session.version(),
+            error_code: match message {
+                Message::Response { result: Err(error), .. } => Some(error.code),
+                _ => None,
+            },
+            ..record::Message::new(flow.id.clone(), direction, method, label, payload)
+        }
+    }
+
+    /// Something of a session that was not read as MCP, or is none.
+    pub(super) async fn note_unread(
+        &self,
+        flow: &Flow,
+        (session, direction): (&Session, Direction),
+        label: MessageLabel,
+        unread: Option<Unread>,
+        payload: record::Payload<Masked<String>>,
+    ) -> Result<(), LedgerError> {
+        let nothing = Masked::default();
+        let message = record::Message {
+            session: session.name.clone(),
+            unread,
+            ..record::Message::new(flow.id.clone(), direction, nothing, label, payload)
+        };
+        self.ledger.note(message).await
     }
 
     pub(super) async fn note(
@@ -61,16 +165,26 @@ impl Gate {
     }
 
     pub(super) fn payload_of_json(&self, text: &str) -> record::Payload<Masked<String>> {
-        self.payload_of_part(text, text.len())
+        let mut payload = self.payload_of_part(text, text.len(), None);
+        if payload.truncated || !payload.masked.is_empty() {
+            payload.digest = Some(self.masker.digest(text.as_bytes()));
+        }
+        payload
     }
 
-    /// The payload of a content of `bytes` bytes, of which the first ones are here.
-    pub(super) fn payload_of_part(&self, text: &str, bytes: usize) -> record::Payload<Masked<String>> {
+    /// The payload of a content of `bytes` bytes, of which the first ones are here, and the digest of all of them if
+    /// that is known.
+    pub(super) fn payload_of_part(
+        &self,
+        text: &str,
+        bytes: usize,
+        digest: Option<String>,
+    ) -> record::Payload<Masked<String>> {
         let limit = self.limits.record_payload;
         let (whole, masked) = self.masker.json_within(text, limit);
         // What stands for a secret may be longer than the secret.
         let truncated = limit < text.len().max(whole.as_str().len()) || text.len() < bytes;
-        record::Payload { text: whole.truncate(limit), bytes: bytes as u64, truncated, masked, digest: None }
+        record::Payload { text: whole.truncate(limit), bytes: bytes as u64, truncated, masked, digest }
     }
 
     pub(super) fn payload_of_text(&self, text: &str) -> record::Payload<Masked<String>> {

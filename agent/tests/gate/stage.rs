@@ -16,7 +16,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::task::TaskTracker;
 use weir::approval::Approvals;
 use weir::config::{Approval, Limits};
-use weir::gate::{Flow, Gate, HeldCalls, Place, Server};
+use weir::gate::{Flow, Gate, HeldCalls, Place, Server, Sessions};
 use weir::http::{Manners, Served, Stream, Upstream, serve};
 use weir::ledger::{Ledger, LedgerConfig};
 use weir::share::Shares;
@@ -121,6 +121,7 @@ impl Stage {
             place: Place { tenant: "t".into(), host: "h".into(), origin: ledger.origin().clone() },
             ledger,
             held: HeldCalls::default(),
+            sessions: Sessions::default(),
             shares,
             tasks: tasks.clone(),
             masker: masker.clone(),

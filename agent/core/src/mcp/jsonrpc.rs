@@ -12,12 +12,19 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 
 use super::TOOLS_CALL;
+use super::about::{About, Outcome};
+use crate::ids::hex;
 use envelope::Envelope;
+
+pub use strict::{MAX_DEPTH, MAX_VALUES};
 
 /// The most messages of one batch.
 pub const MAX_BATCH: usize = 128;
+
+const TOO_MANY_MESSAGES: &str = "128 messages in a batch";
 
 /// The JSON-RPC error code of a call that policy, or an approver, refused. Outside the reserved range, so no
 /// client takes it for a fault of the transport.
@@ -36,6 +43,8 @@ pub enum Message {
 pub struct Params {
     /// To the letter; empty when there are none.
     pub text: String,
+    /// What it says beside the method.
+    pub about: About,
     /// Of a `tools/call`: the tool, empty when the call names none.
     tool: Option<String>,
 }
@@ -45,8 +54,7 @@ pub struct Params {
 pub struct Answer {
     /// To the letter.
     pub text: String,
-    /// Whether it says `"isError": true`.
-    pub is_error: bool,
+    pub says: Outcome,
 }
 
 /// The `error` member of a response.
@@ -74,12 +82,28 @@ impl RequestId {
         }
     }
 
+    /// The same text for one id, however it is written; that of an overlong one is a digest.
+    pub fn key(&self) -> String {
+        let plain = !self.0.bytes().any(|byte| matches!(byte, b'\\' | b'.' | b'e' | b'E'))
+            || (self.0.starts_with('"') && !self.0.contains('\\'));
+        let text = match plain {
+            true => self.0.clone(),
+            false => {
+                serde_json::from_str::<Value>(&self.0).map_or_else(|_| self.0.clone(), |id| id.to_string())
+            }
+        };
+        if text.len() <= MAX_KEY { text } else { hex(&Sha256::digest(text)) }
+    }
+
     /// Whether both are one id, written alike or not (`"a/b"`, `"a\/b"`).
     pub fn means(&self, other: &Self) -> bool {
         let value = |id: &Self| serde_json::from_str::<Value>(&id.0).ok();
         self == other || value(self).is_some_and(|own| value(other) == Some(own))
     }
 }
+
+/// The longest [`RequestId::key`].
+const MAX_KEY: usize = 64;
 
 /// What a body held.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,6 +125,10 @@ pub enum ParseError {
     /// Readable in more than one way (a lenient server may act on it), or past a limit.
     #[error("ambiguous json: {0}")]
     Ambiguous(String),
+    #[error("json that is nested more than {MAX_DEPTH} deep")]
+    TooDeep,
+    #[error("more than {0}")]
+    TooMany(&'static str),
 }
 
 impl Body {
@@ -125,7 +153,7 @@ impl Body {
         for item in items {
             match Message::parse(item.get()) {
                 Ok(_) if messages.len() == MAX_BATCH => {
-                    return Err(ParseError::Ambiguous(format!("a batch of more than {MAX_BATCH} messages")));
+                    return Err(ParseError::TooMany(TOO_MANY_MESSAGES));
                 }
                 Ok(message) => messages.push(message),
                 Err(ParseError::NotJsonRpc(why)) => other = Some(why),
@@ -209,17 +237,19 @@ impl Message {
         }
     }
 
+    /// What the params of a request or notification say.
+    pub fn about(&self) -> Option<&About> {
+        match self {
+            Message::Request { params, .. } | Message::Notification { params, .. } => Some(&params.about),
+            Message::Response { .. } => None,
+        }
+    }
+
     /// The request that a `notifications/cancelled` takes back.
     pub fn cancels(&self) -> Option<RequestId> {
-        #[derive(Deserialize)]
-        struct Cancelled<'a> {
-            #[serde(borrow, rename = "requestId")]
-            request_id: &'a RawValue,
-        }
         match self {
             Message::Notification { method, params } if method == "notifications/cancelled" => {
-                let cancelled: Cancelled = serde_json::from_str(&params.text).ok()?;
-                RequestId::read(cancelled.request_id.get())
+                params.about.request_id.clone()
             }
             _ => None,
         }
@@ -232,7 +262,8 @@ impl Params {
         let text = raw.map_or_else(String::new, |raw| raw.get().to_owned());
         strict::check(&text, if calls_tool { &["name", "arguments"] } else { &[] })?;
         let tool = calls_tool.then(|| tool(&text)).transpose()?;
-        Ok(Self { text, tool })
+        let about = About::of(&text);
+        Ok(Self { text, about, tool })
     }
 }
 
@@ -255,15 +286,8 @@ fn tool(params: &str) -> Result<String, ParseError> {
 
 impl Answer {
     fn read(raw: &RawValue) -> Result<Self, ParseError> {
-        #[derive(Deserialize)]
-        struct Marked<'a> {
-            #[serde(borrow, default, rename = "isError")]
-            is_error: Option<&'a RawValue>,
-        }
         strict::check(raw.get(), &[])?;
-        let marked = serde_json::from_str::<Marked>(raw.get()).ok();
-        let is_error = marked.and_then(|marked| marked.is_error).is_some_and(|value| value.get() == "true");
-        Ok(Self { text: raw.get().to_owned(), is_error })
+        Ok(Self { text: raw.get().to_owned(), says: Outcome::of(raw.get()) })
     }
 }
 

@@ -17,10 +17,11 @@ pub struct Event {
 #[error("an event that is too large to be read")]
 pub struct TooLarge;
 
-/// Reads events out of a byte stream that arrives in pieces.
+/// Reads events out of a byte stream that arrives in pieces. A line that is whole in its piece is read where it lies.
 #[derive(Debug)]
 pub struct Parser {
     limit: usize,
+    /// The beginning of a line whose end has not come.
     line: Vec<u8>,
     event: Event,
     /// Whether the event has a line of data, which may be empty.
@@ -29,6 +30,8 @@ pub struct Parser {
     overflown: bool,
     after_cr: bool,
     at_start: bool,
+    /// Whether nothing came behind the last blank line.
+    fresh: bool,
 }
 
 impl Parser {
@@ -43,31 +46,49 @@ impl Parser {
             overflown: false,
             after_cr: false,
             at_start: true,
+            fresh: true,
         }
     }
 
     /// Takes the next bytes; hands each event that they complete to `on_event`.
     pub fn feed(&mut self, bytes: &[u8], mut on_event: impl FnMut(Result<Event, TooLarge>)) {
-        for &byte in bytes {
-            let newline_of_crlf = std::mem::take(&mut self.after_cr) && byte == b'\n';
-            match byte {
-                b'\n' if newline_of_crlf => {}
-                b'\n' | b'\r' => {
-                    self.after_cr = byte == b'\r';
-                    self.end_of_line(&mut on_event);
-                }
-                _ => self.push(byte),
-            }
+        let mut rest = bytes;
+        if std::mem::take(&mut self.after_cr) && !rest.is_empty() {
+            rest = rest.strip_prefix(b"\n").unwrap_or(rest);
         }
+        while let Some(end) = memchr::memchr2(b'\n', b'\r', rest) {
+            let (line, tail) = rest.split_at(end);
+            self.take(line);
+            if self.line.is_empty() {
+                self.end_of_line(line, &mut on_event);
+            } else {
+                self.keep(line);
+                let line = std::mem::take(&mut self.line);
+                self.end_of_line(&line, &mut on_event);
+            }
+            rest = match tail {
+                [b'\r', b'\n', rest @ ..] | [_, rest @ ..] => rest,
+                [] => tail,
+            };
+            self.after_cr = tail == b"\r";
+        }
+        self.take(rest);
+        self.keep(rest);
     }
 
     /// The stream ended: hands over an event that only its blank line was missing from. A client would drop
     /// it; a record must not.
     pub fn finish(mut self, mut on_event: impl FnMut(Result<Event, TooLarge>)) {
-        if !self.line.is_empty() {
-            self.end_of_line(&mut on_event);
+        let line = std::mem::take(&mut self.line);
+        if !line.is_empty() {
+            self.end_of_line(&line, &mut on_event);
         }
-        self.end_of_line(&mut on_event);
+        self.end_of_line(&[], &mut on_event);
+    }
+
+    /// Whether an event that somebody else puts here is one by itself: what came before is over.
+    pub fn between_events(&self) -> bool {
+        self.fresh && !self.after_cr
     }
 
     /// About how many bytes are kept of the event that is being read.
@@ -87,25 +108,31 @@ impl Parser {
         self.line.shrink_to_fit();
     }
 
-    fn push(&mut self, byte: u8) {
-        self.size = self.size.saturating_add(1);
+    /// Counts a part of a line.
+    fn take(&mut self, part: &[u8]) {
+        self.fresh &= part.is_empty();
+        self.size = self.size.saturating_add(part.len());
         if self.size > self.limit && !self.overflown {
             self.give_up();
         }
-        if !self.overflown || self.line.is_empty() {
-            self.line.push(byte);
+    }
+
+    fn keep(&mut self, part: &[u8]) {
+        match self.overflown {
+            true if self.line.is_empty() => self.line.extend(part.first()),
+            true => {}
+            false => self.line.extend_from_slice(part),
         }
     }
 
-    fn end_of_line(&mut self, on_event: &mut impl FnMut(Result<Event, TooLarge>)) {
-        let mut line = std::mem::take(&mut self.line);
-        if std::mem::take(&mut self.at_start) && line.starts_with(b"\xef\xbb\xbf") {
-            line.drain(..3);
-        }
+    fn end_of_line(&mut self, line: &[u8], on_event: &mut impl FnMut(Result<Event, TooLarge>)) {
+        let marked = std::mem::take(&mut self.at_start);
+        let line = line.strip_prefix(b"\xef\xbb\xbf").filter(|_| marked).unwrap_or(line);
         if line.is_empty() {
             let event = std::mem::take(&mut self.event);
             self.has_data = false;
             self.size = 0;
+            self.fresh = true;
             if std::mem::take(&mut self.overflown) {
                 on_event(Err(TooLarge));
             } else if event != Event::default() {
@@ -116,11 +143,11 @@ impl Parser {
         if self.overflown {
             return;
         }
-        let line = String::from_utf8_lossy(&line);
+        let line = String::from_utf8_lossy(line);
         let (field, value) = line.split_once(':').unwrap_or((&line, ""));
         let value = value.strip_prefix(' ').unwrap_or(value);
         match field {
-            "event" => self.event.name = value.to_owned(),
+            "event" => value.clone_into(&mut self.event.name),
             "id" if !value.contains('\0') => self.event.id = Some(value.to_owned()),
             "data" => {
                 if std::mem::replace(&mut self.has_data, true) {
@@ -210,6 +237,30 @@ mod tests {
         assert_eq!(parser.kept(), 1);
         parser.feed(b"\n\ndata: ok\n\n", |event| out.push(event));
         assert_eq!((out, parser.kept()), (vec![Err(TooLarge), data("ok")], 0));
+    }
+
+    #[test]
+    fn one_is_between_events_behind_a_blank_line_alone() {
+        let mut parser = Parser::new(1000);
+        let mut after = |text: &str| {
+            parser.feed(text.as_bytes(), |_| {});
+            parser.between_events()
+        };
+        assert!(after(""));
+        for (text, between) in [
+            ("d", false),
+            ("ata: 1\n", false),
+            ("\n", true),
+            (": a comment\n", false),
+            ("\n", true),
+            ("data: 2\r\n\r", false),
+            ("\n", true),
+            ("data: 3\r\r", false),
+            ("data: 4", false),
+            ("\n\n", true),
+        ] {
+            assert_eq!(after(text), between, "{text:?}");
+        }
     }
 
     #[test]

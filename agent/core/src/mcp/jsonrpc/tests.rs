@@ -77,7 +77,55 @@ fn batches_notifications_and_responses_are_told_apart() {
         ]
     ));
     let many = format!("[{}]", vec![r#"{"jsonrpc":"2.0","method":"x"}"#; MAX_BATCH + 1].join(","));
-    assert!(matches!(Body::parse(many.as_bytes()), Err(ParseError::Ambiguous(_))));
+    assert!(matches!(Body::parse(many.as_bytes()), Err(ParseError::TooMany(_))));
+    assert!(TOO_MANY_MESSAGES.starts_with(&format!("{MAX_BATCH} ")));
+}
+
+#[test]
+fn json_at_its_limits_is_read_and_past_them_it_is_named() {
+    let nested = |depth: usize| {
+        let params = format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        for part in [r#""method":"x","params""#, r#""result""#, r#""error""#] {
+            let text = format!(r#"{{"jsonrpc":"2.0","id":1,{part}:{params}}}"#);
+            let read = Body::parse(text.as_bytes());
+            assert_eq!(read.as_ref().err(), (depth > MAX_DEPTH).then_some(&ParseError::TooDeep), "{depth}");
+        }
+        let objects = format!(r#"{}1{}"#, r#"{"a":"#.repeat(depth), "}".repeat(depth));
+        let text = format!(r#"{{"jsonrpc":"2.0","id":1,"result":{objects}}}"#);
+        assert_eq!(Body::parse(text.as_bytes()).is_err(), depth > MAX_DEPTH);
+    };
+    [1, MAX_DEPTH, MAX_DEPTH + 1, 127, 128, 129, 10_000].into_iter().for_each(nested);
+    let values = |number: usize| {
+        let text = format!(r#"{{"jsonrpc":"2.0","id":1,"result":[{}1]}}"#, "1,".repeat(number - 2));
+        Body::parse(text.as_bytes())
+    };
+    assert!(values(MAX_VALUES).is_ok());
+    assert!(matches!(values(MAX_VALUES + 1), Err(ParseError::TooMany(_))));
+}
+
+#[test]
+fn members_are_told_apart_however_many_there_are() {
+    for number in [1, 15, 16, 17, 300] {
+        let members: Vec<_> = (0..number).map(|n| format!(r#""m{n}":{n}"#)).collect();
+        let body = |more: &str| {
+            let text = format!(r#"{{"jsonrpc":"2.0","id":1,"result":{{{}{more}}}}}"#, members.join(","));
+            Body::parse(text.as_bytes())
+        };
+        assert!(body("").is_ok());
+        for twice in [r#","m0":1"#, r#","\u006d0":1"#, &format!(r#","m{}":1"#, number - 1)] {
+            assert!(matches!(body(twice), Err(ParseError::Ambiguous(_))), "{number} {twice}");
+        }
+    }
+}
+
+#[test]
+fn an_id_has_one_key() {
+    let key = |text: &str| RequestId::read(text).unwrap().key();
+    assert_eq!((key("7"), key(r#""7""#), key(r#""a.b""#)), ("7".into(), "\"7\"".into(), "\"a.b\"".into()));
+    assert_eq!(key(r#""a\/b""#), key(r#""a/b""#));
+    assert_eq!(key("1.50"), key("1.5"));
+    let long = |end: &str| key(&format!(r#""{}{end}""#, "x".repeat(1000)));
+    assert!(long("a").len() == MAX_KEY && long("a") != long("b"));
 }
 
 #[test]
@@ -149,7 +197,7 @@ fn one_id_written_in_two_ways_is_one() {
 #[test]
 fn a_response_may_say_null_or_that_the_tool_failed() {
     let answer = |text: &str| match single(text) {
-        Message::Response { result: Ok(answer), .. } => (answer.text, answer.is_error),
+        Message::Response { result: Ok(answer), .. } => (answer.text, answer.says.is_error),
         other => panic!("{other:?}"),
     };
     assert_eq!(answer(r#"{"jsonrpc":"2.0","id":1,"result":null}"#), ("null".into(), false));
