@@ -377,6 +377,8 @@ impl Reading {
                     why = Some(Unread::NoAnswer);
                     match Messages::parse(&whole) {
                         Ok(messages) => self.messages(&messages).await,
+                        // It may not be what its Content-Encoding says.
+                        Err(_) if whole.is_empty() && self.decoder.is_some() => why = Some(Unread::Encoded),
                         Err(error) => why = Some(unread(&error)),
                     }
                 }
@@ -395,7 +397,9 @@ impl Reading {
                     call.open.park(&self.gate, CallResult::Unanswered, self.status);
                     continue;
                 }
-                (_, Some(_)) if events || self.bytes == 0 => CallResult::Unanswered,
+                (_, Some(_)) if events || (self.bytes == 0 && self.decoder.is_none()) => {
+                    CallResult::Unanswered
+                }
                 (_, Some(_)) => CallResult::Unparsed,
             };
             let payload = match digest {
