@@ -427,6 +427,32 @@ mod tests {
     }
 
     #[test]
+    fn a_bypass_by_name_or_address_goes_before_the_list() {
+        let text =
+            format!("{HEAD}[bypass]\nnames = [\"*.Pinned.test\"]\ncidrs = [\"10.9.0.0/16\", \"::1/128\"]\n");
+        let list = parse(&text).unwrap().intercept;
+        assert!(list.bypasses_name("a.pinned.TEST") && !list.bypasses_name("pinned.test"));
+        assert!(list.bypasses_address("10.9.1.2".parse().unwrap()));
+        assert!(!list.bypasses_address("10.8.1.2".parse().unwrap()));
+        let none = parse(HEAD).unwrap().intercept;
+        assert!(!none.bypasses_name("") && !none.bypasses_address("::1".parse().unwrap()));
+    }
+
+    #[test]
+    fn servers_are_met_as_the_operator_says() {
+        let usual = parse(HEAD).unwrap().upstream;
+        assert!(usual.resumption && usual.client_auth == ClientAuth::Relay && usual.crls.is_empty());
+        let text = format!(
+            "{HEAD}[upstream]\nresumption = false\nclient_auth = \"refuse\"\n[[upstream.client_certificate]]\n\
+             names = [\"*.corp.test\"]\ncertificate = \"/c\"\nkey = \"/k\"\n"
+        );
+        let upstream = parse(&text).unwrap().upstream;
+        assert!(!upstream.resumption && upstream.client_auth == ClientAuth::Refuse);
+        let [own] = upstream.client_certificates().collect::<Vec<_>>()[..] else { panic!() };
+        assert!(own.is_for("a.CORP.test") && !own.is_for("corp.test"));
+    }
+
+    #[test]
     fn without_an_agent_what_weir_reads_is_refused_unless_the_operator_says_otherwise() {
         let closed = parse(HEAD).unwrap().failure;
         assert_eq!((closed.intercepted, closed.relayed), (Mode::Closed, Mode::Open));
@@ -458,6 +484,16 @@ mod tests {
             (
                 &format!("{HEAD}[[egress.rule]]\ncidrs = [\"::/0\"]\naction = \"intercept\"\n"),
                 "weir.toml:5:10: unknown variant `intercept`",
+            ),
+            (
+                &format!(
+                    "{HEAD}[[upstream.client_certificate]]\nnames = []\ncertificate = \"/c\"\nkey = \"/k\"\n"
+                ),
+                "weir.toml:3:1: a client certificate needs names",
+            ),
+            (
+                &format!("{HEAD}[upstream]\nclient_auth = \"pass\"\n"),
+                "weir.toml:4:15: unknown variant `pass`",
             ),
             (&format!("{HEAD}[limits]\nflows = 0\n"), "weir.toml:3:1: a limit of 0"),
             (&format!("{HEAD}[limits]\nflows = 65537\n"), "weir.toml:3:1: flows and holds"),

@@ -17,10 +17,14 @@ use crate::config::Upstream;
 use crate::trust::Authority;
 
 mod accepting;
+mod asking;
 mod clients;
 mod dialling;
+mod ech;
 mod leaves;
 mod relaying;
+mod resuming;
+mod stapling;
 
 const WAIT: Duration = Duration::from_secs(10);
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -84,6 +88,17 @@ impl Company {
         let roots = place.path().join("company.pem");
         std::fs::write(&roots, issuer.pem()).unwrap();
         Self { issuer, roots, _place: place }
+    }
+
+    fn root(&self) -> CertificateDer<'static> {
+        AsRef::<rcgen::Certificate>::as_ref(&self.issuer).der().clone()
+    }
+
+    /// A certificate of this company's, with its key.
+    fn certified(&self, params: CertificateParams) -> (CertificateDer<'static>, PrivatePkcs8KeyDer<'static>) {
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        (certificate.into(), PrivatePkcs8KeyDer::from(key.serialize_der()))
     }
 
     /// A server with a certificate for `names`, valid from `from` to `until`.

@@ -121,7 +121,7 @@ pub struct UpstreamTls {
     config: ClientConfig,
     /// Those with a certificate of Weir's own, and which servers may see it.
     identified: Vec<(ClientCertificate, ClientConfig)>,
-    sessions: Option<Arc<Sessions>>,
+    pub(super) sessions: Option<Arc<Sessions>>,
     client_auth: ClientAuth,
     askers: Askers,
 }
@@ -182,13 +182,18 @@ impl UpstreamTls {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        match tokio::time::timeout(within, self.handshake(stream, wanted)).await {
+        match tokio::time::timeout(within, self.handshake(stream, wanted, SystemTime::now())).await {
             Ok(connected) => connected,
             Err(_) => Err(UpstreamError::Timeout { name: wanted.name.to_str().into_owned(), within }),
         }
     }
 
-    async fn handshake<S>(&self, stream: S, wanted: Wanted<'_>) -> Result<Connected<S>, UpstreamError>
+    pub(super) async fn handshake<S>(
+        &self,
+        stream: S,
+        wanted: Wanted<'_>,
+        now: SystemTime,
+    ) -> Result<Connected<S>, UpstreamError>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -197,7 +202,6 @@ impl UpstreamTls {
         let own = self.identified.iter().find(|(certificate, _)| certificate.is_for(&text));
         let mut config = own.map_or(&self.config, |(_, config)| config).clone();
         config.alpn_protocols = offer.iter().map(|protocol| protocol.id().to_vec()).collect();
-        let now = SystemTime::now();
         let sessions = self.sessions.clone().map(|all| Arc::new(OwnSessions::new(all, scope, now)));
         if let Some(sessions) = &sessions {
             config.resumption =

@@ -71,3 +71,75 @@ pub fn revocation_lists(path: &Path) -> Result<Vec<CertificateRevocationListDer<
 
 /// How a list in DER begins; PEM is text.
 const DER_SEQUENCE: u8 = 0x30;
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::PathBuf;
+
+    use rcgen::{CertificateParams, KeyPair};
+    use rustls::crypto::aws_lc_rs::default_provider;
+
+    use super::*;
+
+    struct Files {
+        certificate: PathBuf,
+        key: PathBuf,
+        _place: tempfile::TempDir,
+    }
+
+    fn files(certified: &KeyPair, kept: &KeyPair) -> Files {
+        let place = tempfile::tempdir().unwrap();
+        let (certificate, key) = (place.path().join("c.pem"), place.path().join("c.key"));
+        let params = CertificateParams::new(["job.test".to_owned()]).unwrap();
+        std::fs::write(&certificate, params.self_signed(certified).unwrap().pem()).unwrap();
+        std::fs::write(&key, kept.serialize_pem()).unwrap();
+        std::fs::set_permissions(&key, PermissionsExt::from_mode(0o600)).unwrap();
+        Files { certificate, key, _place: place }
+    }
+
+    fn read(files: &Files) -> Result<(), String> {
+        let identity = client_identity(&files.certificate, &files.key, &default_provider());
+        identity.map(|_| ()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_key_that_others_may_read_or_that_is_anothers_is_refused() {
+        let (own, other) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+        let good = files(&own, &own);
+        assert_eq!(read(&good), Ok(()));
+        for mode in [0o640, 0o604, 0o660] {
+            std::fs::set_permissions(&good.key, PermissionsExt::from_mode(mode)).unwrap();
+            let error = read(&good).unwrap_err();
+            assert!(error.contains(&format!("mode {mode:04o}")) && error.contains("mode 0600"), "{error}");
+        }
+        let error = read(&files(&own, &other)).unwrap_err();
+        assert!(error.contains("does not belong to the certificate"), "{error}");
+        let empty = files(&own, &own);
+        std::fs::write(&empty.key, "").unwrap();
+        assert!(read(&empty).unwrap_err().contains("holds no private key"));
+        std::fs::write(&empty.certificate, "").unwrap();
+        assert!(read(&empty).unwrap_err().contains("holds no certificate"));
+        std::fs::remove_file(&empty.key).unwrap();
+        std::fs::write(&empty.certificate, std::fs::read(&good.certificate).unwrap()).unwrap();
+        assert!(read(&empty).unwrap_err().contains("No such file"));
+    }
+
+    #[test]
+    fn a_file_that_holds_no_list_is_named() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("revoked.crl");
+        assert!(revocation_lists(&path).unwrap_err().to_string().contains("No such file"));
+        std::fs::write(&path, "").unwrap();
+        let error = revocation_lists(&path).unwrap_err().to_string();
+        assert!(error.contains("holds no list") && error.contains("upstream.crls"), "{error}");
+        std::fs::File::create(&path).unwrap().set_len(MAX_CRL_FILE + 1).unwrap();
+        assert!(revocation_lists(&path).unwrap_err().to_string().contains("larger than"));
+        // What begins as DER is taken as it is; the verifier reads it.
+        std::fs::write(&path, b"\x30\x00").unwrap();
+        assert_eq!(revocation_lists(&path).unwrap().len(), 1);
+        let upstream = crate::config::Upstream { crls: vec![path], ..Default::default() };
+        let error = crate::tls::UpstreamTls::new(&upstream).unwrap_err().to_string();
+        assert!(error.contains("upstream.crls cannot be used"), "{error}");
+    }
+}

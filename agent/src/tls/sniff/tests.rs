@@ -84,6 +84,55 @@ fn a_post_quantum_hello_split_over_records_and_segments_is_read() {
     }
 }
 
+/// With its length before it, in `width` bytes.
+fn sized(width: usize, bytes: &[u8]) -> Vec<u8> {
+    let length = bytes.len().to_be_bytes();
+    [&length[length.len() - width..], bytes].concat()
+}
+
+/// A hello by hand with a value that means nothing in each list (RFC 8701), as browsers send them, and with an
+/// encrypted hello that is none.
+fn greasy(name: &str) -> Vec<u8> {
+    let extension = |kind: u16, content: &[u8]| [&kind.to_be_bytes()[..], &sized(2, content)].concat();
+    let share = |group: u16, key: &[u8]| [&group.to_be_bytes()[..], &sized(2, key)].concat();
+    let shares = [share(0x2a2a, &[0]), share(0x11ec, &[7; 1216]), share(0x1d, &[9; 32])].concat();
+    let named = [&[0][..], &sized(2, name.as_bytes())].concat();
+    let protocols = [sized(1, b"\x8a\x8a"), sized(1, b"h2"), sized(1, b"http/1.1")].concat();
+    let sealed = [&[0, 0, 1, 0, 1, 77][..], &sized(2, &[5; 32]), &sized(2, &[6; 208])].concat();
+    let extensions = [
+        extension(0x1a1a, &[]),
+        extension(0, &sized(2, &named)),
+        extension(10, &sized(2, &[0x2a, 0x2a, 0x11, 0xec, 0, 0x1d])),
+        extension(13, &sized(2, &[0x0a, 0x0a, 4, 3, 8, 4])),
+        extension(16, &sized(2, &protocols)),
+        extension(43, &sized(1, &[0x3a, 0x3a, 3, 4, 3, 3])),
+        extension(51, &sized(2, &shares)),
+        extension(0xfe0d, &sealed),
+        extension(0x4a4a, &[0]),
+    ];
+    let hello = [
+        &[3, 3][..],
+        &[1; 32],
+        &sized(1, &[2; 32]),
+        &sized(2, &[0x5a, 0x5a, 0x13, 1, 0x13, 2, 0xc0, 0x2b]),
+        &sized(1, &[0]),
+        &sized(2, &extensions.concat()),
+    ];
+    let message = [&[1][..], &sized(3, &hello.concat())].concat();
+    [&[0x16, 3, 1][..], &sized(2, &message)].concat()
+}
+
+#[test]
+fn values_that_mean_nothing_change_nothing() {
+    let whole = greasy("mcp.example.test");
+    for bytes in [in_records(&whole, 500), in_records(&whole, 1), whole] {
+        let Sniffed::Tls(hello) = once(&bytes) else { panic!("{:?}", once(&bytes)) };
+        assert_eq!(hello.sni.as_ref().map(AsRef::as_ref), Some("mcp.example.test"));
+        assert_eq!(hello.alpn, [&b"\x8a\x8a"[..], b"h2", b"http/1.1"]);
+        assert_eq!(byte_by_byte(&bytes), (bytes.len(), Sniffed::Tls(hello)));
+    }
+}
+
 #[test]
 fn a_name_is_lower_cased() {
     let mut bytes = hello("mcp.example.test", &[], false);

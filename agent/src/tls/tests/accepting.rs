@@ -138,3 +138,19 @@ async fn a_client_that_stays_silent_is_let_go_at_the_limit() {
     assert_eq!(error.label(), "client_handshake_timeout");
     assert!(begin.elapsed() >= WAIT && begin.elapsed() < WAIT + Duration::from_secs(1));
 }
+
+#[tokio::test]
+async fn a_connection_lives_on_when_its_leaf_is_renewed() {
+    let host = Host::new();
+    let minter = host.minter();
+    let config = client(&host.bundle, &[], &[&TLS13]);
+    let (near, far) = meet(&minter, config.clone(), "mcp.example.test", "192.0.2.1").await;
+    let (mut near, mut far) = (near.unwrap(), far.unwrap());
+    let old = minter.leaf(&name("mcp.example.test")).unwrap();
+    let renewed = minter.leaf_at(&name("mcp.example.test"), old.expires()).unwrap();
+    assert_ne!(old.certificate(), renewed.certificate());
+    talk(&mut near, &mut far).await;
+    // Whoever comes now takes its session up, or gets the new one.
+    let (again, far) = meet(&minter, config, "mcp.example.test", "192.0.2.1").await;
+    talk(&mut again.unwrap(), &mut far.unwrap()).await;
+}
