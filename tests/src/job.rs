@@ -94,6 +94,11 @@ impl JobPlan<'_> {
         self.start(None, command)
     }
 
+    /// Runs a command with our own rights: what is no job, but has a job's environment and place.
+    pub fn command_as_root(&self, command: &[OsString]) -> Result<Job> {
+        self.start_as(None, None, command)
+    }
+
     /// Runs one of the clients in another network namespace.
     pub fn client_in(&self, net: &Net, kind: ClientKind, url: &str, arguments: &[&str]) -> Result<Job> {
         self.start(Some(net), &self.client_words(kind, url, arguments))
@@ -112,16 +117,22 @@ impl JobPlan<'_> {
     }
 
     fn start(&self, net: Option<&Net>, command: &[OsString]) -> Result<Job> {
+        self.start_as(net, Some(JOB_UID), command)
+    }
+
+    fn start_as(&self, net: Option<&Net>, user: Option<u32>, command: &[OsString]) -> Result<Job> {
         let home = self.folder.join(format!("{}.home", self.name));
         std::fs::create_dir_all(&home)?;
         std::os::unix::fs::chown(&home, Some(JOB_UID), Some(JOB_UID))?;
         let [output, errors] = ["out", "err"].map(|end| self.folder.join(format!("{}.{end}", self.name)));
-        let id = JOB_UID.to_string();
         let mut shell = Command::new("/bin/sh");
         shell.args(["-c", JOIN, "sh"]).arg(self.cgroup.path());
         shell.args(net.map(Net::enter).unwrap_or_default());
-        shell.args(["setpriv", "--reuid", &id, "--regid", &id, "--clear-groups", "--no-new-privs"]);
-        shell.args(["--pdeathsig", "KILL", "--"]);
+        shell.args(["setpriv", "--pdeathsig", "KILL"]);
+        if let Some(id) = user.map(|user| user.to_string()) {
+            shell.args(["--reuid", &id, "--regid", &id, "--clear-groups", "--no-new-privs"]);
+        }
+        shell.arg("--");
         shell.arg(self.setup.runner_worker()).args(["-c", WORKER, "Runner.Worker"]).args(command);
         shell.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin").env("LANG", "C.UTF-8");
         shell.env("HOME", &home).env("GITHUB_WORKSPACE", &home).envs(GITHUB);

@@ -84,6 +84,25 @@ impl Setup {
         self.folder.join("sdks").join(name)
     }
 
+    /// One of the binaries of this build at a place that a job can reach: a copy, made anew when the build has.
+    pub fn shared_binary(&self, name: &str) -> Result<PathBuf> {
+        let built = binary(name)?;
+        if reachable_by_others(&built) {
+            return Ok(built);
+        }
+        let copy = self.folder.join("bin").join(name);
+        let made = |path: &Path| -> Result<_> { Ok(path.metadata()?.modified()?) };
+        if copy.exists() && made(&copy)? >= made(&built)? {
+            return Ok(copy);
+        }
+        // In one move: another test may be starting it.
+        let fresh = self.folder.join("bin").join(format!("{name}.{}", std::process::id()));
+        std::fs::copy(&built, &fresh)?;
+        std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o755))?;
+        std::fs::rename(&fresh, &copy)?;
+        Ok(copy)
+    }
+
     /// One of the client files, copied here from `tests/clients`, beside its node_modules.
     pub fn client_file(&self, name: &str) -> PathBuf {
         self.folder.join("clients").join(name)
@@ -119,7 +138,7 @@ pub fn binaries() -> Result<PathBuf> {
 pub fn binary(name: &str) -> Result<PathBuf> {
     let path = binaries()?.join(name);
     if !path.exists() {
-        bail!("{} is not built: run `cargo build -p weir -p weir-collector -p weir-store`", path.display());
+        bail!("{} is not built: run `cargo build --workspace`", path.display());
     }
     Ok(path)
 }
@@ -142,6 +161,22 @@ pub fn fresh_folder(name: &str) -> Result<tempfile::TempDir> {
     Ok(folder)
 }
 
+/// So many neighbouring ports, each free as [`free_port`] says.
+pub fn free_ports(count: u16) -> Result<std::ops::RangeInclusive<u16>> {
+    let mut first = free_port()?.min(28_000 - count);
+    for _ in 0..ATTEMPTS {
+        match (first..first + count).rev().find(|&port| !is_free(port)) {
+            None => return Ok(first..=first + count - 1),
+            Some(taken) if taken + 1 + count < 28_000 => first = taken + 1,
+            Some(_) => first = 12_000,
+        }
+    }
+    bail!("no {count} neighbouring ports between 12000 and 28000 are free")
+}
+
+/// How often another place for a range of ports is tried.
+const ATTEMPTS: u32 = 1000;
+
 /// A port that is free on 127.0.0.1 and ::1 now, below the range the kernel hands out by itself, so that it stays free.
 pub fn free_port() -> Result<u16> {
     let mut seed = [0u8; 2];
@@ -149,12 +184,14 @@ pub fn free_port() -> Result<u16> {
     let first = 12_000 + u16::from_le_bytes(seed) % 16_000;
     (first..28_001)
         .chain(12_000..first)
-        .find(|&port| {
-            ["127.0.0.1", "::1"].iter().all(|&host| match std::net::TcpListener::bind((host, port)) {
-                Ok(_) => true,
-                // A machine without IPv6 has no ::1 to be taken.
-                Err(error) => error.kind() == std::io::ErrorKind::AddrNotAvailable,
-            })
-        })
+        .find(|&port| is_free(port))
         .context("no port between 12000 and 28000 is free")
+}
+
+fn is_free(port: u16) -> bool {
+    ["127.0.0.1", "::1"].iter().all(|&host| match std::net::TcpListener::bind((host, port)) {
+        Ok(_) => true,
+        // A machine without IPv6 has no ::1 to be taken.
+        Err(error) => error.kind() == std::io::ErrorKind::AddrNotAvailable,
+    })
 }

@@ -145,6 +145,11 @@ impl McpServer {
         self.tls.join("ca.pem")
     }
 
+    /// Its certificate and key, for other servers of the same names.
+    pub fn certificate(&self) -> (PathBuf, PathBuf) {
+        (self.tls.join("server.pem"), self.tls.join("server.key"))
+    }
+
     /// What a client needs that calls it directly.
     pub fn trust(&self) -> Option<Trust> {
         (self.scheme == Scheme::Https).then(|| Trust::only(&self.ca()))

@@ -57,6 +57,8 @@ pub struct WorldPlan {
     pub legacy_sse: bool,
     /// Whether the server's port is on the intercept list.
     pub lists_port: bool,
+    /// Ports on that list besides the server's.
+    pub more_ports: Vec<u16>,
     /// What the intercept list holds besides it.
     pub intercept_names: Vec<&'static str>,
     pub intercept_cidrs: Vec<&'static str>,
@@ -90,6 +92,7 @@ impl Default for WorldPlan {
             answers_json: false,
             legacy_sse: false,
             lists_port: true,
+            more_ports: Vec::new(),
             intercept_names: vec!["localhost"],
             intercept_cidrs: vec!["127.0.0.0/8", "::1/128"],
             rules: RULES.to_owned(),
@@ -188,7 +191,8 @@ impl World {
             names: plan.intercept_names.iter().map(ToString::to_string).collect(),
             cidrs: plan.intercept_cidrs.iter().map(ToString::to_string).collect(),
             // 443: an entry needs a port.
-            ports: vec![if plan.lists_port { server.port() } else { 443 }],
+            ports: [&[if plan.lists_port { server.port() } else { 443 }], plan.more_ports.as_slice()]
+                .concat(),
             roots: (plan.trusts_server && plan.scheme == Scheme::Https)
                 .then(|| server.ca())
                 .into_iter()

@@ -6,6 +6,7 @@
 
 mod bench;
 mod check;
+mod conformance;
 mod debian;
 mod demo;
 mod ebpf;
@@ -34,6 +35,8 @@ enum Task {
     Demo(demo::Options),
     /// Set up, build, and run every test, the kernel ones included.
     Test(test::Options),
+    /// Run the official conformance suite directly and through Weir; fails where a check differs or the record lacks a message.
+    Conformance(conformance::Options),
     /// Format, lints, dependencies, module edges, and the committed kernel object.
     Check,
     /// Rebuild the committed kernel object.
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().task {
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => test::run(&options),
+        Task::Conformance(options) => conformance::run(&options),
         Task::Check => check::run(),
         Task::Ebpf { check } => ebpf::run(check),
         Task::KernelMatrix(options) => matrix::run(&options),
