@@ -5,6 +5,8 @@
 mod bounds;
 #[path = "gate/exchanges.rs"]
 mod exchanges;
+#[path = "gate/generated.rs"]
+mod generated;
 #[path = "gate/refusals.rs"]
 mod refusals;
 #[path = "gate/rewrites.rs"]

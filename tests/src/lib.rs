@@ -10,6 +10,7 @@
 
 pub mod agent;
 pub mod approver;
+pub mod bytes;
 pub mod cgroup;
 pub mod client;
 pub mod collector;

@@ -4,7 +4,7 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -21,7 +21,11 @@ pub struct Guard(Arc<Mutex<State>>);
 struct State {
     framing: Framing,
     fault: Option<Ambiguous>,
+    first: First,
 }
+
+/// What was wrong first, of several connections.
+pub type First = Arc<OnceLock<Ambiguous>>;
 
 /// A stream whose incoming bytes are watched.
 #[derive(Debug)]
@@ -43,8 +47,8 @@ enum Ends {
 }
 
 impl Guard {
-    fn of(framing: Framing) -> Self {
-        Self(Arc::new(Mutex::new(State { framing, fault: None })))
+    fn of(framing: Framing, first: First) -> Self {
+        Self(Arc::new(Mutex::new(State { framing, fault: None, first })))
     }
 
     /// Whether more came than could be read in one way alone.
@@ -73,6 +77,7 @@ impl Guard {
             Ok(()) => bytes.len(),
             Err(fault) => {
                 state.fault = Some(fault.what);
+                let _ = state.first.set(fault.what);
                 fault.good
             }
         }
@@ -82,16 +87,16 @@ impl Guard {
 impl<S> Guarded<S> {
     /// What a client sends.
     pub fn requests(stream: S) -> (Self, Guard) {
-        Self::new(stream, Framing::of_requests(), Ends::Refused)
+        Self::new(stream, Framing::of_requests(), Ends::Refused, First::default())
     }
 
-    /// What a server sends.
-    pub fn responses(stream: S) -> (Self, Guard) {
-        Self::new(stream, Framing::of_responses(), Ends::Broken)
+    /// What a server sends; `first` is told of a fault.
+    pub fn responses(stream: S, first: First) -> (Self, Guard) {
+        Self::new(stream, Framing::of_responses(), Ends::Broken, first)
     }
 
-    fn new(stream: S, framing: Framing, ends: Ends) -> (Self, Guard) {
-        let guard = Guard::of(framing);
+    fn new(stream: S, framing: Framing, ends: Ends, first: First) -> (Self, Guard) {
+        let guard = Guard::of(framing, first);
         (Self { stream, guard: guard.clone(), ends }, guard)
     }
 }
@@ -178,13 +183,15 @@ mod tests {
     #[tokio::test]
     async fn an_ambiguous_answer_is_an_error_and_another_protocol_is_not() {
         let (mut near, far) = duplex(1024);
-        let (mut guarded, guard) = Guarded::responses(far);
+        let first = First::default();
+        let (mut guarded, guard) = Guarded::responses(far, first.clone());
         guard.expect(&http::Method::GET);
         near.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab").await.unwrap();
         let mut read = Vec::new();
         let error = guarded.read_to_end(&mut read).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         assert!(!read.ends_with(b"ab") && guard.fault() == Some(Ambiguous::LengthRepeated));
+        assert_eq!(first.get(), Some(&Ambiguous::LengthRepeated));
 
         let (mut near, far) = duplex(1024);
         let (mut guarded, guard) = Guarded::requests(far);

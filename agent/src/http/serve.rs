@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use weir_core::http1::Ambiguous;
 
 use super::MAX_HEAD;
-use super::body::{Body, BodyError};
+use super::body::{Body, BodyError, full};
 use super::exec::Spawner;
 use super::guarded::Guarded;
 use crate::tasks::Tasks;
@@ -90,7 +90,11 @@ where
         request.extensions_mut().insert(guard.clone());
         let answer = exchange(request);
         async {
-            let mut answer = answer.await?;
+            let mut answer = match answer.await {
+                // Its body was heard no further.
+                Err(_) if guard.fault().is_some() => ambiguous(),
+                answer => answer?,
+            };
             if tasks.is_retiring() && !answer.headers().contains_key(http::header::UPGRADE) {
                 answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
@@ -162,6 +166,14 @@ where
         () = quiet(open.subscribe(), manners.farewell) => Served::Closed,
         () = tasks.over() => Served::Broken,
     }
+}
+
+/// What the parser itself says to a head that is no HTTP.
+fn ambiguous() -> Response<Body> {
+    let mut answer = Response::new(full(Bytes::new()));
+    *answer.status_mut() = http::StatusCode::BAD_REQUEST;
+    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    answer
 }
 
 fn ended(served: hyper::Result<()>) -> Served {

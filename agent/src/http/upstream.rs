@@ -17,7 +17,7 @@ use weir_core::http1::Ambiguous;
 
 use super::MAX_HEAD;
 use super::exec::Spawner;
-use super::guarded::{Guard, Guarded};
+use super::guarded::{First, Guard, Guarded};
 use super::head::{request_to, wants_websocket};
 use super::outgoing::Outgoing;
 use super::serve::{CONNECTION_WINDOW, STREAM_WINDOW};
@@ -58,6 +58,7 @@ pub struct Upstream {
     spoken: Spoken,
     redial: Redial,
     tasks: Tasks,
+    ambiguous: First,
 }
 
 /// Who carries one exchange.
@@ -81,10 +82,15 @@ impl Upstream {
         tasks: Tasks,
     ) -> Result<Self, UpstreamFailure> {
         let (idle, shared) = (Mutex::default(), Mutex::default());
-        let upstream = Self { idle, shared, spoken, redial, tasks };
+        let upstream = Self { idle, shared, spoken, redial, tasks, ambiguous: First::default() };
         let sender = upstream.handshake(first).await?;
         upstream.put_back(sender);
         Ok(upstream)
+    }
+
+    /// The first thing of all that the server sent that could be read in two ways.
+    pub fn ambiguous(&self) -> Option<Ambiguous> {
+        self.ambiguous.get().copied()
     }
 
     /// Sends one request. The permit says that it may go, and is used up.
@@ -167,7 +173,7 @@ impl Upstream {
     async fn handshake(&self, stream: Box<dyn Stream>) -> Result<Sender, UpstreamFailure> {
         Ok(match self.spoken.by_server {
             Protocol::Http1 => {
-                let (stream, guard) = Guarded::responses(stream);
+                let (stream, guard) = Guarded::responses(stream, self.ambiguous.clone());
                 let (sender, connection) = http1::Builder::new()
                     .preserve_header_case(true)
                     .max_buf_size(MAX_HEAD)

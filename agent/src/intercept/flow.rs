@@ -400,6 +400,9 @@ impl Interceptor {
             }
             Served::Broken => FlowEnd::Broken,
         };
+        if let Some(what) = flow.upstream.ambiguous() {
+            gate.note_ambiguous(&flow, Direction::ServerToClient, what).await;
+        }
         flow.tunnels.close();
         let treatment = if flow.tunnels.is_empty() { Treatment::Terminated } else { Treatment::Opaque };
         flow.tunnels.wait().await;

@@ -178,6 +178,12 @@ impl Stage {
         Peer(soon(self.dialled.recv()).await.expect("the gate dials no more"), Vec::new())
     }
 
+    /// The server's side of each connection that the gate opens from now on.
+    pub fn all_dialled(&mut self) -> mpsc::UnboundedReceiver<DuplexStream> {
+        let (_, nothing) = mpsc::unbounded_channel();
+        std::mem::replace(&mut self.dialled, nothing)
+    }
+
     /// Whether the gate opened a connection that nobody accepted.
     pub fn dialled_again(&self) -> bool {
         !self.dialled.is_empty()
@@ -193,6 +199,11 @@ impl Stage {
 
     pub fn events(&self) -> Vec<Body<Masked<String>>> {
         self.events.0.lock().unwrap().iter().map(|event| event.body.clone()).collect()
+    }
+
+    /// Forgets what was recorded by now.
+    pub fn forget_events(&self) {
+        self.events.0.lock().unwrap().clear();
     }
 
     /// Waits until something that `find` finds is on disk.
