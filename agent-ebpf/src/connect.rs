@@ -129,7 +129,7 @@ fn answer(ctx: *mut bpf_sock_addr, mut to: Destination) -> Answer {
     let sk = unsafe { (*ctx).__bindgen_anon_1.sk };
     let owner = owner::of(sk);
     let mut tag = select::nobody();
-    if !select::of_socket(owner, &mut tag) {
+    if !select::of_socket(sk, owner, &mut tag) {
         // What an earlier connect of it left, in a selected process's hands, is not of this one.
         origin::forget(owner);
         return Answer::Pass;
@@ -146,18 +146,18 @@ fn answer(ctx: *mut bpf_sock_addr, mut to: Destination) -> Answer {
     let listeners = unsafe { NETNS.get(netns_cookie) };
     let ruling = Ruling::unpack(rule(ctx, &tag, &to, netns_cookie, listeners));
     let mut origin = origin::blank();
-    origin::begin(&mut origin, netns_cookie, &tag, &to, IPPROTO_TCP);
-    origin::bound(&mut origin, sk);
+    let origin = origin::begin(&mut origin, netns_cookie, &tag, &to, IPPROTO_TCP);
+    origin::bound(origin, sk);
     origin.verdict = ruling.verdict;
     origin.reason = ruling.reason;
     if ruling.verdict == verdict::REDIRECTED
         && let Some(listeners) = listeners
     {
-        return redirect(ctx, sk, owner, &mut origin, listeners);
+        return redirect(ctx, sk, owner, origin, listeners);
     }
     origin::forget(owner);
-    count(&mut origin);
-    tell(&origin, ruling.reason == reason::NO_LISTENER);
+    count(origin);
+    tell(origin, ruling.reason == reason::NO_LISTENER);
     if ruling.verdict == verdict::PASSED {
         return Answer::Pass;
     }

@@ -37,7 +37,7 @@ fn answer(ctx: *mut bpf_sock_addr, mut to: Destination) -> i32 {
         return PROCEED;
     }
     let mut tag = select::nobody();
-    if !select::of_socket(sk, &mut tag) {
+    if !select::of_socket(sk, sk, &mut tag) {
         return PROCEED;
     }
     let Some(settings) = select::settings() else { return PROCEED };
@@ -51,10 +51,10 @@ fn answer(ctx: *mut bpf_sock_addr, mut to: Destination) -> i32 {
     // SAFETY: reads the context.
     let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.cast()) };
     let mut origin = origin::blank();
-    origin::begin(&mut origin, netns_cookie, &tag, &to, protocol as u8);
+    let origin = origin::begin(&mut origin, netns_cookie, &tag, &to, protocol as u8);
     origin.verdict = verdict::DATAGRAM;
     origin.reason = reason;
-    count(&mut origin);
-    tell(&origin, false);
+    count(origin);
+    tell(origin, false);
     REFUSE
 }

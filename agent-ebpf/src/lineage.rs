@@ -10,25 +10,27 @@
 
 use core::{
     ffi::c_void,
-    ptr::{addr_of, addr_of_mut, null, read_volatile},
+    ptr::{addr_of_mut, null},
 };
 
 use aya_ebpf::{
-    Global,
     bindings::{BPF_NOEXIST, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
     helpers::{
-        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_task, bpf_get_current_uid_gid,
-        bpf_ktime_get_boot_ns, bpf_probe_read_kernel, generated,
+        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_boot_ns,
+        generated,
     },
     programs::{BtfTracePointContext, FExitContext},
 };
 use weir_ebpf::{
-    FileKey, JobCounts, Selected, Settings, Tag, counter,
-    task::{ARGUMENTS_BYTES, NamedEvent, Offsets, PATH_BYTES, TaskEvent, event},
+    FileKey, JobCounts, Selected, Tag, counter,
+    task::{ARGUMENTS_BYTES, NamedEvent, PATH_BYTES, TaskEvent, event},
 };
 
 use crate::{
-    CGROUPS, EXECUTABLES, JOBS, TASK_EVENTS, TASKS, USERS, account::add_to_host as count, select::settings,
+    EXECUTABLES, JOBS, TASK_EVENTS, TASKS, USERS,
+    account::add_to_host as count,
+    select::settings,
+    structures::{At, Cgroup, NOBODY, Task, of, offset},
 };
 
 /// Marks the job of a selected executable's start.
@@ -36,119 +38,6 @@ const EXECUTABLE_JOB: u64 = 1 << 63;
 
 /// Families whose sockets reach no network, or whose connects the other hooks see: unix, inet, inet6, netlink, alg.
 const SEEN: [u32; 5] = [1, 2, 10, 16, 38];
-
-/// The tag of a process that belongs to no job: none has the number 0. In place of an `Option`, whose empty form leaves
-/// bytes unset that LLVM would copy, and the verifier refuses that.
-const NOBODY: Tag = Tag { job: 0, process_start: 0, flags: 0, by_executable: 0 };
-
-/// Set by the agent before the load.
-#[unsafe(no_mangle)]
-static OFFSETS: Global<Offsets> = Global::new(Offsets::UNKNOWN);
-
-/// One field alone: the whole structure is a quarter of a program's stack.
-macro_rules! offset {
-    ($field:ident) => {{
-        let offsets: *const Offsets = addr_of!(OFFSETS).cast();
-        // Some of its users are in an unsafe block of their own.
-        #[allow(unused_unsafe)]
-        // SAFETY: `Global` is transparent, and holds an `Offsets`. Volatile, as `Global::load` is: the agent sets it.
-        let offset = unsafe { read_volatile(addr_of!((*offsets).$field)) };
-        offset
-    }};
-}
-
-/// A structure of the kernel's, by its address. A null one reads as zeros.
-#[derive(Clone, Copy, PartialEq)]
-struct At(u64);
-
-impl At {
-    #[inline(always)]
-    fn of(argument: *const c_void) -> Self {
-        Self(argument as u64)
-    }
-
-    #[inline(always)]
-    fn read<T: Copy + Default>(self, offset: u32) -> T {
-        let from = self.0.wrapping_add(u64::from(offset)) as *const T;
-        // SAFETY: the helper checks the address; what it cannot read is an error.
-        unsafe { bpf_probe_read_kernel(from) }.unwrap_or_default()
-    }
-
-    #[inline(always)]
-    fn follow(self, offset: u32) -> Self {
-        Self(self.read(offset))
-    }
-}
-
-/// A process or thread.
-#[derive(Clone, Copy)]
-struct Task(At);
-
-impl Task {
-    fn current() -> Self {
-        // SAFETY: gives the address of the current task.
-        Self(At(unsafe { bpf_get_current_task() }))
-    }
-
-    #[inline(always)]
-    fn tgid(self) -> u32 {
-        self.0.read(offset!(task_tgid))
-    }
-
-    /// When the process began that the thread is of.
-    #[inline(always)]
-    fn start(self) -> u64 {
-        self.0.follow(offset!(task_group_leader)).read(offset!(task_start_boottime))
-    }
-
-    /// In the cgroup2 hierarchy.
-    #[inline(always)]
-    fn cgroup(self) -> Cgroup {
-        Cgroup(self.0.follow(offset!(task_cgroups)).follow(offset!(css_set_dfl_cgrp)))
-    }
-}
-
-#[derive(Clone, Copy)]
-struct Cgroup(At);
-
-impl Cgroup {
-    #[inline(always)]
-    fn id(self) -> u64 {
-        self.0.follow(offset!(cgroup_kn)).read(offset!(kernfs_node_id))
-    }
-
-    /// Whether it is of the cgroup2 hierarchy, whose number is 0.
-    #[inline(always)]
-    fn is_unified(self) -> bool {
-        self.0.follow(offset!(cgroup_root)).read::<u32>(offset!(cgroup_root_hierarchy)) == 0
-    }
-
-    /// What the innermost selected one of it and those above it gives; [`NOBODY`]'s if there is none.
-    #[inline(always)]
-    fn selected(self) -> Tag {
-        let mut rest = settings().map_or(0, |settings| settings.cgroup_levels);
-        if rest == 0 {
-            return NOBODY;
-        }
-        let own: u32 = self.0.read(offset!(cgroup_level));
-        let ancestors = offset!(cgroup_ancestors);
-        for _ in 0..Settings::LEVELS {
-            let level = rest as u32 & 0xf;
-            if level == 0 {
-                break;
-            }
-            rest >>= 4;
-            if level > own {
-                continue;
-            }
-            let ancestor = Cgroup(self.0.follow(ancestors + level * 8));
-            if let Some(selected) = CGROUPS.get_ptr(ancestor.id()) {
-                return of(selected);
-            }
-        }
-        NOBODY
-    }
-}
 
 /// A process was made; it has not run yet.
 pub fn fork(ctx: &BtfTracePointContext) {
@@ -362,13 +251,6 @@ fn belongs(inherited: Tag, cgroup: Cgroup) -> Tag {
 #[inline(always)]
 fn inode(binprm: At) -> At {
     binprm.follow(offset!(binprm_file)).follow(offset!(file_inode))
-}
-
-#[inline(always)]
-fn of(selected: *const Selected) -> Tag {
-    // SAFETY: as in `tag`.
-    let Selected { job, flags, .. } = unsafe { *selected };
-    Tag { job, process_start: 0, flags, by_executable: 0 }
 }
 
 /// Null when it is not.

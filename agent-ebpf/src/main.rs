@@ -19,6 +19,7 @@ mod peername;
 mod select;
 mod socket;
 mod sockops;
+mod structures;
 
 use aya_ebpf::{
     btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage},

@@ -6,8 +6,8 @@
 
 use core::{
     arch::asm,
-    mem::offset_of,
-    ptr::{from_ref, null_mut},
+    mem::{MaybeUninit, offset_of},
+    ptr::{addr_of_mut, from_ref, null_mut},
 };
 
 use aya_ebpf::{
@@ -31,50 +31,54 @@ use crate::{
 
 const AF_INET: u32 = 2;
 
-/// To be filled by [`begin`].
-pub const fn blank() -> FlowOrigin {
-    FlowOrigin {
-        netns_cookie: 0,
-        cgroup_id: 0,
-        connected_at: 0,
-        job: 0,
-        process_start: 0,
-        tgid: 0,
-        tid: 0,
-        uid: 0,
-        gid: 0,
-        destination: [0; 16],
-        source: [0; 16],
-        destination_port: 0,
-        source_port: 0,
-        verdict: verdict::REDIRECTED,
-        reason: reason::NONE,
-        protocol: 0,
-        begun: 0,
-        comm: [0; 16],
-    }
+/// Room for one, to be filled by [`begin`]. Not zeros: LLVM would have them written byte by byte, which takes as long as half of the
+/// look-ups together.
+pub const fn blank() -> MaybeUninit<FlowOrigin> {
+    MaybeUninit::uninit()
 }
 
-/// The current task on its way to a destination; `netns_cookie` is its socket's. Out of line and in place, so that there is one of
-/// them on a program's stack and not two.
+/// The current task on its way to a destination; `netns_cookie` is its socket's.
+#[inline(always)]
+pub fn begin<'a>(
+    origin: &'a mut MaybeUninit<FlowOrigin>,
+    netns_cookie: u64,
+    tag: &Tag,
+    to: &Destination,
+    protocol: u8,
+) -> &'a mut FlowOrigin {
+    fill(origin, netns_cookie, tag, to, protocol);
+    // SAFETY: each of its fields is written by now.
+    unsafe { origin.assume_init_mut() }
+}
+
+/// Out of line and in place, so that there is one of them on a program's stack and not two.
 #[inline(never)]
-pub fn begin(origin: &mut FlowOrigin, netns_cookie: u64, tag: &Tag, to: &Destination, protocol: u8) {
+fn fill(origin: &mut MaybeUninit<FlowOrigin>, netns_cookie: u64, tag: &Tag, to: &Destination, protocol: u8) {
     let (task, user) = (bpf_get_current_pid_tgid(), bpf_get_current_uid_gid());
-    origin.netns_cookie = netns_cookie;
-    // SAFETY: these helpers read the current task or a clock.
-    (origin.cgroup_id, origin.connected_at) =
-        unsafe { (bpf_get_current_cgroup_id(), bpf_ktime_get_boot_ns()) };
-    origin.job = tag.job;
-    origin.process_start = tag.process_start;
-    origin.tgid = (task >> 32) as u32;
-    origin.tid = task as u32;
-    origin.uid = user as u32;
-    origin.gid = (user >> 32) as u32;
-    origin.destination = to.address;
-    origin.destination_port = to.port;
-    origin.protocol = protocol;
-    // SAFETY: the array, and how long it is.
-    unsafe { bpf_get_current_comm(origin.comm.as_mut_ptr().cast(), origin.comm.len() as u32) };
+    let origin = origin.as_mut_ptr();
+    // SAFETY: `origin` is room for one, and each of its fields is written here; the helpers read the current task or a clock, and
+    // the last one is given an array with how long it is.
+    unsafe {
+        (*origin).netns_cookie = netns_cookie;
+        (*origin).cgroup_id = bpf_get_current_cgroup_id();
+        (*origin).connected_at = bpf_ktime_get_boot_ns();
+        (*origin).job = tag.job;
+        (*origin).process_start = tag.process_start;
+        (*origin).tgid = (task >> 32) as u32;
+        (*origin).tid = task as u32;
+        (*origin).uid = user as u32;
+        (*origin).gid = (user >> 32) as u32;
+        (*origin).destination = to.address;
+        (*origin).source = [0; 16];
+        (*origin).destination_port = to.port;
+        (*origin).source_port = 0;
+        (*origin).verdict = verdict::REDIRECTED;
+        (*origin).reason = reason::NONE;
+        (*origin).protocol = protocol;
+        (*origin).begun = 0;
+        let comm = addr_of_mut!((*origin).comm);
+        bpf_get_current_comm(comm.cast(), size_of::<[u8; 16]>() as u32);
+    }
 }
 
 /// Puts what is meant in place of an unspecified destination of this socket.
@@ -150,10 +154,10 @@ pub fn keep(sk: *mut bpf_sock, origin: &mut FlowOrigin) -> bool {
     true
 }
 
-/// The socket goes elsewhere, or away: what was redirected and never begun is told of now.
+/// The socket goes elsewhere, or away: what was redirected and never begun is told of now. False: nothing was kept of it.
 #[inline(always)]
-pub fn let_go(sk: *mut bpf_sock) {
-    let Some(kept) = of(sk) else { return };
+pub fn let_go(sk: *mut bpf_sock) -> bool {
+    let Some(kept) = of(sk) else { return false };
     // SAFETY: lies in the socket's storage, which lives as long as the socket does.
     let kept = unsafe { &mut *kept };
     if kept.begun == 0 {
@@ -163,14 +167,16 @@ pub fn let_go(sk: *mut bpf_sock) {
         count_begun(kept);
         tell(kept, false);
     }
+    true
 }
 
 /// No connection of this socket is led to the agent any more.
 #[inline(always)]
 pub fn forget(sk: *mut bpf_sock) {
-    let_go(sk);
-    // SAFETY: as in `of`. An error says that there is nothing to delete.
-    unsafe { bpf_sk_storage_delete(from_ref(&ORIGINS).cast_mut().cast(), sk.cast()) };
+    if let_go(sk) {
+        // SAFETY: as in `of`. An error says that there is nothing to delete.
+        unsafe { bpf_sk_storage_delete(from_ref(&ORIGINS).cast_mut().cast(), sk.cast()) };
+    }
 }
 
 /// A connect of the agent's own.

@@ -8,19 +8,27 @@ use core::ptr::{from_ref, null_mut};
 use aya_ebpf::{
     bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
     helpers::{
-        bpf_get_current_ancestor_cgroup_id, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
-        bpf_sk_storage_get,
+        bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_current_pid_tgid,
+        bpf_get_current_uid_gid, bpf_sk_storage_get,
     },
 };
 use weir_ebpf::{Selected, Settings, Tag};
 
-use crate::{CGROUPS, SETTINGS, SOCKETS, TASKS, USERS};
+use crate::{CGROUPS, SETTINGS, SOCKETS, TASKS, USERS, structures::Cgroup};
 
 /// How many depths [`Settings::cgroup_levels`] can name.
 const LEVELS: u32 = 16;
 
+/// What the current process belongs to.
+pub struct Belonging {
+    pub tag: Tag,
+    /// Its cgroup alone says as much: a socket that it makes needs no tag.
+    pub by_cgroup: bool,
+}
+
 /// The current process alone: what it is tagged with, or what its cgroup or user is selected for.
-pub fn current() -> Option<Tag> {
+#[inline(always)]
+pub fn current() -> Option<Belonging> {
     let settings = settings()?;
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
     // SAFETY: a plain value, copied out; the agent and lineage replace it as a whole.
@@ -28,7 +36,7 @@ pub fn current() -> Option<Tag> {
     if let Some(tag) = tag
         && tag.by_executable != 0
     {
-        return Some(tag);
+        return Some(Belonging { tag, by_cgroup: false });
     }
     let (process_start, inherited) = tag.map_or((0, 0), |tag| (tag.process_start, tag.flags));
     let of = |selected: Selected| Tag {
@@ -40,28 +48,47 @@ pub fn current() -> Option<Tag> {
     };
     // Where it is now goes before where it was when it was tagged.
     if let Some(selected) = current_cgroup(settings.cgroup_levels) {
-        return Some(of(selected));
+        return Some(Belonging { tag: of(selected), by_cgroup: inherited & !selected.flags == 0 });
     }
-    if tag.is_some() {
-        return tag;
+    if let Some(tag) = tag {
+        return Some(Belonging { tag, by_cgroup: false });
     }
     if settings.by_user != 0 {
         let uid = bpf_get_current_uid_gid() as u32;
         // SAFETY: as above.
-        return unsafe { USERS.get(uid) }.copied().map(of);
+        let tag = unsafe { USERS.get(uid) }.copied().map(of)?;
+        return Some(Belonging { tag, by_cgroup: false });
     }
     None
 }
 
 /// The current process, or the one that made the socket. False: neither is selected. Out of line, and not an `Option`, since
-/// its callers need their stacks for more.
+/// its callers need their stacks for more. `owner` is the socket that a process holds of it.
 #[inline(never)]
-pub fn of_socket(sk: *mut bpf_sock, tag: &mut Tag) -> bool {
-    let found = current().or_else(|| tag_of(sk));
-    if let Some(found) = found {
-        *tag = found;
+pub fn of_socket(sk: *mut bpf_sock, owner: *mut bpf_sock, tag: &mut Tag) -> bool {
+    if let Some(found) = current() {
+        *tag = found.tag;
+        return true;
     }
-    found.is_some()
+    if let Some(found) = tag_of(owner) {
+        *tag = found;
+        return true;
+    }
+    of_its_cgroup(sk, tag)
+}
+
+/// Whether the cgroup in which the socket was made is selected, by itself or with one above it. Of one that is gone nobody can
+/// tell any more: its sockets count as selected, as strays.
+#[inline(always)]
+fn of_its_cgroup(sk: *mut bpf_sock, tag: &mut Tag) -> bool {
+    // SAFETY: the helper reads the current task.
+    if Cgroup::id_of_socket(sk) == unsafe { bpf_get_current_cgroup_id() } {
+        // That it is not selected was seen above.
+        return false;
+    }
+    let cgroup = Cgroup::of_socket(sk);
+    *tag = cgroup.selected();
+    tag.job != 0 || cgroup.is_gone()
 }
 
 /// A tag to be filled.

@@ -1,6 +1,7 @@
 //! Sockets as they are made and closed.
 //!
-//! Enters: each inet socket of a process below the attach cgroup. Leaves: a tag on those of selected processes, or a refusal
+//! Enters: each inet socket of a process below the attach cgroup. Leaves: a tag on those of selected processes whose cgroup does not tell as
+//! much, or a refusal
 //! (EPERM) of those whose traffic no hook would see. Must never: refuse a socket of a process that is not selected.
 
 use core::ptr::{addr_of, read_volatile};
@@ -25,7 +26,7 @@ const IPPROTO_ICMPV6: u32 = 58;
 const IPPROTO_MPTCP: u32 = 262;
 
 pub fn create(sk: *mut bpf_sock) -> i32 {
-    let Some(tag) = select::current() else { return PROCEED };
+    let Some(select::Belonging { tag, by_cgroup }) = select::current() else { return PROCEED };
     // SAFETY: the context is the new socket, of which the verifier allows these reads.
     let (kind, protocol) =
         unsafe { (read_volatile(addr_of!((*sk).type_)), read_volatile(addr_of!((*sk).protocol))) };
@@ -36,17 +37,20 @@ pub fn create(sk: *mut bpf_sock) -> i32 {
         _ => false,
     };
     if is_seen {
-        select::tag_socket(sk, tag);
+        // Of others the socket's own cgroup tells as much, and a tag takes longer than all the rest that is done here.
+        if !by_cgroup {
+            select::tag_socket(sk, tag);
+        }
         return PROCEED;
     }
     // SAFETY: reads the context.
     let netns_cookie = unsafe { bpf_get_netns_cookie(sk.cast()) };
     let nowhere = Destination { address: [0; 16], port: 0 };
     let mut origin = origin::blank();
-    origin::begin(&mut origin, netns_cookie, &tag, &nowhere, protocol as u8);
+    let origin = origin::begin(&mut origin, netns_cookie, &tag, &nowhere, protocol as u8);
     origin.verdict = verdict::SOCKET;
-    count(&mut origin);
-    tell(&origin, false);
+    count(origin);
+    tell(origin, false);
     REFUSE
 }
 

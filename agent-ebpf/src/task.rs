@@ -110,6 +110,8 @@ pub struct Offsets {
     pub cgroup_ancestors: u32,
     pub cgroup_root: u32,
     pub cgroup_root_hierarchy: u32,
+    pub cgroup_flags: u32,
+    pub sock_cgroup: u32,
     pub kernfs_node_id: u32,
     pub binprm_filename: u32,
     pub binprm_file: u32,
@@ -148,6 +150,8 @@ impl Offsets {
         cgroup_ancestors: 0,
         cgroup_root: 0,
         cgroup_root_hierarchy: 0,
+        cgroup_flags: 0,
+        sock_cgroup: 0,
         kernfs_node_id: 0,
         binprm_filename: 0,
         binprm_file: 0,
@@ -161,5 +165,5 @@ impl Offsets {
 const _: () = {
     assert!(size_of::<TaskEvent>() == 120 && align_of::<TaskEvent>() == 8);
     assert!(size_of::<NamedEvent>() == 2448 && align_of::<NamedEvent>() == 8);
-    assert!(size_of::<Offsets>() == 132 && align_of::<Offsets>() == 4);
+    assert!(size_of::<Offsets>() == 140 && align_of::<Offsets>() == 4);
 };

@@ -5,19 +5,22 @@
 //!
 //! What is timed, each time twice close together in one round, without Weir and with it (which of them comes first alternates;
 //! without means that nothing of Weir is loaded at all):
-//! - `connection`: a whole connection over loopback: socket(2) and connect(2) of the client, accept(2) and close(2) of the other
-//!   end, close(2) of the client; all that the hooks see. Without what the agent does of its own (taking the origin);
-//! - `client`: of these the client's own calls alone;
+//! - `connection`: a whole connection over loopback as a client has it: socket(2), connect(2), the end of what it sends, the other
+//!   end's close, close(2). The other end is a process of its own, on the same processor: it accepts, reads until the end, closes;
+//! - `bare`: the least that a connection can be: one process that makes both ends, and resets it. No switch between processes, and
+//!   no orderly end; what the hooks add is the same, and weighs more;
 //! - `connect`: connect(2) alone, blocking, until it returns with the connection established;
 //! - `process`: from the start of `/bin/true` (fork and exec) until it is waited for.
 //!
-//! A time is the median of a batch, so that a batch is not spoilt by what else the machine does in one of its moments.
+//! Without what the agent does of its own (taking the origin). A time is the median of a batch, so that a batch is not spoilt by
+//! what else the machine does in one of its moments.
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddrV4, SocketAddrV6, TcpListener, TcpStream},
+    io::Read,
+    net::{Ipv4Addr, Shutdown, SocketAddrV4, SocketAddrV6, TcpListener, TcpStream},
     os::fd::{AsFd, AsRawFd, OwnedFd},
-    process::Command,
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -40,7 +43,13 @@ use weir_ebpf::{Selected, Settings, action};
 const CONNECTIONS: usize = 1500;
 const PROCESSES: usize = 300;
 
+/// The argument with which this program is the other end of connections.
+const SERVE: &str = "serve";
+
 fn main() -> Result<()> {
+    if std::env::args().nth(1).as_deref() == Some(SERVE) {
+        return serve();
+    }
     let rounds: usize = std::env::args().nth(1).context("say how many rounds")?.parse()?;
     let processor = stay_on_one_processor()?;
     let place = Place::new()?;
@@ -60,9 +69,28 @@ struct Place {
     /// Below the hooks, and not selected.
     beside: Cgroup,
     level: usize,
+    /// Another process is at the other end of these.
+    served: Ends,
+    /// And this one of these.
+    bare: Ends,
+    agent_v6: TcpListener,
+}
+
+/// Who listens: where the client wants to go, and in the agent's place.
+struct Ends {
     server: TcpListener,
     agent: TcpListener,
-    agent_v6: TcpListener,
+    servers: Vec<Served>,
+}
+
+/// A process at the other end, which ends with its owner.
+struct Served(Child);
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// What a batch is of.
@@ -84,7 +112,7 @@ const CASES: [(Case, &str); 4] = [
 
 /// The medians of a batch, by [`TIMED`]. For processes all are the same.
 type Times = [u64; 3];
-const TIMED: [&str; 3] = ["connection", "client", "connect"];
+const TIMED: [&str; 3] = ["connection", "bare", "connect"];
 
 fn measure(place: &Place, rounds: usize) -> Result<(Vec<Value>, Vec<Value>)> {
     let mut told = Vec::new();
@@ -118,7 +146,7 @@ fn without_weir(place: &Place) -> Result<[Times; 4]> {
     let mut all = [[0; 3]; 4];
     for (times, (case, _)) in all.iter_mut().zip(CASES) {
         place.join(case)?;
-        *times = place.batch(case, None)?;
+        *times = place.both(case, None)?;
     }
     Ok(all)
 }
@@ -129,7 +157,7 @@ fn with_weir(place: &Place) -> Result<[Times; 4]> {
     for (times, (case, _)) in all.iter_mut().zip(CASES) {
         weir.set(place, case)?;
         place.join(case)?;
-        *times = place.batch(case, Some(&mut weir))?;
+        *times = place.both(case, Some(&mut weir))?;
     }
     weir.check(place)?;
     Ok(all)
@@ -143,7 +171,7 @@ fn program_times(place: &Place) -> Result<Vec<Value>> {
         weir.set(place, case)?;
         place.join(case)?;
         let measuring = Measuring::begin()?;
-        place.batch(case, Some(&mut weir))?;
+        place.both(case, Some(&mut weir))?;
         drop(measuring);
         for cost in weir.hooks.costs().into_iter().filter(|cost| cost.runs > 0) {
             let nanos = cost.time.as_nanos() as u64;
@@ -165,12 +193,9 @@ impl Weir {
         // The tag of a process is given as it comes into a selected cgroup: from outside.
         place.attached.add(Pid::this())?;
         let hooks = Hooks::load(Plan::default())?;
-        for listener in [&place.agent, &place.agent_v6] {
+        for listener in [&place.served.agent, &place.bare.agent, &place.agent_v6] {
             hooks.mark_listener(listener.as_fd())?;
         }
-        let v4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, place.agent.local_addr()?.port());
-        let v6 = SocketAddrV6::new("::1".parse()?, place.agent_v6.local_addr()?.port(), 0, 0);
-        hooks.listen(hooks.netns_cookie(), v4, v6)?;
         let job = place.selected.id()?;
         hooks.select_cgroup(job, Selected { job, flags: 0, reserved: 0 })?;
         let levels = Settings::pack_levels([place.level]).context("too deep a cgroup")?;
@@ -183,13 +208,26 @@ impl Weir {
 
     fn set(&self, place: &Place, case: Case) -> Result<()> {
         let action = if case == Case::Passed { action::PASS } else { action::INTERCEPT };
-        let port = place.server.local_addr()?.port();
-        self.hooks.set_destinations(&[Destination { network: "127.0.0.1/32".parse()?, port, action }])?;
+        let destination = |ends: &Ends| -> Result<Destination> {
+            let port = ends.server.local_addr()?.port();
+            Ok(Destination { network: "127.0.0.1/32".parse()?, port, action })
+        };
+        self.hooks.set_destinations(&[destination(&place.served)?, destination(&place.bare)?])?;
         Ok(())
     }
 
-    /// What the agent reads every few milliseconds, and records.
-    fn read_rings(&mut self) -> Result<()> {
+    /// Who is in the agent's place.
+    fn lead_to(&self, place: &Place, ends: &Ends) -> Result<()> {
+        let v4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, ends.agent.local_addr()?.port());
+        let v6 = SocketAddrV6::new("::1".parse()?, place.agent_v6.local_addr()?.port(), 0, 0);
+        Ok(self.hooks.listen(self.hooks.netns_cookie(), v4, v6)?)
+    }
+
+    /// What the agent takes and reads every few milliseconds, and records.
+    fn catch_up(&mut self) -> Result<()> {
+        for origin in self.hooks.sweep_pending(Duration::ZERO)? {
+            self.hooks.recorded(&origin)?;
+        }
         while let Some(origin) = self.connects.take(&self.hooks)? {
             self.hooks.recorded(&origin)?;
         }
@@ -200,7 +238,7 @@ impl Weir {
     /// Each connect took the way that it was measured for.
     fn check(&self, place: &Place) -> Result<()> {
         let counts = self.hooks.counts()?;
-        let each = (CONNECTIONS + CONNECTIONS / 10) as u64;
+        let each = 2 * (CONNECTIONS + CONNECTIONS / 10) as u64;
         ensure!(counts.redirected == each, "{} of {each} connects were redirected", counts.redirected);
         ensure!(counts.passed == each, "{} of {each} connects were passed", counts.passed);
         ensure!(
@@ -220,16 +258,27 @@ impl Place {
         let listen = |address: &str| -> Result<TcpListener> {
             let listener = TcpListener::bind(address)?;
             nix::sys::socket::listen(&listener, Backlog::MAXCONN)?;
-            // A connect has returned before: what is not there to be accepted went elsewhere.
-            listener.set_nonblocking(true)?;
             Ok(listener)
         };
         // Made out here: a socket belongs to the cgroup in which it is made.
-        let (server, agent, agent_v6) = (listen("127.0.0.1:0")?, listen("127.0.0.1:0")?, listen("[::1]:0")?);
+        let mut served =
+            Ends { server: listen("127.0.0.1:0")?, agent: listen("127.0.0.1:0")?, servers: Vec::new() };
+        for listener in [&served.server, &served.agent] {
+            let inherited: OwnedFd = listener.try_clone()?.into();
+            let server =
+                Command::new(std::env::current_exe()?).arg(SERVE).stdin(Stdio::from(inherited)).spawn()?;
+            served.servers.push(Served(server));
+        }
+        let bare =
+            Ends { server: listen("127.0.0.1:0")?, agent: listen("127.0.0.1:0")?, servers: Vec::new() };
+        // A connect has returned before: what is not there to be accepted went elsewhere.
+        bare.server.set_nonblocking(true)?;
+        bare.agent.set_nonblocking(true)?;
+        let agent_v6 = listen("[::1]:0")?;
         let attached = Cgroup::create(&name)?;
         let selected = Cgroup::create(format!("{name}/selected"))?;
         let beside = Cgroup::create(format!("{name}/beside"))?;
-        Ok(Self { before: before.to_owned(), attached, selected, beside, level: 2, server, agent, agent_v6 })
+        Ok(Self { before: before.to_owned(), attached, selected, beside, level: 2, served, bare, agent_v6 })
     }
 
     fn join(&self, case: Case) -> Result<()> {
@@ -246,50 +295,84 @@ impl Place {
         Ok(self.attached.remove()?)
     }
 
-    fn batch(&self, case: Case, mut weir: Option<&mut Weir>) -> Result<Times> {
-        let number = if case == Case::ForkExec { PROCESSES } else { CONNECTIONS };
-        let mut batch: [Vec<Duration>; 3] = Default::default();
+    /// By [`TIMED`].
+    fn both(&self, case: Case, mut weir: Option<&mut Weir>) -> Result<Times> {
+        if case == Case::ForkExec {
+            let [process, _] = self.batch(PROCESSES, weir, || Ok([process()?; 2]))?;
+            return Ok([process; 3]);
+        }
+        let leads = |weir: &Option<&mut Weir>, ends| match weir {
+            Some(weir) => weir.lead_to(self, ends),
+            None => Ok(()),
+        };
+        leads(&weir, &self.served)?;
+        let [connection, connect] = self.batch(CONNECTIONS, weir.as_deref_mut(), || served(&self.served))?;
+        leads(&weir, &self.bare)?;
+        let is_led = weir.is_some() && case == Case::Redirected;
+        let [bare, _] = self.batch(CONNECTIONS, weir, || Ok([bare(&self.bare, is_led)?; 2]))?;
+        Ok([connection, bare, connect])
+    }
+
+    /// The medians.
+    fn batch(
+        &self,
+        number: usize,
+        mut weir: Option<&mut Weir>,
+        mut timed: impl FnMut() -> Result<[Duration; 2]>,
+    ) -> Result<[u64; 2]> {
+        let mut batch: [Vec<Duration>; 2] = Default::default();
         for n in 0..number + number / 10 {
-            let times = match case {
-                Case::ForkExec => [process()?; 3],
-                _ => self.connection(case, weir.as_deref())?,
-            };
+            let times = timed()?;
             if n >= number / 10 {
                 batch.iter_mut().zip(times).for_each(|(all, time)| all.push(time));
             }
             if let Some(weir) = weir.as_deref_mut().filter(|_| n % 64 == 63) {
-                weir.read_rings()?;
+                weir.catch_up()?;
             }
         }
         if let Some(weir) = weir {
-            weir.read_rings()?;
+            weir.catch_up()?;
         }
-        let [connection, client, connect] = batch;
-        Ok([median(connection)?, median(client)?, median(connect)?])
+        let [first, second] = batch;
+        Ok([median(first)?, median(second)?])
     }
+}
 
-    /// One connection, by [`TIMED`].
-    fn connection(&self, case: Case, weir: Option<&Weir>) -> Result<[Duration; 3]> {
-        let server = SockaddrIn::new(127, 0, 0, 1, self.server.local_addr()?.port());
-        let listener = if weir.is_some() && case == Case::Redirected { &self.agent } else { &self.server };
-        let began = Instant::now();
-        let client: OwnedFd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-        let made = Instant::now();
-        connect(client.as_raw_fd(), &server)?;
-        let connected = Instant::now();
-        let (accepted, peer) = listener.accept().context("a connection went elsewhere")?;
-        let established = Instant::now();
-        if let Some(weir) = weir.filter(|_| case == Case::Redirected) {
-            let origin = weir.hooks.take_origin(weir.hooks.netns_cookie(), peer)?;
-            weir.hooks.recorded(&origin.context("a redirected connection without an origin")?)?;
-        }
-        let ending = Instant::now();
-        reset(accepted)?;
-        let closing = Instant::now();
-        drop(client);
-        let closed = Instant::now();
-        let whole = established - began + (closed - ending);
-        Ok([whole, connected - began + (closed - closing), connected - made])
+/// One connection to another process, and of it the connect alone.
+fn served(ends: &Ends) -> Result<[Duration; 2]> {
+    let server = SockaddrIn::new(127, 0, 0, 1, ends.server.local_addr()?.port());
+    let began = Instant::now();
+    let client: OwnedFd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    let made = Instant::now();
+    connect(client.as_raw_fd(), &server)?;
+    let connected = Instant::now();
+    let mut client = TcpStream::from(client);
+    client.shutdown(Shutdown::Write)?;
+    ensure!(client.read(&mut [0])? == 0, "the other end said something");
+    drop(client);
+    Ok([began.elapsed(), connected - made])
+}
+
+/// One connection that this process has both ends of. With `is_led` it comes in where the agent listens.
+fn bare(ends: &Ends, is_led: bool) -> Result<Duration> {
+    let server = SockaddrIn::new(127, 0, 0, 1, ends.server.local_addr()?.port());
+    let listener = if is_led { &ends.agent } else { &ends.server };
+    let began = Instant::now();
+    let client: OwnedFd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    connect(client.as_raw_fd(), &server)?;
+    let (accepted, _) = listener.accept().context("a connection went elsewhere")?;
+    reset(accepted)?;
+    drop(client);
+    Ok(began.elapsed())
+}
+
+/// The other end: accepts at the listener that is its standard input, reads until the end, closes.
+fn serve() -> Result<()> {
+    let listener = TcpListener::from(std::io::stdin().as_fd().try_clone_to_owned()?);
+    loop {
+        let (mut accepted, _) = listener.accept()?;
+        // A client that is gone already is no fault of this end.
+        let _ = accepted.read(&mut [0; 64]);
     }
 }
 

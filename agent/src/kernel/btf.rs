@@ -88,6 +88,8 @@ fn offsets_in(types: &Types<'_>) -> Result<Offsets, BtfError> {
         cgroup_ancestors: at("cgroup", "ancestors")?,
         cgroup_root: at("cgroup", "root")?,
         cgroup_root_hierarchy: at("cgroup_root", "hierarchy_id")?,
+        cgroup_flags: at("cgroup", "self.flags")?,
+        sock_cgroup: at("sock", "sk_cgrp_data.cgroup")?,
         kernfs_node_id: at("kernfs_node", "id")?,
         binprm_filename: at("linux_binprm", "filename")?,
         binprm_file: at("linux_binprm", "file")?,

@@ -6,7 +6,7 @@ use weir_ebpf::{STRAY_JOB, Tag, counter, flag, reason, verdict};
 
 use super::{
     scene::{Scene, below, id, levels, selected, verdicts},
-    stage::{Job, accept, is_idle, port},
+    stage::{Job, accept, is_idle, port, until},
 };
 
 /// Sends a socket to whoever listens at a path.
@@ -216,4 +216,29 @@ fn socket_of_a_job_that_ended_is_a_stray_and_still_led_to_the_agent() {
     client.finish();
     scene.close_of(STRAY_JOB, &[(verdict::REDIRECTED, 1)]);
     assert_eq!(scene.hooks.count(counter::STRAY).unwrap(), 1);
+}
+
+/// Whose it was nobody can tell any more: the cgroup of the socket is all that says so, and it is gone.
+#[test]
+fn socket_of_a_cgroup_that_is_gone_is_a_stray_in_other_hands() {
+    let scene = Scene::new();
+    let ended = below(&scene.around, "ended");
+    scene.hooks.select_cgroup(id(&ended), selected(id(&ended), 0)).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("inbox");
+    let mut other = scene.around.start(&format!(
+        "{RECEIVE}box = inbox({path:?}); say('open')\n\
+         made = received(box); made.settimeout(20); say('there'); wait(); made.connect(('127.0.0.1', {}))",
+        port(&scene.server_v4)
+    ));
+    assert_eq!(other.line(), "open");
+    ended.run(&format!("{SEND}post(make('127.0.0.1'), {path:?})"));
+    assert_eq!(other.line(), "there");
+    scene.hooks.unselect_cgroup(id(&ended)).unwrap();
+    scene.hooks.end_job(id(&ended)).unwrap();
+    until("the cgroup is removed", || std::fs::remove_dir(ended.cgroup.path()).is_ok());
+    other.go_on();
+    assert_eq!(scene.accept(&scene.agent_v4).1.job, STRAY_JOB);
+    other.finish();
+    scene.close_of(STRAY_JOB, &[(verdict::REDIRECTED, 1)]);
 }
