@@ -1,17 +1,21 @@
-//! `cargo xtask bench`: what Weir costs, as ratios within one run, and a failure where one is above its bound.
+//! `cargo xtask bench`: what Weir costs, as ratios within one run.
 
 mod kernel;
+mod proxy;
 
 use anyhow::Result;
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Bench {
-    /// What the hooks and lineage cost the processes below them.
+    /// What the hooks and lineage cost the processes below them; fails where one is above its bound.
     Kernel(kernel::Options),
+    /// What Weir costs the calls that go through it, beside other proxies.
+    Proxy(proxy::Options),
 }
 
 pub fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Kernel(options) => kernel::run(options),
+        Bench::Proxy(options) => proxy::run(options),
     }
 }

@@ -47,7 +47,7 @@ enum Task {
     },
     /// Boot Debian's own kernels in an emulator, and run the tests of the kernel side on each.
     KernelMatrix(matrix::Options),
-    /// Measure what Weir costs, as ratios within one run; fails where one is above its bound.
+    /// Measure what Weir costs, as ratios within one run.
     #[command(subcommand)]
     Bench(bench::Bench),
     /// Search for inputs that break a promise of Weir's parsers, guided by coverage.

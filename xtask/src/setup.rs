@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail};
 use weir_tests::Setup;
 use weir_tests::places::workspace;
 
+pub use self::commands::on_path;
 use self::kernels::Kernel;
 use crate::progress::{cargo, logged, say, step};
 

@@ -1,0 +1,216 @@
+//! The goals, and how far off the run is. What is said of a missed one is here; its numbers are the run's.
+
+use serde_json::Value;
+
+use super::cells::{CLOSED, Cells, EVENTS, FRESH, IDLE, LARGE, PACED};
+use super::peers::{BEST_EFFORT, DIRECT, ENVOY, FLOOR, STRICT};
+
+/// What the large answers hold, in MB.
+const LARGE_MB: f64 = 1.048_576;
+
+/// One number that is to be reached.
+#[derive(Debug)]
+pub struct Goal {
+    pub title: &'static str,
+    pub unit: &'static str,
+    /// Whether it is to be no more than the goal, or no less.
+    pub at_most: bool,
+    pub goal: f64,
+    pub stretch: Option<f64>,
+    pub measured: Option<f64>,
+    /// What the profile says, and what would mend it, should it be missed.
+    pub why: &'static str,
+}
+
+impl Goal {
+    pub fn is_met(&self) -> Option<bool> {
+        self.measured.map(|measured| if self.at_most { measured <= self.goal } else { measured >= self.goal })
+    }
+
+    /// In words: met, or missed by how much.
+    pub fn verdict(&self) -> String {
+        let Some(measured) = self.measured else { return "not measured".into() };
+        let off = if self.at_most { measured / self.goal } else { self.goal / measured };
+        let stretched = self
+            .stretch
+            .is_some_and(|stretch| if self.at_most { measured <= stretch } else { measured >= stretch });
+        match (off <= 1.0, stretched) {
+            (true, true) => "met, and the stretch goal".into(),
+            (true, false) => "met".into(),
+            (false, _) => format!("missed: {off:.2} x off"),
+        }
+    }
+}
+
+pub fn goals(cells: &Cells, masking: &Value, rows: &Value) -> Vec<Goal> {
+    let added = |what| Some(cells.number(PACED, BEST_EFFORT, what)? - cells.number(PACED, DIRECT, what)?);
+    let corpora = masking.get("corpora").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let speed = |corpus: &Value| corpus.get("mb_per_s").and_then(Value::as_f64);
+    let keyed = |corpus: &&Value| corpus.get("corpus").and_then(Value::as_str) == Some("keyword-rich JSON");
+    let goal = |title, unit, at_most, goal, stretch, measured, why| Goal {
+        title,
+        unit,
+        at_most,
+        goal,
+        stretch,
+        measured,
+        why,
+    };
+    vec![
+        goal(
+            "CPU per call, 32 connections, to rustfloor",
+            "x",
+            true,
+            2.1,
+            cells.ratio(CLOSED, "cpu_s_per_1k", ENVOY, FLOOR),
+            cells.ratio(CLOSED, "cpu_s_per_1k", STRICT, FLOOR),
+            PER_CALL,
+        ),
+        goal(
+            "calls a second, 32 connections, to direct",
+            "x",
+            false,
+            0.25,
+            cells.ratio(CLOSED, "rps", ENVOY, DIRECT),
+            cells.ratio(CLOSED, "rps", STRICT, DIRECT),
+            STRICT_RATE,
+        ),
+        goal(
+            "the same under best_effort",
+            "x",
+            false,
+            0.25,
+            cells.ratio(CLOSED, "rps", ENVOY, DIRECT),
+            cells.ratio(CLOSED, "rps", BEST_EFFORT, DIRECT),
+            PER_CALL,
+        ),
+        goal(
+            "added at the median, 1,000 calls a second, best_effort",
+            "us",
+            true,
+            150.0,
+            Some(100.0),
+            added("p50_us"),
+            ADDED,
+        ),
+        goal("added at the 99th percentile, the same", "us", true, 300.0, None, added("p99_us"), ADDED),
+        goal(
+            "new TLS connection per call, to direct",
+            "x",
+            false,
+            0.75,
+            Some(0.82),
+            cells.ratio(FRESH, "rps", BEST_EFFORT, DIRECT),
+            FRESH_CONNECTIONS,
+        ),
+        goal(
+            "answers of 1 MiB",
+            "MB/s",
+            false,
+            350.0,
+            Some(763.0),
+            cells.number(LARGE, BEST_EFFORT, "rps").map(|rps| rps * LARGE_MB),
+            LARGE_ANSWERS,
+        ),
+        goal(
+            "answers of 20 events, to Envoy",
+            "x",
+            false,
+            0.5,
+            Some(0.8),
+            cells.ratio(EVENTS, "rps", BEST_EFFORT, ENVOY),
+            EVENT_STREAMS,
+        ),
+        goal(
+            "memory with 1,000 connections (PSS)",
+            "MiB",
+            true,
+            60.0,
+            Some(45.0),
+            cells.number(IDLE, BEST_EFFORT, "pss_mib"),
+            MEMORY,
+        ),
+        goal(
+            "masking keyword-rich JSON, one core",
+            "MB/s",
+            false,
+            200.0,
+            Some(400.0),
+            corpora.iter().find(keyed).and_then(speed),
+            MASKING,
+        ),
+        goal(
+            "masking the slowest corpus, one core",
+            "MB/s",
+            false,
+            20.0,
+            None,
+            corpora.iter().filter_map(speed).min_by(f64::total_cmp),
+            MASKING,
+        ),
+        goal(
+            "CPU to make a row of an event",
+            "us",
+            true,
+            5.0,
+            None,
+            rows.get("us_per_row").and_then(Value::as_f64),
+            ROWS,
+        ),
+    ]
+}
+
+const PER_CALL: &str = "A call makes two events. By the profile the time above rustfloor goes, in this order, into masking what is \
+    recorded, into making and writing the events (canonical bytes, checksums, the write itself), into reading the JSON of request and \
+    answer, and into the tasks between which an exchange passes. The caller, which is the same for all calls of a connection, is \
+    written anew in each intent: an event for the connection, to which calls refer, would take half of the bytes away, and is a change of \
+    the record's form.";
+const STRICT_RATE: &str = "Under `strict` each call waits for its intent's sync, so that 32 connections make no more calls a \
+    second than 32 in the time of one sync of this disk: compare with `best_effort`, which differs in nothing else. A disk with a \
+    write cache that survives a power cut mends it; so do more connections.";
+const ADDED: &str = "At 1,000 calls a second most of what a call waits for is being woken: a task to answer it, one to read the \
+    answer, one for each connection. Answering in the connection's own task would save two of the wake-ups, and must not lose what is recorded \
+    when a client leaves in the middle.";
+const FRESH_CONNECTIONS: &str = "A flow dials its server by itself, so that each new connection costs two full handshakes, and its caller \
+    is described from /proc and the kernel's tables. Keeping the server's connection for the next flow of the same job and name would save one \
+    handshake, as rustfloor does.";
+const LARGE_ANSWERS: &str = "An answer of 1 MiB is read whole, parsed, and its first 256 KiB are masked and written to disk; what \
+    remains is encrypted twice as rustfloor does. Parsing without a copy of the whole would save a pass.";
+const EVENT_STREAMS: &str = "Each event is a message: it is parsed, masked and recorded by itself, twenty for each call here, where \
+    other proxies pass on bytes. Events of progress could be recorded as one.";
+const MEMORY: &str = "A connection has two TLS sessions, two HTTP connections with their buffers, and the tasks that serve them.";
+const MASKING: &str = "A text that holds a secret in each member is bound by the pseudonyms: one HMAC-SHA-256 for each secret, and \
+    unescaped strings are copied.";
+const ROWS: &str = "A row is made of an event that was parsed and proven canonical by writing it again.";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn goal(at_most: bool, measured: Option<f64>) -> Goal {
+        Goal {
+            title: "",
+            unit: "",
+            at_most,
+            goal: 100.0,
+            stretch: Some(if at_most { 50.0 } else { 200.0 }),
+            measured,
+            why: "",
+        }
+    }
+
+    #[test]
+    fn a_goal_is_met_missed_by_how_much_or_not_measured() {
+        for (at_most, measured, met, words) in [
+            (true, Some(100.0), Some(true), "met"),
+            (true, Some(50.0), Some(true), "met, and the stretch goal"),
+            (true, Some(150.0), Some(false), "missed: 1.50 x off"),
+            (false, Some(200.0), Some(true), "met, and the stretch goal"),
+            (false, Some(50.0), Some(false), "missed: 2.00 x off"),
+            (false, None, None, "not measured"),
+        ] {
+            let goal = goal(at_most, measured);
+            assert_eq!((goal.is_met(), goal.verdict().as_str()), (met, words));
+        }
+    }
+}
