@@ -95,10 +95,13 @@ async fn a_call_whose_rule_says_best_effort_goes_before_its_intent_is_on_disk_an
     assert!(stage.untouched(&mut server));
     // ... until something could be written again.
     stage.disk.set_capacity(None);
-    let answer = client.begin(post(call(3, "glance")));
-    assert!(server.request().await.1.contains("glance"));
-    server.answer(r#"{"jsonrpc":"2.0","id":3,"result":{}}"#).await;
-    assert_eq!(soon(answer).await.unwrap().unwrap().0, 200);
+    for tool in ["echo", "glance"] {
+        soon(client.0.ready()).await.unwrap();
+        let answer = client.begin(post(call(3, tool)));
+        assert!(server.request().await.1.contains(tool));
+        server.answer(r#"{"jsonrpc":"2.0","id":3,"result":{}}"#).await;
+        assert_eq!(soon(answer).await.unwrap().unwrap().0, 200);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
