@@ -156,7 +156,10 @@ impl Gate {
             Err((parts, error)) => return self.refuse_unreadable(flow, &parts, error.status(), error).await,
         };
         match Contents::of(&request) {
-            Contents::Messages(messages) => self.messages(flow, request, messages, started, asker).await,
+            Contents::Messages(messages) => {
+                request.is_waited_for();
+                self.messages(flow, request, messages, started, asker).await
+            }
             Contents::Nothing(nothing) => self.pass_on(flow, request, nothing, asker).await,
             Contents::Unreadable(error) => self.refuse_unreadable(flow, &request.parts, 400, error).await,
         }

@@ -264,7 +264,9 @@ async fn a_client_that_leaves_ends_its_call() {
 
 #[tokio::test]
 async fn what_is_no_call_is_recorded_though_its_client_leaves() {
-    let mut stage = Stage::new().await;
+    let client_timeout = std::time::Duration::from_millis(200);
+    let limits = Limits { client_timeout, ..Limits::default() };
+    let mut stage = Stage::of(Plan { limits, ..Plan::default() }).await;
     let mut server = stage.accept().await;
     let mut client = stage.client().await;
     let request = http::Request::delete("/mcp/k3y5Of4n7A2b9XyZ?code=correct-horse").header("host", SERVER);

@@ -63,7 +63,7 @@ pub struct Upgrade {
 
 impl Upgrade {
     fn of(parts: &mut Parts) -> Option<Self> {
-        let guard = parts.extensions.remove::<Guard>();
+        let guard = parts.extensions.get::<Guard>().cloned();
         let connection = wants_websocket(parts).then(|| parts.extensions.remove::<OnUpgrade>()).flatten()?;
         Some(Self { connection, guard })
     }
@@ -212,6 +212,13 @@ pub async fn read(
 }
 
 impl ReadRequest {
+    /// Its client waits for it: by closing its half of the connection it has left, and takes back what it asked for.
+    pub fn is_waited_for(&self) {
+        if let Some(guard) = self.parts.extensions.get::<Guard>() {
+            guard.strict();
+        }
+    }
+
     /// Parts the head from the body as it came.
     pub fn into_outgoing(self) -> (Parts, Outgoing) {
         let data = self.encoded.unwrap_or(self.body);

@@ -6,9 +6,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::HeaderValue;
-use http::header::CONNECTION;
-use http_body_util::BodyExt;
+use http::header::{ACCEPT, CONNECTION};
+use http::{HeaderMap, HeaderValue};
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
@@ -20,7 +19,7 @@ use weir_core::http1::Ambiguous;
 use super::MAX_HEAD;
 use super::body::{Body, BodyError, full};
 use super::exec::Spawner;
-use super::guarded::Guarded;
+use super::guarded::{Guard, Guarded};
 use crate::tasks::Tasks;
 use crate::tls::Protocol;
 
@@ -31,6 +30,9 @@ pub(super) const STREAM_WINDOW: u32 = 256 << 10;
 pub(super) const CONNECTION_WINDOW: u32 = 1 << 20;
 /// How many bytes of an answer wait for one HTTP/2 stream's client.
 const SEND_BUFFER: usize = 64 << 10;
+
+/// The type of event streams.
+const EVENTS: &[u8] = b"text/event-stream";
 
 /// How a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +52,7 @@ pub struct Manners {
     pub protocol: Protocol,
     /// The time that it has to send a request's whole head, and may let pass between two requests.
     pub idle: Duration,
-    /// How long it may take to answer when the connection is to end.
+    /// How long it may take to answer when the connection is to end, and to wait for its answer with half a connection.
     pub farewell: Duration,
 }
 
@@ -69,14 +71,14 @@ where
     E: std::error::Error + Send + Sync + 'static,
 {
     match manners.protocol {
-        Protocol::Http1 => serve_http1(client, manners.idle, tasks, exchange).await,
+        Protocol::Http1 => serve_http1(client, manners, tasks, exchange).await,
         Protocol::Http2 => serve_http2(client, manners, tasks, exchange).await,
     }
 }
 
 async fn serve_http1<S, A, E>(
     client: S,
-    idle: Duration,
+    manners: Manners,
     tasks: &Tasks,
     exchange: impl Fn(Request<Incoming>) -> A,
 ) -> Served
@@ -85,10 +87,11 @@ where
     A: Future<Output = Result<Response<Body>, E>>,
     E: std::error::Error + Send + Sync + 'static,
 {
-    let (client, guard) = Guarded::requests(client);
+    let (client, guard) = Guarded::requests(client, manners.farewell);
     let service = service_fn(|mut request: Request<Incoming>| {
+        guard.begin(!takes_events(request.headers()), request.version());
         request.extensions_mut().insert(guard.clone());
-        let answer = exchange(request);
+        let (answer, open) = (exchange(request), Open::OfGuard(guard.clone()));
         async {
             let mut answer = match answer.await {
                 // Its body was heard no further.
@@ -98,12 +101,12 @@ where
             if tasks.is_retiring() && !answer.headers().contains_key(http::header::UPGRADE) {
                 answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            Ok::<_, E>(answer)
+            Ok::<_, E>(answer.map(|body| Tracked { body, open }))
         }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(idle)
+        .header_read_timeout(manners.idle)
         .max_buf_size(MAX_HEAD)
         .max_header_size(MAX_HEAD)
         .preserve_header_case(true)
@@ -140,7 +143,7 @@ where
         let (answer, open) = (exchange(request), Open::one_of(&open));
         async move {
             let answer = answer.await?;
-            Ok::<_, E>(answer.map(|body| Tracked { body, open }.boxed()))
+            Ok::<_, E>(answer.map(|body| Tracked { body, open }))
         }
     });
     let connection = hyper::server::conn::http2::Builder::new(Spawner(tasks.clone()))
@@ -197,19 +200,35 @@ async fn quiet(mut open: watch::Receiver<usize>, within: Duration) {
 }
 
 /// One exchange that is open, from its request's head to its answer's end.
-struct Open(watch::Sender<usize>);
+enum Open {
+    /// One of those that a connection has.
+    OneOf(watch::Sender<usize>),
+    /// The only one.
+    OfGuard(Guard),
+}
 
 impl Open {
     fn one_of(open: &watch::Sender<usize>) -> Self {
         open.send_modify(|open| *open += 1);
-        Self(open.clone())
+        Self::OneOf(open.clone())
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.send_modify(|open| *open -= 1);
+        match self {
+            Open::OneOf(open) => open.send_modify(|open| *open -= 1),
+            Open::OfGuard(guard) => guard.strict(),
+        }
     }
+}
+
+/// Whether an answer may be a stream of events, which its client ends by leaving.
+fn takes_events(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(ACCEPT).iter();
+    values
+        .into_iter()
+        .any(|value| value.as_bytes().windows(EVENTS.len()).any(|part| part.eq_ignore_ascii_case(EVENTS)))
 }
 
 /// An answer's body, whose exchange is open for as long as it is there.

@@ -6,10 +6,11 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use http::StatusCode;
 use http::request::Parts;
+use http::{StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
+use hyper::ext::on_informational;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -216,7 +217,16 @@ impl Sender {
             Sender::Http1(Http1 { sender, guard }) => {
                 request_to(&mut parts, Protocol::Http1);
                 guard.expect(&parts.method);
-                sender.try_send_request(Request::from_parts(parts, body)).await
+                let client = parts.extensions.remove::<Guard>();
+                let mut request = Request::from_parts(parts, body);
+                if let Some(client) = client.filter(|_| request.version() == Version::HTTP_11) {
+                    on_informational(&mut request, move |said| match said.status() {
+                        // The client is told by Weir itself when to go on.
+                        StatusCode::CONTINUE | StatusCode::SWITCHING_PROTOCOLS => {}
+                        status => client.tell(status, said.headers()),
+                    });
+                }
+                sender.try_send_request(request).await
             }
             Sender::Http2(sender) => {
                 request_to(&mut parts, Protocol::Http2);

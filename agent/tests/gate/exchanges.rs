@@ -214,6 +214,60 @@ const SWITCHED: &str =
     "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
 
 #[tokio::test]
+async fn what_a_server_says_before_its_answer_reaches_the_client_before_it() {
+    let mut stage = Stage::new().await;
+    let mut server = stage.accept().await;
+    for (version, told) in [("1.1", true), ("1.0", false)] {
+        let (mut stream, _served) = stage.connect();
+        let request = format!("GET /page HTTP/{version}\r\nHost: {SERVER}\r\n\r\n");
+        soon(stream.write_all(request.as_bytes())).await.unwrap();
+        server.request().await;
+        server.say("HTTP/1.1 103 Early Hints\r\nlink: </x.css>; rel=preload\r\n\r\n").await;
+        let mut client = Peer::new(stream);
+        if told {
+            let hints = client.until(b"\r\n\r\n").await;
+            assert_eq!(hints, "HTTP/1.1 103 Early Hints\r\nlink: </x.css>; rel=preload\r\n\r\n");
+        }
+        server.say("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nab").await;
+        let answer = client.until(b"\r\n\r\nab").await;
+        assert!(answer.starts_with(&format!("HTTP/{version} 200 ")), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn half_a_connection_is_enough_for_an_exchange_that_is_no_call() {
+    let mut stage = Stage::new().await;
+    let mut server = stage.accept().await;
+    let (mut stream, served) = stage.connect();
+    let request = format!("POST /form HTTP/1.1\r\nHost: {SERVER}\r\nContent-Length: 3\r\n\r\na=1");
+    soon(stream.write_all(request.as_bytes())).await.unwrap();
+    soon(stream.shutdown()).await.unwrap();
+    server.until(b"a=1").await;
+    server.say("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nab").await;
+    assert!(Peer::new(stream).closed().await.ends_with("\r\n\r\nab"));
+    assert_eq!(soon(served).await.unwrap(), Served::Closed);
+    // One that has not said all it announced is not there any more.
+    let (mut stream, served) = stage.connect();
+    soon(stream.write_all(request.trim_end_matches("=1").as_bytes())).await.unwrap();
+    soon(stream.shutdown()).await.unwrap();
+    assert_eq!(soon(served).await.unwrap(), Served::Broken);
+}
+
+#[tokio::test]
+async fn a_client_that_closes_its_half_takes_its_call_back() {
+    let mut stage = Stage::new().await;
+    let mut server = stage.accept().await;
+    let (mut stream, _served) = stage.connect();
+    let body = call(1, "echo");
+    let head = format!("POST /mcp HTTP/1.1\r\nHost: {SERVER}\r\nContent-Length: {}\r\n\r\n", body.len());
+    soon(stream.write_all(format!("{head}{body}").as_bytes())).await.unwrap();
+    server.request().await;
+    soon(stream.shutdown()).await.unwrap();
+    assert_eq!(server.closed().await, "");
+    assert_eq!(stage.outcome().await.result, CallResult::ClientGone);
+}
+
+#[tokio::test]
 async fn an_offer_to_speak_http2_goes_no_further() {
     let mut stage = Stage::new().await;
     let mut server = stage.accept().await;
