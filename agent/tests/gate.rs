@@ -16,7 +16,8 @@ mod stage;
 #[path = "gate/versions.rs"]
 mod versions;
 
-use stage::{SERVER, Stage, call, post, soon};
+use stage::{Plan, SERVER, Stage, call, post, soon};
+use weir::config::Limits;
 use weir::spool::faulty::Fault;
 use weir_core::record::{Body, CallResult, Durability, MessageLabel};
 

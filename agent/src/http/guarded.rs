@@ -210,8 +210,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.keeps_end(context) {
-            return Poll::Pending;
+        if self.ended.is_some() {
+            return if self.keeps_end(context) { Poll::Pending } else { Poll::Ready(Ok(())) };
         }
         if self.guard.fault().is_none() {
             let before = buffer.filled().len();
