@@ -104,6 +104,8 @@ async fn stage(mutator: &mut Mutator, exchanges: usize) {
     while let Some(done) = under_way.join_next().await {
         done.unwrap();
     }
+    // What waits for an answer on another stream would keep all of this for as long as it may wait.
+    stage.gate.tasks.end(Duration::ZERO, HANG).await;
     drop(stage);
     server.await.unwrap();
 }
