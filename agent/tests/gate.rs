@@ -11,6 +11,8 @@ mod generated;
 mod refusals;
 #[path = "gate/rewrites.rs"]
 mod rewrites;
+#[path = "gate/sessions.rs"]
+mod sessions;
 #[path = "gate/stage.rs"]
 mod stage;
 #[path = "gate/versions.rs"]

@@ -42,6 +42,7 @@ pub struct Stage {
     pub gate: Arc<Gate>,
     pub disk: Faulty,
     pub flow: Arc<Flow>,
+    dial: mpsc::UnboundedSender<DuplexStream>,
     dialled: mpsc::UnboundedReceiver<DuplexStream>,
     events: Arc<(Mutex<Vec<Written>>, Notify)>,
     spoken: Spoken,
@@ -127,17 +128,7 @@ impl Stage {
             masker: masker.clone(),
         });
         let (dial, dialled) = mpsc::unbounded_channel();
-        let connect = move || {
-            let (near, far) = duplex(64 << 10);
-            dial.send(far).map_err(|_| "nobody listens".to_owned())?;
-            Ok(Box::new(near) as Box<dyn Stream>)
-        };
-        let first = connect().unwrap();
-        let redial = Box::new(move || {
-            let connected = connect();
-            Box::pin(async move { connected }) as _
-        });
-        let upstream = Upstream::new(first, plan.spoken, redial, tasks).await.unwrap();
+        let upstream = upstream(dial.clone(), plan.spoken, tasks).await;
         let record = record::Server {
             address: "192.0.2.1".into(),
             port: 443,
@@ -148,7 +139,20 @@ impl Stage {
         let caller = Arc::new(caller());
         let (id, tunnels) = (FlowId::from_random([2; 16]), TaskTracker::new());
         let flow = Arc::new(Flow { id, caller, server, upstream, share, tunnels });
-        Self { gate, disk, flow, dialled, events, spoken: plan.spoken }
+        Self { gate, disk, flow, dial, dialled, events, spoken: plan.spoken }
+    }
+
+    /// From now on clients come over another connection, of the same process to the same server.
+    pub async fn another_flow(&mut self) {
+        let upstream = upstream(self.dial.clone(), self.spoken, self.gate.tasks.clone()).await;
+        self.flow = Arc::new(Flow {
+            id: FlowId::from_random([8; 16]),
+            caller: self.flow.caller.clone(),
+            server: self.flow.server.clone(),
+            upstream,
+            share: self.flow.share.clone(),
+            tunnels: TaskTracker::new(),
+        });
     }
 
     /// A client's connection. The task ends with it.
@@ -242,6 +246,21 @@ impl Stage {
         let all = |events: &[Body<Masked<String>>]| events.iter().filter_map(text).collect::<Vec<_>>();
         self.recorded(|events| Some(all(events)).filter(|texts| texts.len() >= number)).await
     }
+}
+
+/// A connection to the server that the test plays.
+async fn upstream(dial: mpsc::UnboundedSender<DuplexStream>, spoken: Spoken, tasks: Tasks) -> Upstream {
+    let connect = move || {
+        let (near, far) = duplex(64 << 10);
+        dial.send(far).map_err(|_| "nobody listens".to_owned())?;
+        Ok(Box::new(near) as Box<dyn Stream>)
+    };
+    let first = connect().unwrap();
+    let redial = Box::new(move || {
+        let connected = connect();
+        Box::pin(async move { connected }) as _
+    });
+    Upstream::new(first, spoken, redial, tasks).await.unwrap()
 }
 
 fn caller() -> Caller<Masked<String>> {

@@ -64,7 +64,7 @@ pub(in crate::gate) struct Exchange {
 
 impl Gate {
     /// The session of a request.
-    pub(in crate::gate) fn session_of(&self, flow: &Flow, parts: &Parts) -> Arc<Session> {
+    pub fn session_of(&self, flow: &Flow, parts: &Parts) -> Arc<Session> {
         if let Some(id) = self.session(&parts.headers) {
             return self.sessions.named(flow, id);
         }
