@@ -17,6 +17,7 @@ pub mod collector;
 pub mod conformance;
 pub mod daemon;
 pub mod job;
+pub mod load;
 pub mod machine;
 pub mod net;
 pub mod oci;

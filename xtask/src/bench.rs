@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: what Weir costs, as ratios within one run.
 
 mod kernel;
+mod load;
 mod proxy;
 
 use anyhow::Result;
@@ -9,6 +10,8 @@ use anyhow::Result;
 pub enum Bench {
     /// What the hooks and lineage cost the processes below them; fails where one is above its bound.
     Kernel(kernel::Options),
+    /// What clients that mean harm cost another job's; fails where that is above its bound.
+    Load(load::Options),
     /// What Weir costs the calls that go through it, beside other proxies.
     Proxy(proxy::Options),
 }
@@ -16,6 +19,7 @@ pub enum Bench {
 pub fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Kernel(options) => kernel::run(options),
+        Bench::Load(options) => load::run(options),
         Bench::Proxy(options) => proxy::run(options),
     }
 }
