@@ -82,7 +82,9 @@ pub fn run_in_every_test(setup: &Setup) -> Result<Sum> {
     let columns = columns(setup, &setup::kernels_of_every_test(), &suite)?;
     print!("{}", report::table(&columns));
     for (binary, reason) in suite::not_in_every_test() {
-        println!("not run here: {binary}, {reason}: `cargo xtask kernel-matrix --filter {binary}::`");
+        println!(
+            "not all of {binary} is run here: {reason}: `cargo xtask kernel-matrix --filter {binary}::`"
+        );
     }
     Ok(report::sum(&columns))
 }
