@@ -2,30 +2,30 @@
 //! its file, line and column; nothing is guessed, and an unknown key is a mistake.
 
 mod egress;
+mod intercept;
 mod lifecycle;
 mod limits;
 mod select;
 mod upstream;
 
-use std::net::{IpAddr, SocketAddrV4, SocketAddrV6};
+use std::net::{SocketAddrV4, SocketAddrV6};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ipnet::IpNet;
 use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 use weir_core::approval::AllowedSigners;
-use weir_core::policy::{Action, Policy, PolicyError, Rule, glob};
-use weir_ebpf::action;
+use weir_core::policy::{Action, Policy, PolicyError, Rule};
 
 pub use egress::{Egress, Treatment};
+pub use intercept::InterceptList;
 pub use lifecycle::{Failure, Kernel, Mode, Refusal};
 pub use limits::{Limits, Spool};
 pub use select::{Reach, Select, SelectEntry, Stdio, UserName};
 pub use upstream::{ClientAuth, ClientCertificate, Upstream};
 
-use crate::kernel::Destination;
+use intercept::{Bypass, Intercept};
 
 /// Everything the operator decides.
 #[derive(Debug, Clone)]
@@ -92,87 +92,6 @@ pub struct Approval {
     pub deadline: Duration,
     /// How often a waiting client gets a sign of life.
     pub keepalive: Duration,
-}
-
-/// Which destinations are terminated.
-#[derive(Debug, Clone)]
-pub struct InterceptList {
-    entries: Vec<Intercept>,
-    bypass: Bypass,
-}
-
-/// What is relayed although it is on the list: for clients that pin their servers.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Bypass {
-    names: Vec<String>,
-    cidrs: Vec<IpNet>,
-}
-
-/// A destination is terminated when its port is here, and its name or its address matches.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Intercept {
-    #[serde(default)]
-    names: Vec<String>,
-    #[serde(default)]
-    cidrs: Vec<IpNet>,
-    #[serde(default = "https")]
-    ports: Vec<u16>,
-}
-
-fn https() -> Vec<u16> {
-    vec![443]
-}
-
-impl Default for InterceptList {
-    /// Everything on the web's ports.
-    fn default() -> Self {
-        let everywhere = [IpNet::from(ipnet::Ipv4Net::default()), IpNet::from(ipnet::Ipv6Net::default())];
-        let entries = vec![Intercept { names: vec![], cidrs: everywhere.to_vec(), ports: vec![80, 443] }];
-        Self { entries, bypass: Bypass::default() }
-    }
-}
-
-impl InterceptList {
-    /// Whether a connection to this address is terminated, given the name that the client asked for.
-    pub fn covers(&self, name: Option<&str>, address: IpAddr, port: u16) -> bool {
-        let name = name.map(str::to_ascii_lowercase);
-        self.entries.iter().filter(|entry| entry.ports.contains(&port)).any(|entry| {
-            let named = |name: &String| entry.names.iter().any(|n| glob(&n.to_ascii_lowercase(), name));
-            name.as_ref().is_some_and(named) || entry.cidrs.iter().any(|cidr| cidr.contains(&address))
-        })
-    }
-
-    /// What the hooks are to be told of it. An entry by name covers its ports everywhere: which name is meant shows later.
-    pub fn destinations(&self) -> Vec<Destination> {
-        let everywhere = [IpNet::from(ipnet::Ipv4Net::default()), IpNet::from(ipnet::Ipv6Net::default())];
-        let mut destinations = Vec::new();
-        for entry in &self.entries {
-            let networks = if entry.names.is_empty() { &entry.cidrs[..] } else { &everywhere };
-            for &port in &entry.ports {
-                let action = action::INTERCEPT;
-                destinations.extend(networks.iter().map(|&network| Destination { network, port, action }));
-            }
-        }
-        destinations
-    }
-
-    /// Whether connections to this address are relayed in any case.
-    pub fn bypasses_address(&self, address: IpAddr) -> bool {
-        self.bypass.cidrs.iter().any(|cidr| cidr.contains(&address))
-    }
-
-    /// Whether connections are relayed whose client asks for this name. It is the client's word.
-    pub fn bypasses_name(&self, name: &str) -> bool {
-        let name = name.to_ascii_lowercase();
-        self.bypass.names.iter().any(|pattern| glob(&pattern.to_ascii_lowercase(), &name))
-    }
-
-    /// Whether some name could make a connection to this port terminated: then its first bytes must be read.
-    pub fn may_cover(&self, port: u16) -> bool {
-        self.entries.iter().any(|entry| entry.ports.contains(&port))
-    }
 }
 
 /// The longest duration that can be configured.
@@ -293,10 +212,8 @@ impl Config {
             return Err(wrong(0..0, "tenant must be a name".into()));
         }
         for entry in &document.intercept {
-            let it = entry.get_ref();
-            if it.names.is_empty() && it.cidrs.is_empty() {
-                let message = "an intercept entry needs names or cidrs; cidrs = [\"0.0.0.0/0\", \"::/0\"] is everywhere";
-                return Err(wrong(entry.span(), message.into()));
+            if let Some(fault) = entry.get_ref().fault() {
+                return Err(wrong(entry.span(), fault.into()));
             }
         }
         if let Some((span, fault)) = document.egress.fault().or_else(|| document.upstream.fault()) {
@@ -344,10 +261,8 @@ impl Config {
                 return Err(wrong(0..0, message));
             }
         }
-        let listed: Vec<_> = document.intercept.into_iter().map(Spanned::into_inner).collect();
-        let usual = InterceptList::default();
-        let entries = if listed.is_empty() { usual.entries } else { listed };
-        let intercept = InterceptList { entries, bypass: document.bypass };
+        let listed = document.intercept.into_iter().map(Spanned::into_inner).collect();
+        let intercept = InterceptList::new(listed, document.bypass);
         Ok(Self {
             tenant: document.tenant,
             state_dir: document.state_dir,

@@ -251,7 +251,9 @@ impl Interceptor {
             None => ServerName::IpAddress(opening.destination.ip().into()),
         };
         let Some(offer) = Offer::of(&hello.alpn) else {
-            return self.refuse_alpn(client, &wanted, sni, opening).await;
+            self.tell_no_protocol(client, &wanted).await;
+            let refused = self.refused(opening, sni, FlowEnd::ClientHandshake);
+            return refused.because(FlowReason::NoProtocol);
         };
         let scope = opening.scope();
         if self.upstream.relays(&wanted, scope) {
@@ -305,26 +307,6 @@ impl Interceptor {
             }
         };
         Ending { server: record, sni, treatment, end, reason: FlowReason::None }
-    }
-
-    /// The client would speak something else. It is not relayed: many servers do not look at what is offered, so that any client
-    /// could choose not to be read. Its handshake ends with the alert that says so, and nothing is dialled.
-    async fn refuse_alpn(
-        &self,
-        client: Replayed<TcpStream>,
-        wanted: &ServerName<'_>,
-        sni: Option<String>,
-        opening: &Opening,
-    ) -> Ending {
-        let within = self.gate.limits.client_timeout;
-        let accepted = async {
-            let leaf = self.minter.leaf(wanted)?;
-            accept(client, &leaf, Protocol::Http1, within).await
-        };
-        if let Err(error) = accepted.await {
-            tracing::warn!(server = %wanted.to_str(), %error, "a client offers no protocol that can be read");
-        }
-        self.refused(opening, sni, FlowEnd::ClientHandshake).because(FlowReason::NoProtocol)
     }
 
     async fn terminate_plain(

@@ -11,7 +11,7 @@ use super::flow::Opening;
 use super::relay::Watch;
 use crate::gate::Refusal;
 use crate::http::{Manners, serve};
-use crate::tls::{Offer, Replayed, UpstreamError, accept};
+use crate::tls::{Offer, Protocol, Replayed, UpstreamError, accept};
 
 impl Interceptor {
     /// Tells a client why there is no connection to its server. A client that does not take the leaf learns that
@@ -50,5 +50,18 @@ impl Interceptor {
         let manners = Manners { protocol: offer.own(), idle, farewell };
         let served = serve(client, manners, &gate.tasks, exchange).await;
         tracing::debug!(?served, "a client was told why its server is refused");
+    }
+
+    /// The client would speak something else. It is not relayed: many servers do not look at what is offered, so that any client
+    /// could choose not to be read. Its handshake ends with the alert that says so, and nothing is dialled.
+    pub(super) async fn tell_no_protocol(&self, client: Replayed<TcpStream>, wanted: &ServerName<'static>) {
+        let within = self.gate.limits.client_timeout;
+        let accepted = async {
+            let leaf = self.minter.leaf(wanted)?;
+            accept(client, &leaf, Protocol::Http1, within).await
+        };
+        if let Err(error) = accepted.await {
+            tracing::warn!(server = %wanted.to_str(), %error, "a client offers no protocol that can be read");
+        }
     }
 }
