@@ -52,6 +52,18 @@ impl Client {
         ])
     }
 
+    /// Those of the oldest transport, HTTP+SSE.
+    fn legacy(world: &World) -> Vec<Self> {
+        let setup = &world.setup;
+        let typescript: [OsString; 2] = [setup.node().into(), setup.sdk_file("client-typescript.mjs").into()];
+        let python: [OsString; 2] = [setup.python_1().into(), setup.sdk_file("client_python_1.py").into()];
+        vec![
+            Self::new("typescript-1-sse", &typescript, &["--line", "1", "--sse"], "2025-11-25"),
+            Self::new("typescript-2-sse", &typescript, &["--revision", "2024-11-05", "--sse"], "2024-11-05"),
+            Self::new("python-1-sse", &python, &["--sse"], "2025-11-25"),
+        ]
+    }
+
     fn run(&self, world: &World, host: &str) -> Result<Conversation> {
         let mut command = self.command.clone();
         command.push(world.server.url(host).into());
@@ -121,6 +133,22 @@ fn each_sdk_gets_through_in_plain_text_in_each_revision() -> Result<()> {
     each_gets_through(Scheme::Http, "127.0.0.1", "unproven")
 }
 
+#[test]
+fn each_sdk_gets_through_with_the_oldest_transport() -> Result<()> {
+    for (scheme, proof) in [(Scheme::Https, "certificate"), (Scheme::Http, "unproven")] {
+        let world = World::start(&WorldPlan { scheme, legacy_sse: true, ..WorldPlan::default() })?;
+        for client in Client::legacy(&world) {
+            all_agree(
+                &world,
+                &client,
+                if scheme == Scheme::Https { "localhost" } else { "127.0.0.1" },
+                proof,
+            )?;
+        }
+    }
+    Ok(())
+}
+
 /// How curl is told to speak, to a server of which SDK, and the version of HTTP that it says it spoke.
 const CURLS: [(Scheme, Sdk, &[&str], &str); 7] = [
     (Scheme::Https, Sdk::Python2, &["--http1.1"], "1.1"),
@@ -188,8 +216,12 @@ fn curl(world: &World, url: &str, port: u16, options: &[&str], version: &str) ->
     ensure!(number(&row, "arguments_bytes") == Some(params.to_string().len() as u64), "{row}");
     let result: Value = serde_json::from_str(row["result_payload"].as_str().context("no result")?)?;
     ensure!(result == answer["result"], "{row}");
-    let flow = row["flow_id"].as_str().context("no flow")?;
-    let flow = world.sql_until(1, &format!("SELECT * FROM flows WHERE flow_id = '{flow}'"))?.remove(0);
+    let flow_id = row["flow_id"].as_str().context("no flow")?;
+    let flow = world.sql_until(1, &format!("SELECT * FROM flows WHERE flow_id = '{flow_id}'"))?.remove(0);
+    let intents = format!(
+        "SELECT network_protocol_version FROM events WHERE kind = 'intent' AND flow_id = '{flow_id}'"
+    );
+    ensure!(world.sql(&intents)?[0]["network_protocol_version"] == version, "{row}");
     // Heads and frames come on top.
     ensure!(number(&flow, "bytes_up") > Some(call.len() as u64), "{flow}");
     ensure!(number(&flow, "bytes_down") > Some(body.len() as u64), "{flow}");

@@ -414,9 +414,12 @@ impl Reading {
     }
 
     fn ended(&mut self, result: CallResult, reason: &str) {
+        // To leave a stream that can be taken up again is not to leave the call, nor is it to leave what only says that a
+        // message was taken: a legacy session's answers come on its own stream.
+        let elsewhere =
+            self.resumable || (self.exchange.session.kind == session::Kind::Endpoint && self.status < 400);
         for call in std::mem::take(&mut self.calls) {
-            // To leave a stream that can be taken up again is not to leave the call.
-            if self.resumable && result == CallResult::ClientGone && call.request_id.is_some() {
+            if elsewhere && result == CallResult::ClientGone && call.request_id.is_some() {
                 call.open.park(&self.gate, result, self.status);
             } else {
                 call.close(result, Some(self.status), None, self.gate.payload_of_text(reason));
