@@ -2,8 +2,9 @@
 // suite saw them. The suite keeps no such log; it is loaded beside the unmodified suite by `node --import`.
 //
 // In: WEIR_TAP, the file to append to, and WEIR_TAP_PORTS (`FIRST-LAST`), from which a server of the suite that asks for any port
-// gets one, so that its ports can be named beforehand. Out: JSON lines {"way", "message"}, {"connection"} and {"abandoned"}: the ids
-// of requests whose answers the suite did not read to their end. It changes no byte.
+// gets one, so that its ports can be named beforehand. Out: JSON lines {"way", "message"}, with the ids of the requests that an answer
+// came to ("to"), {"connection"}, and {"abandoned"}: the ids of requests whose answers the suite did not read to their end. It changes
+// no byte.
 
 import { AsyncLocalStorage } from 'node:async_hooks';
 import diagnostics from 'node:diagnostics_channel';
@@ -25,16 +26,18 @@ function parse(text) {
   }
 }
 
-function message(way, text) {
-  for (const each of parse(text)) write({ way, message: each });
+function message(way, text, to) {
+  for (const each of parse(text)) write({ way, message: each, to });
 }
+
+const idsIn = (text) => parse(text).map(({ id }) => id).filter((id) => id !== undefined);
 
 // Bodies whose reader has not come to their end: what is in them has arrived all the same.
 const open = new Set();
 process.on('exit', () => open.forEach((body) => body.end(true)));
 
 // Gathers a body: events one by one as they come, anything else at its end.
-function gather(way, isStream, ended = () => {}) {
+function gather(way, isStream, ended = () => {}, to = undefined) {
   const decoder = new TextDecoder();
   let text = '';
   const events = () => {
@@ -42,7 +45,7 @@ function gather(way, isStream, ended = () => {}) {
     text = parts.pop();
     for (const part of parts) {
       const data = part.split(/\r\n|\n|\r/).filter((line) => line.startsWith('data:'));
-      if (data.length > 0) message(way, data.map((line) => line.slice(5)).join('\n'));
+      if (data.length > 0) message(way, data.map((line) => line.slice(5)).join('\n'), to);
     }
   };
   const body = {
@@ -51,7 +54,7 @@ function gather(way, isStream, ended = () => {}) {
       if (isStream()) events();
     },
     end(abandoned = false) {
-      if (!isStream()) message(way, text);
+      if (!isStream()) message(way, text, to);
       text = '';
       open.delete(body);
       ended(abandoned);
@@ -71,7 +74,7 @@ const nameOf = (header) => header.toString('latin1').toLowerCase();
 const asked = new AsyncLocalStorage();
 
 function tapped(handler, options) {
-  const ids = parse(asked.getStore() ?? options.body).map(({ id }) => id).filter((id) => id !== undefined);
+  const ids = idsIn(asked.getStore() ?? options.body);
   // Only then is there a connection to send it on.
   const sending = () => typeof options.body === 'string' && message(up, options.body);
   let type = '';
@@ -79,7 +82,7 @@ function tapped(handler, options) {
   const body = gather(down, () => type.startsWith('text/event-stream'), (abandoned) => {
     if (!over && abandoned && ids.length > 0) write({ abandoned: ids });
     over = true;
-  });
+  }, ids);
   const seen = {
     onConnect: sending,
     onRequestStart: sending,
@@ -126,6 +129,7 @@ diagnostics.subscribe('undici:client:connected', () => write({ connection: 'made
 // What some scenarios write by Node's own HTTP client.
 const { emit: emits, write: puts, end: ends } = http.ClientRequest.prototype;
 const sent = new WeakMap();
+const idsOf = new WeakMap();
 const bodyOf = (request) => sent.get(request) ?? sent.set(request, gather(up, () => false)).get(request);
 http.ClientRequest.prototype.write = function written(chunk, ...rest) {
   if (chunk) bodyOf(this).chunk(chunk);
@@ -134,15 +138,20 @@ http.ClientRequest.prototype.write = function written(chunk, ...rest) {
 http.ClientRequest.prototype.end = function ended(chunk, ...rest) {
   // Of a body that it is given last, Node's end() makes a write() of its own for some, and none for others.
   const body = bodyOf(this);
-  const { chunk: take } = body;
-  if (chunk && typeof chunk !== 'function') take(chunk);
+  if (chunk && typeof chunk !== 'function') {
+    body.chunk(chunk);
+    idsOf.set(this, idsIn(String(chunk)));
+  }
   body.chunk = () => {};
   body.end();
   return ends.call(this, chunk, ...rest);
 };
 http.ClientRequest.prototype.emit = function tap(event, ...given) {
   if (event === 'socket' && !this.reusedSocket) write({ connection: 'made' });
-  if (event === 'response') gatherFrom(given[0], gather(down, () => String(given[0].headers['content-type']).startsWith('text/event-stream')));
+  if (event === 'response') {
+    const isStream = () => String(given[0].headers['content-type']).startsWith('text/event-stream');
+    gatherFrom(given[0], gather(down, isStream, () => {}, idsOf.get(this)));
+  }
   return emits.call(this, event, ...given);
 };
 

@@ -39,7 +39,9 @@ impl Setup {
     /// The setup, complete. Fails when nobody has set it up.
     pub fn complete() -> Result<Self> {
         let setup = Self::locate()?;
-        for part in [setup.node(), setup.python(), setup.client_file("client.mjs"), setup.engine()] {
+        let clients = [setup.client_file("client.mjs"), setup.sdk_file("tap.mjs"), setup.node_22()];
+        let parts = [setup.node(), setup.python(), setup.python_1(), setup.engine()];
+        for part in clients.into_iter().chain(parts) {
             if !part.exists() {
                 bail!(
                     "{} is missing: run `cargo xtask setup` first (`cargo xtask test` does)",

@@ -51,6 +51,9 @@ pub fn run(options: &Options) -> Result<()> {
         say(format_args!("{} of {}: {suite}, directly and through Weir", number + 1, suites.len()));
         let compared = ground.compare(suite)?;
         say(format_args!("{suite}: {} in {:.0} s", verdict(&compared), compared.seconds));
+        if !compared.holds() {
+            tell(&compared);
+        }
         all.push(compared);
     }
     if options.json {
@@ -128,25 +131,24 @@ fn print(all: &[Compared], seconds: u64) {
         sum(|c| c.silent),
         sum(|c| c.messages as u64),
     );
-    for compared in all.iter().filter(|compared| !compared.holds()) {
-        println!("\n{}:", compared.suite);
-        for found in &compared.differences {
-            println!(
-                "   {} {}: directly {:?}, through Weir {:?}",
-                found.scenario, found.check, found.directly, found.through
-            );
+}
+
+/// What differs, told at once: a whole run takes minutes.
+fn tell(compared: &Compared) {
+    for found in &compared.differences {
+        let (directly, through) = (&found.directly, &found.through);
+        eprintln!("   {} {}: directly {directly:?}, through Weir {through:?}", found.scenario, found.check);
+    }
+    for (what, told) in [
+        ("not terminated", &compared.others),
+        ("not in the record", &compared.unrecorded),
+        ("in the record alone", &compared.unlogged),
+    ] {
+        for each in told {
+            eprintln!("   {what}: {each}");
         }
-        for (what, told) in [
-            ("not terminated", &compared.others),
-            ("not in the record", &compared.unrecorded),
-            ("in the record alone", &compared.unlogged),
-        ] {
-            for each in told {
-                println!("   {what}: {each}");
-            }
-        }
-        if compared.checks == 0 || compared.connections == 0 || compared.messages == 0 {
-            println!("   nothing was compared");
-        }
+    }
+    if compared.checks == 0 || compared.connections == 0 || compared.messages == 0 {
+        eprintln!("   nothing was compared");
     }
 }

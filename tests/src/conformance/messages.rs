@@ -34,6 +34,8 @@ enum Kind {
 pub struct Log {
     pub messages: Vec<Said>,
     pub connections: u64,
+    /// Requests that Weir itself refused, and said so. They are no message of the record, which has a row for each refusal.
+    pub refused: u64,
     /// Ids of requests whose answers the suite left unread: what came in them it cannot tell.
     pub abandoned: Vec<Value>,
 }
@@ -41,9 +43,19 @@ pub struct Log {
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Line {
-    Message { way: String, message: Value },
-    Abandoned { abandoned: Vec<Value> },
-    Connection { connection: String },
+    Message {
+        way: String,
+        message: Value,
+        /// The ids of the requests that it came in the answer to.
+        #[serde(default)]
+        to: Vec<Value>,
+    },
+    Abandoned {
+        abandoned: Vec<Value>,
+    },
+    Connection {
+        connection: String,
+    },
 }
 
 impl Log {
@@ -53,7 +65,8 @@ impl Log {
         let mut log = Self::default();
         for line in text.lines() {
             match serde_json::from_str(line).with_context(|| format!("a line of the suite's log: {line}"))? {
-                Line::Message { way, message } => log.messages.extend(Said::on_the_wire(way, &message)),
+                Line::Message { message, to, .. } if is_refusal(&message) => log.take_back(&message, &to),
+                Line::Message { way, message, .. } => log.messages.extend(Said::on_the_wire(way, &message)),
                 Line::Abandoned { abandoned } => log.abandoned.extend(abandoned),
                 Line::Connection { connection } if ["made", "accepted"].contains(&connection.as_str()) => {
                     log.connections += 1
@@ -63,6 +76,33 @@ impl Log {
         }
         Ok(log)
     }
+}
+
+impl Log {
+    /// Weir refused a request: what the suite sent reached nobody.
+    fn take_back(&mut self, refusal: &Value, to: &[Value]) {
+        self.refused += 1;
+        let ids: Vec<_> = refusal.get("id").filter(|id| !id.is_null()).into_iter().chain(to).collect();
+        let is_refused =
+            |said: &Said| said.kind == Kind::Request && said.id.as_ref().is_some_and(|id| ids.contains(&id));
+        if let Some(at) = self.messages.iter().rposition(is_refused) {
+            self.messages.remove(at);
+        }
+    }
+}
+
+/// Whether an answer is Weir's own: to a request that contradicts itself, or that asks for another server than the one that is there.
+fn is_refusal(message: &Value) -> bool {
+    let error = &message["error"];
+    let said = error["message"].as_str().unwrap_or_default();
+    said.starts_with("refused by Weir: ")
+        || (said.starts_with("Weir: ") && error["data"]["untrusted"].is_string())
+}
+
+/// Whether a row tells of such a refusal.
+pub fn tells_of_refusal(row: &Value) -> bool {
+    row["kind"] == "message"
+        && ["headers_differ", "untrusted"].map(Value::from).contains(&row["message_label"])
 }
 
 impl Said {
@@ -79,7 +119,7 @@ impl Said {
         Some(Self { way, kind, method, id, content: Some(content.unwrap_or(Value::Null)) })
     }
 
-    /// Of a row of [`QUESTION`]. None: the row tells of no message.
+    /// Of a row of `events`. None: the row tells of no message.
     pub fn recorded(row: &Value) -> Result<Option<Self>> {
         let text = |column: &str| row[column].as_str().unwrap_or_default();
         let whole = row["payload_truncated"] == false
@@ -122,9 +162,8 @@ impl Said {
     /// Whether the record may tell of this message of the log.
     fn is(&self, logged: &Self) -> bool {
         let same = self.way == logged.way && self.kind == logged.kind && self.method == logged.method;
-        // A message's record may leave its id out, and a server names none in its answer to what it could not read.
-        let ids =
-            self.id == logged.id || self.id.is_none() || (self.kind == Kind::Response && logged.id.is_none());
+        // A server names none in its answer to what it could not read.
+        let ids = self.id == logged.id || (self.kind == Kind::Response && logged.id.is_none());
         same && ids && (self.content.is_none() || self.content == logged.content)
     }
 
@@ -216,6 +255,18 @@ mod tests {
         assert_eq!(compare(&log, record.clone()), (vec![], vec![]));
         let (missing, surplus) = compare(&log, vec![record[0].clone(), record[0].clone()]);
         assert_eq!((missing.len(), surplus.len()), (1, 1));
+    }
+
+    #[test]
+    fn a_request_that_weir_refused_is_taken_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("log");
+        let lines = r#"{"way":"client_to_server","message":{"jsonrpc":"2.0","id":7,"method":"ping"}}
+{"way":"server_to_client","message":{"jsonrpc":"2.0","id":null,"error":{"code":-1,"message":"Weir: no","data":{"untrusted":"x"}}},"to":[7]}
+{"connection":"made"}"#;
+        std::fs::write(&file, lines).unwrap();
+        let log = Log::read(&file).unwrap();
+        assert_eq!((log.messages.len(), log.refused, log.connections), (0, 1, 1));
     }
 
     #[test]

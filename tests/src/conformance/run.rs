@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::checks::{Difference, Results};
-use super::messages::{Log, Said, differences};
+use super::messages::{Log, Said, differences, tells_of_refusal};
 use super::suite::{Revision, Side, Suite, harness};
 use crate::job::Job;
 use crate::machine::JOB_UID;
@@ -24,7 +24,9 @@ use crate::wait::until;
 use crate::world::{SHIP_DEADLINE, World, WorldPlan};
 
 /// For one run of a suite.
-const RUN_DEADLINE: Duration = Duration::from_secs(300);
+const RUN_DEADLINE: Duration = Duration::from_secs(600);
+/// What the suite gives one scenario: much, so that a busy machine is no difference.
+const TIMEOUT_MS: u32 = 120_000;
 /// Ports that the suite's own servers and ours take from.
 const PORTS: u16 = 512;
 /// How many of them each tested server may need.
@@ -59,6 +61,9 @@ pub struct Compared {
     /// The connections that the suite itself made or accepted.
     pub seen_by_suite: u64,
     pub messages: usize,
+    /// Requests that Weir itself refused, as the suite's log and as the record tell it.
+    pub refused: u64,
+    pub refusals_recorded: u64,
     /// Messages of the suite's log that are not in the record, and the other way about.
     pub unrecorded: Vec<String>,
     pub unlogged: Vec<String>,
@@ -73,6 +78,7 @@ impl Compared {
             && self.terminated + self.misnamed + self.silent == self.connections
             && self.others.is_empty()
             && self.messages > 0
+            && self.refused == self.refusals_recorded
             && self.unrecorded.is_empty()
             && self.unlogged.is_empty()
     }
@@ -132,9 +138,9 @@ impl Ground {
         drop(server);
         let connections = self.world.agent.status()?.connects.redirected - before;
         let flows = self.flows(seq, connections)?;
-        let recorded = self.recorded(seq)?;
+        let (recorded, refusals_recorded) = self.recorded(seq)?;
         let log = Log::read(&through.log())?;
-        let (messages, seen_by_suite) = (log.messages.len(), log.connections);
+        let (messages, refused, seen_by_suite) = (log.messages.len(), log.refused, log.connections);
         let (missing, surplus) = differences(log, recorded);
         let [directly, through] = [directly, through].map(|place| Results::read(&place.results()));
         let (directly, through) = (directly?, through?);
@@ -158,6 +164,8 @@ impl Ground {
             misnamed: flows.iter().filter(|flow| is_misnamed(flow)).count() as u64,
             seen_by_suite,
             messages,
+            refused,
+            refusals_recorded,
             unrecorded: tell(missing),
             unlogged: tell(surplus),
             seconds: began.elapsed().as_secs_f64(),
@@ -189,6 +197,7 @@ impl Ground {
                     command.extend(["--scenario", name, "--spec-version", revision].map(OsString::from));
                 }
             }
+            command.extend(["--timeout".into(), TIMEOUT_MS.to_string().into()]);
             command.extend(["-o".into(), place.results().into()]);
             self.run_command(suite, &place, &command, through)?;
         }
@@ -257,8 +266,8 @@ impl Ground {
         Ok(last)
     }
 
-    /// The messages recorded since.
-    fn recorded(&self, since: u64) -> Result<Vec<Said>> {
+    /// The messages recorded since, and how many refusals of Weir's own.
+    fn recorded(&self, since: u64) -> Result<(Vec<Said>, u64)> {
         let question = format!(
             "SELECT e.kind AS kind, if(e.kind = 'outcome', c.jsonrpc_request_id, e.jsonrpc_request_id) AS jsonrpc_request_id, \
              e.mcp_method_name AS mcp_method_name, e.message_direction AS message_direction, e.message_label AS message_label, \
@@ -268,7 +277,9 @@ impl Ground {
              ON e.call_id = c.call_id WHERE e.seq > {since} AND e.kind IN ('intent', 'outcome', 'message') ORDER BY e.seq"
         );
         let rows = self.world.sql(&question)?;
-        Ok(rows.iter().map(Said::recorded).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+        let refusals = rows.iter().filter(|row| tells_of_refusal(row)).count() as u64;
+        let said = rows.iter().map(Said::recorded).collect::<Result<Vec<_>>>()?;
+        Ok((said.into_iter().flatten().collect(), refusals))
     }
 }
 
