@@ -34,7 +34,7 @@ use aya::{
     maps::{Map, MapData, MapError, SkStorage},
     programs::{Program, ProgramError, ProgramFd},
 };
-use weir_ebpf::{OWN_PORTS_ROOM, PENDING_ROOM, action};
+use weir_ebpf::{OWN_PORTS_ROOM, PENDING_ROOM, TAKEN_ROOM, action};
 
 pub use self::{
     books::Counts,
@@ -132,11 +132,13 @@ pub struct Plan<'a> {
     pub own_ports: &'a [u16],
     /// How many connections may wait to be accepted.
     pub pending_room: u32,
+    /// How many may be owed a record.
+    pub taken_room: u32,
 }
 
 impl Default for Plan<'_> {
     fn default() -> Self {
-        Self { pins: None, own_ports: &[], pending_room: PENDING_ROOM }
+        Self { pins: None, own_ports: &[], pending_room: PENDING_ROOM, taken_room: TAKEN_ROOM }
     }
 }
 
@@ -183,6 +185,7 @@ impl Hooks {
         let layout = btf::layout()?;
         loader
             .map_max_entries("PENDING", plan.pending_room)
+            .map_max_entries("TAKEN", plan.taken_room)
             .override_global("OFFSETS", &layout.offsets, true)
             .override_global("MPTCP", &layout.mptcp, true);
         for table in plan.pins.iter().flat_map(|pins| TABLES.map(|table| (table, pins.map_path(table)))) {
@@ -213,7 +216,7 @@ impl Hooks {
             socket_fault,
             exempt: Mutex::new(SkStorage::try_from(take(&mut ebpf, "EXEMPT")?).map_err(unreadable)?),
             pending: Pending::open(take(&mut ebpf, "PENDING")?)?,
-            taken: Mutex::new(Taken::open(take(&mut ebpf, "TAKEN")?)?),
+            taken: Mutex::new(Taken::open(take(&mut ebpf, "TAKEN")?, plan.taken_room as usize)?),
             connects: Mutex::new(Some(take(&mut ebpf, "CONNECTS")?)),
             tables: Mutex::new(tables),
             netns_cookie,

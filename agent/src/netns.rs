@@ -37,6 +37,8 @@ use crate::ledger::Ledger;
 pub const ROOM: usize = 1024;
 /// How many namespaces may wait to be registered. What finds no place is refused once more, and so asked for once more.
 const WAITING: usize = 256;
+/// How many of them may be for one job, so that no job's keep others' from being heard.
+const WAITING_OF_A_JOB: usize = 32;
 /// How often it is looked who is in the registered namespaces.
 const LOOK: Duration = Duration::from_secs(1);
 /// After how many looks that found nobody a namespace is let go: a process may enter one that others have just left.
@@ -119,6 +121,8 @@ pub struct Namespaces {
     registering: tokio::sync::Mutex<()>,
     opened: mpsc::Sender<Opened>,
     wanted: mpsc::Sender<Wanted>,
+    /// How many of what is wanted each job has.
+    waiting: Mutex<HashMap<u64, usize>>,
     untold: Untold,
 }
 
@@ -185,6 +189,7 @@ impl Namespaces {
             registering: tokio::sync::Mutex::default(),
             opened,
             wanted,
+            waiting: Mutex::default(),
             untold: Untold::default(),
         };
         Ok((Arc::new(namespaces), Queue(takes_wanted), takes_opened))
@@ -214,9 +219,25 @@ impl Namespaces {
     /// Asks for the namespace in which a job's process is or made its socket, and does not wait. The thread first, which may
     /// be elsewhere than its process.
     pub fn want(&self, cookie: u64, tid: u32, tgid: u32, job: u64) {
-        if cookie != self.host.cookie() && !self.entries().contains_key(&cookie) {
-            // Full: the next refused connect asks again.
-            let _ = self.wanted.try_send(Wanted { ids: [tid, tgid], cookie, job });
+        if cookie == self.host.cookie() || self.entries().contains_key(&cookie) {
+            return;
+        }
+        let mut waiting = lock(&self.waiting);
+        let own = waiting.get(&job).copied().unwrap_or_default();
+        // Full: the next refused connect asks again.
+        if own < WAITING_OF_A_JOB && self.wanted.try_send(Wanted { ids: [tid, tgid], cookie, job }).is_ok() {
+            waiting.insert(job, own + 1);
+        }
+    }
+
+    /// One of what this job wanted is heard.
+    fn heard(&self, job: u64) {
+        let mut waiting = lock(&self.waiting);
+        if let Some(own) = waiting.get_mut(&job) {
+            *own = own.saturating_sub(1);
+            if *own == 0 {
+                waiting.remove(&job);
+            }
         }
     }
 
@@ -317,6 +338,7 @@ impl Namespaces {
 
     async fn register_wanted(&self, Queue(mut queue): Queue) {
         while let Some(Wanted { ids, cookie, job }) = queue.recv().await {
+            self.heard(job);
             for id in ids {
                 if self.entries().contains_key(&cookie) {
                     break;

@@ -297,6 +297,29 @@ async fn what_a_refused_connect_asks_for_is_registered_without_waiting() {
 }
 
 #[tokio::test]
+async fn however_much_one_job_asks_for_another_job_is_heard() {
+    let mut stage = Stage::new().await;
+    let net = Net::new();
+    // More than may wait in all, each of a namespace of its own; nobody is there any more.
+    for cookie in 0..1000 {
+        stage.namespaces.want(1_000_000 + cookie, u32::MAX >> 1, u32::MAX >> 1, 7);
+    }
+    stage.namespaces.want(1, net.pid(), net.pid(), 8);
+    let queue = stage.queue.take().unwrap();
+    let ending = tokio_util::sync::CancellationToken::new();
+    let running = tokio::spawn(stage.namespaces.clone().run(queue, ending.clone()));
+    let opened = tokio::time::timeout(stage::PATIENCE, stage.opened.recv()).await;
+    assert!(opened.is_ok_and(|opened| opened.is_some()), "the other job was not heard");
+    // Its own turn comes again once what it asked for is heard.
+    let again = Net::new();
+    stage.namespaces.want(2, again.pid(), again.pid(), 7);
+    let opened = tokio::time::timeout(stage::PATIENCE, stage.opened.recv()).await;
+    assert!(opened.is_ok_and(|opened| opened.is_some()), "the job is heard no more");
+    ending.cancel();
+    running.await.unwrap();
+}
+
+#[tokio::test]
 async fn an_agent_takes_up_what_one_before_it_had_registered_and_forgets_the_dead() {
     let mut stage = Stage::new().await;
     let (net, other) = (Net::new(), Net::new());

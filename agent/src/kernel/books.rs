@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
@@ -40,7 +41,8 @@ impl Hooks {
     /// Takes the origin of the connection that came in from `peer` at a listener of that network namespace. None: the hooks
     /// did not lead it here, or it was taken already; whoever it is, it must be refused.
     ///
-    /// It is owed a record until [`Hooks::recorded`].
+    /// It is owed a record until [`Hooks::recorded`]. When as many are owed as there is room for it is an error, and the origin is
+    /// left where it is.
     pub fn take_origin(&self, netns_cookie: u64, peer: SocketAddr) -> Result<Option<Origin>, KernelError> {
         let source = match peer.ip() {
             IpAddr::V4(v4) => address::mapped(v4.octets()),
@@ -48,6 +50,12 @@ impl Hooks {
         };
         // Held before it is taken, so that whoever looks at both tables sees it in one of them.
         let mut taken = lock(&self.taken);
+        if taken.room() == 0 {
+            return Err(KernelError::Table {
+                doing: "take an origin before others are recorded",
+                source: io::ErrorKind::StorageFull.into(),
+            });
+        }
         let Some(flow) = self.pending.take(&FlowKey::new(netns_cookie, source, peer.port()))? else {
             return Ok(None);
         };
@@ -58,6 +66,11 @@ impl Hooks {
             origin.source.set_port(peer.port());
         }
         Ok(Some(origin))
+    }
+
+    /// Whether one more can be owed a record.
+    pub(super) fn can_owe(&self) -> bool {
+        lock(&self.taken).room() > 0
     }
 
     /// It is owed a record.
@@ -147,7 +160,7 @@ impl Hooks {
     pub fn sweep_pending(&self, older_than: Duration) -> Result<Vec<Origin>, KernelError> {
         // As in `take_origin`.
         let mut taken = lock(&self.taken);
-        let swept = self.pending.sweep(older_than)?;
+        let swept = self.pending.sweep(older_than, taken.room())?;
         for flow in &swept {
             taken.put(flow)?;
         }

@@ -29,8 +29,11 @@ impl Connects {
     }
 
     /// The next one, if there is one. Before it leaves the ring it is among those that are owed a record, until
-    /// [`Hooks::recorded`].
+    /// [`Hooks::recorded`]. When as many are owed as there is room for, it stays in the ring: what that has no room for is counted.
     pub fn take(&mut self, hooks: &Hooks) -> Result<Option<Origin>, KernelError> {
+        if !hooks.can_owe() {
+            return Ok(None);
+        }
         let Some(item) = self.ring.next() else { return Ok(None) };
         let flow: Option<FlowOrigin> = syscall::plain(&item);
         debug_assert!(flow.is_some(), "the ring holds origins alone");

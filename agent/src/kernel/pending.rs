@@ -35,6 +35,9 @@ pub(super) struct Taken {
     entries: HashMap<MapData, ConnectKey, FlowOrigin>,
     /// Of them, those that this process took.
     own: HashSet<ConnectKey>,
+    /// How many of them others had taken.
+    others: usize,
+    room: usize,
 }
 
 impl Pending {
@@ -57,10 +60,13 @@ impl Pending {
     }
 
     /// Takes those whose connects were made longer ago than this: their connections never came.
-    pub(super) fn sweep(&self, older_than: Duration) -> Result<Vec<FlowOrigin>, KernelError> {
+    pub(super) fn sweep(&self, older_than: Duration, at_most: usize) -> Result<Vec<FlowOrigin>, KernelError> {
         let now = syscall::since_boot().map_err(failed)?;
         let mut swept = Vec::new();
         for (key, origin) in entries_of(&self.entries)? {
+            if swept.len() == at_most {
+                break;
+            }
             if now.saturating_sub(Duration::from_nanos(origin.connected_at)) > older_than {
                 // None: taken by now.
                 swept.extend(self.take(&key)?);
@@ -71,8 +77,15 @@ impl Pending {
 }
 
 impl Taken {
-    pub(super) fn open(map: Map) -> Result<Self, KernelError> {
-        Ok(Self { entries: map.try_into().map_err(unreadable)?, own: HashSet::new() })
+    pub(super) fn open(map: Map, room: usize) -> Result<Self, KernelError> {
+        let entries: HashMap<MapData, ConnectKey, FlowOrigin> = map.try_into().map_err(unreadable)?;
+        let others = entries.keys().filter(Result::is_ok).count();
+        Ok(Self { entries, own: HashSet::new(), others, room })
+    }
+
+    /// How many more can be owed. Without room nothing is to be taken: it stays where it is, and is neither lost nor recorded.
+    pub(super) fn room(&self) -> usize {
+        self.room.saturating_sub(self.own.len() + self.others)
     }
 
     pub(super) fn put(&mut self, origin: &FlowOrigin) -> Result<(), KernelError> {
@@ -85,7 +98,9 @@ impl Taken {
     /// Its record is written. One that is not there is no error.
     pub(super) fn recorded(&mut self, key: ConnectKey) -> Result<(), KernelError> {
         gone(self.entries.remove(&key))?;
-        self.own.remove(&key);
+        if !self.own.remove(&key) {
+            self.others = self.others.saturating_sub(1);
+        }
         Ok(())
     }
 

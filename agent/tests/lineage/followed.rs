@@ -9,7 +9,7 @@ use std::{
 };
 
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use weir::{
     account::Accounts,
     cgroup::Cgroup,
@@ -37,6 +37,8 @@ struct Agent {
     ledger: Ledger,
     records: Arc<Mutex<Vec<Written>>>,
     ending: CancellationToken,
+    /// A test that fails must not wait for who follows.
+    _failed: DropGuard,
     following: JoinHandle<()>,
     listener: TcpListener,
     _v6: TcpListener,
@@ -88,7 +90,8 @@ impl Agent {
         let lineage =
             Lineage::start(hooks.clone(), accounts, &select, &Stdio::default(), namespaces).unwrap();
         let following = tokio::spawn(lineage.run(ledger.clone(), ending.clone()));
-        Self { hooks, processes, ledger, records, ending, following, listener, _v6: v6 }
+        let _failed = ending.clone().drop_guard();
+        Self { hooks, processes, ledger, records, ending, _failed, following, listener, _v6: v6 }
     }
 
     /// The first event of this name for which it holds, waiting for it.
@@ -122,7 +125,13 @@ impl Agent {
 
     /// Accepts one connection as the interceptor would; gives its origin.
     fn origin(&self) -> Origin {
-        let (_stream, peer) = self.listener.accept().unwrap();
+        self.listener.set_nonblocking(true).unwrap();
+        let mut accepted = None;
+        until("a connection is led to the agent", || {
+            accepted = self.listener.accept().ok();
+            accepted.is_some()
+        });
+        let (_stream, peer) = accepted.unwrap();
         self.hooks.take_origin(self.hooks.netns_cookie(), peer).unwrap().expect("a led connection")
     }
 
@@ -170,6 +179,9 @@ async fn a_caller_that_is_gone_is_described_in_full() {
         fs::metadata(format!("/proc/{}", origin.tgid)).err().map(|e| e.kind()),
         Some(std::io::ErrorKind::NotFound)
     );
+    // Who asks waits half a second for the kernel's word, and an emulated processor may need longer to read it.
+    let at = u64::try_from(origin.connected_at.as_nanos()).unwrap();
+    until("the kernel's word of it is read", || agent.processes.at(origin.tgid, at).is_some());
     let caller = identity::look_up(origin.clone(), &agent.processes).await;
     assert!(caller.seen_alive);
     assert!(caller.executable.as_str().contains("python3"), "{caller:?}");

@@ -87,6 +87,31 @@ fn a_connection_is_never_out_of_sight_while_it_is_taken() {
 }
 
 #[test]
+fn what_there_is_no_room_to_owe_stays_where_it_is_until_there_is() {
+    let plan = || Plan { taken_room: 2, ..Plan::default() };
+    let mut hooks = Hooks::load(plan()).expect("these tests need root");
+    let peer = |port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    for port in 1..=4 {
+        let key = FlowKey::new(NETNS, address::mapped([127, 0, 0, 1]), port);
+        hooks.pending.entries.insert(key, flow(port), 0).unwrap();
+    }
+    let first = hooks.take_origin(NETNS, peer(1)).unwrap().unwrap();
+    assert_eq!(hooks.sweep_pending(Duration::ZERO).unwrap().len(), 1, "there is room for one more");
+    assert!(!hooks.can_owe());
+    let left: BTreeSet<_> = hooks.pending().unwrap().iter().map(|of| of.connected_at).collect();
+    assert_eq!(left.len(), 2);
+    for port in 1..=4 {
+        assert!(hooks.take_origin(NETNS, peer(port)).is_err());
+    }
+    assert!(hooks.sweep_pending(Duration::ZERO).unwrap().is_empty());
+    assert_eq!(hooks.pending().unwrap().len(), 2, "nothing was lost");
+    hooks.recorded(&first).unwrap();
+    let next = hooks.sweep_pending(Duration::ZERO).unwrap();
+    assert_eq!((next.len(), hooks.pending().unwrap().len()), (1, 1));
+    assert_eq!(hooks.taken().unwrap().len(), 2);
+}
+
+#[test]
 fn what_a_predecessor_takes_late_is_owed_and_what_the_successor_took_is_not() {
     let folder = Folder::new();
     let old = folder.agent();
