@@ -1,6 +1,7 @@
 //! The agent's configuration: a TOML text comes in, a checked [`Config`] goes out. A mistake is named with
 //! its file, line and column; nothing is guessed, and an unknown key is a mistake.
 
+mod approval;
 mod egress;
 mod intercept;
 mod lifecycle;
@@ -15,9 +16,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 use toml::Spanned;
-use weir_core::approval::AllowedSigners;
 use weir_core::policy::{Action, Policy, PolicyError, Rule};
 
+use approval::ApprovalSection;
+pub use approval::{Approval, Ladder};
 pub use egress::{Egress, Treatment};
 pub use intercept::InterceptList;
 pub use lifecycle::{Failure, Kernel, Mode, Refusal};
@@ -82,16 +84,6 @@ impl Default for Listen {
             v6: SocketAddrV6::new(std::net::Ipv6Addr::LOCALHOST, 0, 0, 0),
         }
     }
-}
-
-/// Who decides held calls, and how long a call waits for them.
-#[derive(Debug, Clone)]
-pub struct Approval {
-    pub signers: AllowedSigners,
-    /// No answer by then is a refusal.
-    pub deadline: Duration,
-    /// How often a waiting client gets a sign of life.
-    pub keepalive: Duration,
 }
 
 /// The longest duration that can be configured.
@@ -164,23 +156,6 @@ struct ProtectSection {
 #[serde(deny_unknown_fields, default)]
 struct PolicySection {
     hide_denied_tools: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct ApprovalSection {
-    allowed_signers: Option<PathBuf>,
-    #[serde(deserialize_with = "duration")]
-    deadline: Duration,
-    #[serde(deserialize_with = "duration")]
-    keepalive: Duration,
-}
-
-impl Default for ApprovalSection {
-    fn default() -> Self {
-        let (deadline, keepalive) = (Duration::from_secs(15 * 60), Duration::from_secs(10));
-        Self { allowed_signers: None, deadline, keepalive }
-    }
 }
 
 impl Config {
@@ -277,25 +252,12 @@ impl Config {
             intercept,
             egress: document.egress,
             upstream: document.upstream,
-            approval: approval(document.approval, path)?,
+            approval: document.approval.checked(path)?,
             limits,
             spool: document.spool,
             accounting: document.accounting,
         })
     }
-}
-
-fn approval(section: ApprovalSection, path: &Path) -> Result<Approval, ConfigError> {
-    let signers = match section.allowed_signers {
-        None => AllowedSigners::default(),
-        Some(file) => {
-            let fault =
-                |reason: String| ConfigError::Signers { path: path.into(), file: file.clone(), reason };
-            let text = std::fs::read_to_string(&file).map_err(|e| fault(e.to_string()))?;
-            AllowedSigners::parse(&text).map_err(|e| fault(e.to_string()))?
-        }
-    };
-    Ok(Approval { signers, deadline: section.deadline, keepalive: section.keepalive })
 }
 
 /// `"10s"`, `"15m"`, `"1h 30m"`; at most [`LONGEST`].

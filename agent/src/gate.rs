@@ -177,6 +177,10 @@ impl Gate {
         if let Some(reply) = self.refuse_contradiction(flow, &request, &body).await? {
             return Ok(reply);
         }
+        let request = match self.again(flow, request, &body, asker).await? {
+            hold::Asked::New(request) => request,
+            hold::Asked::Answered(answer) => return Ok(answer),
+        };
         let (mut calls, form) = (Vec::new(), reply::Form::asked_for(&request.parts.headers));
         let session = self.session_of(flow, &request.parts);
         let batch = matches!(body, jsonrpc::Body::Batch(_));
@@ -207,11 +211,7 @@ impl Gate {
             _ => None,
         };
         match (asks, calls.pop()) {
-            (Some(asks), Some(call)) => {
-                // What was parsed need not stay in memory for as long as a human takes.
-                drop(body);
-                self.hold(flow, request, call, asks, asker).await
-            }
+            (Some(asks), Some(call)) => self.hold(flow, request, body, (call, asks), asker).await,
             (_, last) => {
                 calls.extend(last);
                 Ok(self.refuse(form, &body, calls))

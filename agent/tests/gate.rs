@@ -7,6 +7,8 @@ mod bounds;
 mod exchanges;
 #[path = "gate/generated.rs"]
 mod generated;
+#[path = "gate/ladder.rs"]
+mod ladder;
 #[path = "gate/refusals.rs"]
 mod refusals;
 #[path = "gate/rewrites.rs"]

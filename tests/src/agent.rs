@@ -38,6 +38,8 @@ pub struct AgentConfig {
     pub allowed_signers: Option<PathBuf>,
     pub deadline: String,
     pub keepalive: String,
+    /// What else is in `[approval]`.
+    pub approval: String,
     /// `[[rule]]` tables, and whatever else belongs at the end.
     pub rules: String,
 }
@@ -61,8 +63,8 @@ impl AgentConfig {
         text += &format!("\n[upstream]\nroots = {:?}\n{}\n", self.roots, self.upstream);
         if let Some(signers) = &self.allowed_signers {
             text += &format!(
-                "\n[approval]\nallowed_signers = {signers:?}\ndeadline = {:?}\nkeepalive = {:?}\n",
-                self.deadline, self.keepalive
+                "\n[approval]\nallowed_signers = {signers:?}\ndeadline = {:?}\nkeepalive = {:?}\n{}\n",
+                self.deadline, self.keepalive, self.approval
             );
         }
         text + "\n" + &self.rules

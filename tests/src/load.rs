@@ -75,6 +75,7 @@ impl Scene {
             allowed_signers: None,
             deadline: String::new(),
             keepalive: String::new(),
+            approval: String::new(),
             // A job may have half of them.
             rules: "[limits]\nflows = 24000\n".into(),
         };

@@ -73,6 +73,8 @@ pub struct WorldPlan {
     pub service: Option<Service>,
     pub deadline: &'static str,
     pub keepalive: &'static str,
+    /// What else is in the agent's `[approval]`.
+    pub approval: &'static str,
     /// Approvers besides the usual one.
     pub colleagues: Vec<&'static str>,
     /// Whether the agent is told of the server's CA.
@@ -102,6 +104,7 @@ impl Default for WorldPlan {
             service: None,
             deadline: "2m",
             keepalive: "1s",
+            approval: "",
             colleagues: Vec::new(),
             trusts_server: true,
             log: "info",
@@ -202,6 +205,7 @@ impl World {
             allowed_signers: Some(signers),
             deadline: plan.deadline.into(),
             keepalive: plan.keepalive.into(),
+            approval: plan.approval.into(),
             rules: plan.rules.clone(),
         };
         let agent = Agent::start(&config, folder.path(), plan.log, plan.outlives)?;

@@ -80,6 +80,7 @@ impl Bench {
             allowed_signers: Some("/dev/null".into()),
             deadline: "1m".into(),
             keepalive: "1s".into(),
+            approval: String::new(),
             rules: "[spool]\nmax_bytes = 134217728\n".into(),
         }
     }

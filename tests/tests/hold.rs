@@ -8,6 +8,8 @@ mod approver;
 mod ends;
 #[path = "hold/forgery.rs"]
 mod forgery;
+#[path = "hold/ladder.rs"]
+mod ladder;
 #[path = "hold/signing.rs"]
 mod signing;
 

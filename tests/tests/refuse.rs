@@ -1,6 +1,9 @@
 //! What policy refuses, and what it cannot read without doubt, never reaches the server; the client is told, the record
 //! says so, and the session lives on.
 
+#[path = "refuse/rewrite.rs"]
+mod rewrite;
+
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::thread::JoinHandle;

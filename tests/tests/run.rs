@@ -86,6 +86,7 @@ fn configuration(server: &McpServer, collector: Option<&Path>) -> AgentConfig {
         allowed_signers: None,
         deadline: "2m".into(),
         keepalive: "1s".into(),
+        approval: String::new(),
         rules: RULES.into(),
     }
 }

@@ -130,6 +130,7 @@ fn each_capability_that_is_missing_is_named() -> Result<()> {
             allowed_signers: None,
             deadline: "1m".into(),
             keepalive: "1s".into(),
+            approval: String::new(),
             rules: String::new(),
         };
         let (file, state) = (folder.path().join("weir.toml"), folder.path().join("state"));

@@ -42,8 +42,9 @@ pub struct Hold<T> {
     pub tenant: String,
     pub origin: Origin,
     pub host: String,
-    /// A commitment to the exact bytes that will be forwarded: HMAC-SHA-256 with a salt that stays in the
-    /// agent, as hex. A plain hash of a call could be guessed.
+    /// A commitment to the exact bytes that will be forwarded, but for the request's id, which is another one when the
+    /// client asks again: HMAC-SHA-256 with a salt that stays in the agent, as hex. A plain hash of a call could be
+    /// guessed.
     pub call_digest: String,
     pub policy_digest: String,
     /// The rule that holds the call.

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use weir_core::ids::CallId;
 use weir_core::mask::{Digesting, Masked};
 use weir_core::mcp::jsonrpc::{Body as Messages, Message, RequestId};
+use weir_core::mcp::rewrite::Progress;
 use weir_core::mcp::sse;
 use weir_core::record::{CallResult, Direction, MessageLabel, Payload, Unread};
 
@@ -142,6 +143,11 @@ impl Reading {
             legacy: false,
             rewriting,
         }
+    }
+
+    /// This answer follows on a stream that its client reads already, perhaps with progress in it.
+    pub fn follow(&mut self, headers: &HeaderMap, progress: Option<Progress>) {
+        self.rewriting.follow((&self.gate, &self.flow), headers, &self.calls, progress);
     }
 
     /// Passes on each frame, reads it, and closes the calls. Ends when the body or the client does.

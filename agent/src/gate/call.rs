@@ -177,6 +177,11 @@ impl Gate {
 }
 
 impl OpenCall {
+    /// The client asks for the call again, under another id: its answer goes by that.
+    pub fn asked_again_as(&mut self, id: RequestId) {
+        self.waiting.request_id = Some(id);
+    }
+
     pub fn call_id(&self) -> &CallId {
         &self.waiting.call_id
     }

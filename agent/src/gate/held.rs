@@ -11,9 +11,14 @@ use weir_core::mask::Masked;
 use weir_core::mcp::jsonrpc::RequestId;
 use weir_core::record::Caller;
 
+use super::hold::Legs;
+
 /// All held calls; clones share them.
 #[derive(Debug, Clone, Default)]
-pub struct HeldCalls(Arc<Mutex<HashMap<CallName, Named>>>);
+pub struct HeldCalls {
+    named: Arc<Mutex<HashMap<CallName, Named>>>,
+    legs: Legs,
+}
 
 /// What its client calls a call.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -59,6 +64,11 @@ impl HeldCalls {
         Place { name, taken_back: named.taken_back.clone(), calls: self.clone() }
     }
 
+    /// Those of them that may be asked for again.
+    pub(super) fn legs(&self) -> &Legs {
+        &self.legs
+    }
+
     /// Its client no longer wants the call. One that is not held is no matter.
     pub fn take_back(&self, name: &CallName) {
         if let Some(named) = self.calls().get(name) {
@@ -67,7 +77,7 @@ impl HeldCalls {
     }
 
     fn calls(&self) -> MutexGuard<'_, HashMap<CallName, Named>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.named.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

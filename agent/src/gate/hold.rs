@@ -1,37 +1,55 @@
-//! Holding a call until a human decides. The client is given the head of an event stream at once and a comment
-//! now and then, so that it does not give up. Only an approval whose signature holds, and whose call is still
-//! the same to the byte, goes upstream; no answer, or a client that left, is a refusal.
+//! Holding a call until a human decides. Its client is kept waiting in the way that it can bear ([`way`]): on one event
+//! stream, or by asking again, for which [`legs`] knows the call. Only an approval whose signature holds, and whose call is
+//! still the same to the byte, goes upstream; no answer, or a client that left, is a refusal.
 
+mod legs;
+mod release;
 mod wait;
+mod way;
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use hmac::{Hmac, Mac};
-use http::{StatusCode, header};
 use hyper::Response;
 use sha2::Sha256;
-use weir_core::approval::{Decision, Hold, SubmittedHold, Words};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use weir_core::approval::{Hold, SubmittedHold};
 use weir_core::ids::hex;
-use weir_core::mask::Masked;
-use weir_core::mcp::jsonrpc::{self, REFUSED};
+use weir_core::mcp::jsonrpc::{self, Message, REFUSED, RequestId};
+use weir_core::mcp::rewrite::with_id;
 use weir_core::mcp::sse;
-use weir_core::record::{DecisionRecord, HoldEnd};
+use weir_core::record::{Direction, MessageLabel};
 
-use super::answer::{Framing, Reading};
-use super::call::{Asks, OpenCall, WaitingCall};
-use super::permit::{Clearance, Permit};
-use super::{Answer, Asker, Flow, Gate, reply};
-use crate::http::{Body, Pieces, ReadRequest, body_of_pieces};
+pub(super) use legs::Legs;
+
+use super::call::{Asks, OpenCall};
+use super::{Answer, Asker, Broken, Flow, Gate, reply};
+use crate::approval::Waiting;
+use crate::http::{Body, ReadRequest, body_of_pieces};
 use crate::share::Taken;
 use crate::{clock, random};
-use wait::{Client, End, WAITING, decision_record};
+use legs::{Again, Client, Leg, Place, Sameness};
+use release::Decided;
+use wait::{End, Parked};
+use way::{Then, Way, invitation, pending};
 
 /// A held call and all that its release needs.
 struct Held {
-    request: ReadRequest,
     call: OpenCall,
     hold: SubmittedHold,
     salt: [u8; 32],
+    /// What was held, to the byte, under the id of the first request.
+    body: Bytes,
+    way: Way,
+    waiting: Waiting,
+    deadline: Instant,
+    /// Of a call that may be asked for again.
+    place: Option<Place>,
+    /// How the hold ended while nobody waited for it.
+    decided: Option<Decided>,
+    room: Taken,
 }
 
 impl Gate {
@@ -39,10 +57,11 @@ impl Gate {
         self: &Arc<Self>,
         flow: &Arc<Flow>,
         request: ReadRequest,
-        call: OpenCall,
-        asks: Asks,
+        body: jsonrpc::Body,
+        (call, asks): (OpenCall, Asks),
         asker: &mut Asker,
     ) -> Answer {
+        let Some(message) = body.messages().first() else { return Err(Broken::Dropped) };
         // An approver must see all that they approve.
         let too_large = "refused by Weir: the arguments are too large to be shown to an approver";
         let too_many = "refused by Weir: as many calls as may be wait for an approver already";
@@ -52,21 +71,77 @@ impl Gate {
             (false, Some(room)) => room,
         };
         let salt = random::bytes();
+        let way = Way::of(&request.parts.headers, message, &self.approval.ladder);
         let hold = self.describe(flow, &request, &call, asks, &salt);
         tracing::info!(approval_id = %hold.approval_id, rule = hold.rule, "holding a call");
-        let streams = accepts_events(&request);
-        let held = Held { request, call, hold, salt };
-        if !streams {
-            let answer = self.hold_silently(flow, held, asker).await;
-            drop(room);
-            return answer;
-        }
-        let (pieces, body) = body_of_pieces();
-        let (gate, flow) = (self.clone(), flow.clone());
-        self.tasks.spawn(async move {
-            gate.hold_streaming(&flow, held, room, pieces).await;
+        let place = (way.then != Then::Waits).then(|| {
+            let same = Sameness::of(flow, &request, message);
+            self.held.legs().enter(hold.approval_id.clone(), call.call_id().clone(), same)
         });
-        Ok(reply::event_stream(body))
+        // What was parsed need not stay in memory for as long as a human takes.
+        drop(body);
+        let (leg, answer) = leg(flow, request, call.request_id().cloned(), way.events);
+        let held = Held {
+            body: leg.request.body.clone(),
+            waiting: self.approvals.submit(&hold),
+            deadline: Instant::now() + self.approval.deadline,
+            decided: None,
+            call,
+            hold,
+            salt,
+            way,
+            place,
+            room,
+        };
+        let gate = self.clone();
+        self.tasks.spawn(async move { gate.see_through(held, leg).await });
+        answer.of(asker).await
+    }
+
+    /// If a call is another request for one that is held, it waits for that.
+    pub(super) async fn again(
+        self: &Arc<Self>,
+        flow: &Arc<Flow>,
+        request: ReadRequest,
+        body: &jsonrpc::Body,
+        asker: &mut Asker,
+    ) -> Result<Asked, Broken> {
+        let jsonrpc::Body::Single(message @ Message::Request { id, .. }) = body else {
+            return Ok(Asked::New(request));
+        };
+        if message.tool().is_none() {
+            return Ok(Asked::New(request));
+        }
+        let events = reply::takes_events(&request.parts.headers);
+        let (call, legs) = match self.held.legs().again(message, || Sameness::of(flow, &request, message)) {
+            Again::No => return Ok(Asked::New(request)),
+            Again::Stale => return self.refuse_stale(flow, &request, message).await.map(Asked::Answered),
+            Again::Of(call, legs) => (call, legs),
+        };
+        let (method, payload) =
+            (message.method().unwrap_or_default(), self.payload_of_json(message.content()));
+        let (direction, label) = (Direction::ClientToServer, MessageLabel::Request);
+        self.note(flow, Some(&call), direction, method, label, payload).await?;
+        let (leg, answer) = leg(flow, request, Some(id.clone()), events);
+        if let Err(unsent) = legs.try_send(leg) {
+            // It ended in this moment, or somebody else asks for it already.
+            let request = unsent.into_inner().request;
+            return self.refuse_stale(flow, &request, message).await.map(Asked::Answered);
+        }
+        answer.of(asker).await.map(Asked::Answered)
+    }
+
+    async fn refuse_stale(
+        &self,
+        flow: &Flow,
+        request: &ReadRequest,
+        message: &Message,
+    ) -> Result<Response<Body>, Broken> {
+        let reason =
+            "refused by Weir: this request's state is of no call that is held now; call the tool again";
+        let (session, now) = (self.session_of(flow, &request.parts), std::time::Instant::now());
+        let call = self.open_call(flow, &request.parts, (&session, message), false, now).await?;
+        Ok(self.refuse_hold(request, call, reason))
     }
 
     fn refuse_hold(&self, request: &ReadRequest, call: OpenCall, reason: &str) -> Response<Body> {
@@ -106,120 +181,106 @@ impl Gate {
         }
     }
 
-    /// The client takes events: it is kept alive, and its answer is one event.
-    async fn hold_streaming(self: Arc<Self>, flow: &Arc<Flow>, held: Held, room: Taken, pieces: Pieces) {
-        // At once, so that the client sees the answer's head.
-        pieces.offer(sse::comment(WAITING));
-        let end = self.wait(flow, &held, Client::Events(&pieces)).await;
-        drop(room);
-        // Nobody waits for an answer to a call that was taken back.
-        let told = !matches!(end, End::TakenBack);
-        let id = held.call.request_id().cloned();
-        let error = |reason: &str| sse::message(&jsonrpc::error_reply(id.as_ref(), REFUSED, reason, None));
-        let (request, permit, call) = match self.release(held, end).await {
-            Ok(released) => released,
-            Err(reason) => {
-                return if told { pieces.end_with(error(&reason)).await } else { pieces.end().await };
+    /// One held call from its first request to its end, however many requests its client needs for it.
+    async fn see_through(self: Arc<Self>, mut held: Held, mut leg: Leg) {
+        let mut rounds = 0;
+        loop {
+            match self.wait(&mut held, &mut leg).await {
+                End::LegOver => {}
+                End::AnotherLeg(next) => {
+                    self.put_off(&held, std::mem::replace(&mut leg, *next), rounds).await;
+                    continue;
+                }
+                end => return self.finish(held, leg, end).await,
             }
-        };
-        let exchange = self.exchange_of(flow, &request.parts);
-        let (answer, calls) = match self.send(flow, request, permit, vec![call], pieces.reader_gone()).await {
-            Ok(answered) => answered,
-            Err(broken) => return pieces.end_with(error(&format!("Weir: {broken}"))).await,
-        };
-        let (head, body) = answer.into_parts();
-        let status = head.status;
-        let reading = Reading::new(self, flow.clone(), exchange, (status, &head.headers), calls);
-        if status.is_success() {
-            return reading.carry(body, pieces, Framing::AsEvents).await;
-        }
-        // The head is sent; an HTTP error can only be told in words.
-        reading.read_out(body).await;
-        pieces.end_with(error(&format!("Weir: the server answered with HTTP status {status}"))).await;
-    }
-
-    /// The client takes no events: it gets its answer when there is one.
-    async fn hold_silently(self: &Arc<Self>, flow: &Arc<Flow>, held: Held, asker: &mut Asker) -> Answer {
-        let end = self.wait(flow, &held, Client::Json(asker)).await;
-        let id = held.call.request_id().cloned();
-        match self.release(held, end).await {
-            Ok((request, permit, call)) => self.forward(flow, request, permit, vec![call], asker).await,
-            Err(reason) => {
-                let error = jsonrpc::error_reply(id.as_ref(), REFUSED, &reason, None);
-                Ok(reply::json_rpc(StatusCode::OK, error))
-            }
+            rounds += 1;
+            self.put_off(&held, leg, rounds).await;
+            leg = match self.parked(&mut held, rounds).await {
+                Parked::AskedAgain(next) => *next,
+                Parked::Over(end) => return self.let_go(held, end).await,
+            };
         }
     }
 
-    /// Records how the wait ended. After an approval the call's bytes are checked against the hold once more;
-    /// then it may go. Anything else ends the call, and the reason is for the client.
-    async fn release(&self, held: Held, end: End) -> Result<(ReadRequest, Permit, WaitingCall), String> {
-        let Held { request, call, hold, salt } = held;
-        let (record, reason) = match &end {
-            End::Decided(decision) => {
-                let outcome = if decision.is_approval() { HoldEnd::Approved } else { HoldEnd::Refused };
-                let reason = format!("refused by the approver: {}", decision.statement().justification);
-                (Self::record_of(&hold, decision, outcome), reason)
-            }
-            End::Expired => (decision_record(&hold, HoldEnd::Expired), "nobody approved it in time".into()),
-            End::ClientGone => (decision_record(&hold, HoldEnd::ClientGone), "the client left".into()),
-            End::TakenBack => {
-                (decision_record(&hold, HoldEnd::ClientGone), "the client took the call back".into())
-            }
-            End::Unrecordable(e) => {
-                (decision_record(&hold, HoldEnd::Expired), format!("not recordable: {e}"))
-            }
+    /// Answers a request that can wait no longer.
+    async fn put_off(&self, held: &Held, leg: Leg, rounds: u32) {
+        let Held { hold, way, place, .. } = held;
+        let (Some(id), Some(place)) = (&leg.id, place) else { return };
+        let text = if held.invites(rounds) {
+            invitation(id, &place.state())
+        } else {
+            place.park();
+            pending(id, hold.approval_id.as_str(), &hold.rule, way.typed)
         };
-        let outcome = record.decision;
-        let reason = format!("refused by Weir: {reason} (rule {}, approval {})", hold.rule, hold.approval_id);
-        if let Err(error) = self.ledger.write(record).await {
-            let reason = format!("refused by Weir: the decision cannot be recorded: {error}");
-            call.not_approved(self, HoldEnd::Expired, &reason);
-            return Err(reason);
-        }
-        match end {
-            End::Decided(decision)
-                if decision.is_approval() && commitment(&salt, &request) == hold.call_digest =>
-            {
-                let (call, intent) = call.split();
-                let permit =
-                    Permit::for_call(intent, Clearance::Human(decision)).map_err(|e| e.to_string())?;
-                Ok((request, permit, call))
-            }
-            _ => {
-                let outcome = if outcome == HoldEnd::Approved { HoldEnd::Invalid } else { outcome };
-                call.not_approved(self, outcome, &reason);
-                Err(reason)
-            }
-        }
+        leg.client.answer(&text).await;
     }
+}
 
-    fn record_of(hold: &SubmittedHold, decision: &Decision, end: HoldEnd) -> DecisionRecord<Masked<String>> {
-        let Words { statement, approver, justification, ticket, signature } = decision.words();
-        DecisionRecord {
-            approver,
-            key: decision.fingerprint().to_owned(),
-            justification,
-            ticket,
-            signed_us: Some(decision.statement().issued_us),
-            statement,
-            signature,
-            ..decision_record(hold, end)
+impl Held {
+    /// Whether the client is invited to ask again, after so many rounds.
+    fn invites(&self, rounds: u32) -> bool {
+        matches!(self.way.then, Then::Invited { rounds: most, .. } if rounds <= most)
+    }
+}
+
+impl Client {
+    /// Answers with a message, and ends.
+    async fn answer(self, text: &str) {
+        match self {
+            Client::Events(pieces) => pieces.end_with(sse::message(text)).await,
+            Client::Json(asker) => {
+                let _ = asker.send(Ok(reply::message(reply::Form::Json, text.to_owned())));
+            }
         }
     }
 }
 
-/// HMAC-SHA-256 over the request's line and body: what will be forwarded, bound without being told.
+/// What a call is that comes in.
+pub(super) enum Asked {
+    New(ReadRequest),
+    /// Another request for one that is held.
+    Answered(Response<Body>),
+}
+
+/// What the exchange of a leg has for its client.
+enum LegAnswer {
+    /// The head of an event stream, at once.
+    Now(Response<Body>),
+    /// An answer when there is one.
+    Later(oneshot::Receiver<Answer>),
+}
+
+impl LegAnswer {
+    async fn of(self, asker: &mut Asker) -> Answer {
+        match self {
+            LegAnswer::Now(response) => Ok(response),
+            LegAnswer::Later(answer) => tokio::select! {
+                answer = answer => answer.unwrap_or(Err(Broken::Dropped)),
+                () = asker.closed() => Err(Broken::ClientLeft),
+            },
+        }
+    }
+}
+
+fn leg(flow: &Arc<Flow>, request: ReadRequest, id: Option<RequestId>, events: bool) -> (Leg, LegAnswer) {
+    let (client, answer) = if events {
+        let (pieces, body) = body_of_pieces();
+        (Client::Events(pieces), LegAnswer::Now(reply::event_stream(body)))
+    } else {
+        let (asker, answer) = oneshot::channel();
+        (Client::Json(asker), LegAnswer::Later(answer))
+    };
+    (Leg { flow: flow.clone(), request, id, client }, answer)
+}
+
+/// HMAC-SHA-256 over the request's line and body: what will be forwarded, bound without being told. The id is left out,
+/// since a client that asks again does so under another one.
 fn commitment(salt: &[u8; 32], request: &ReadRequest) -> String {
     #[expect(clippy::expect_used, reason = "HMAC takes keys of any length")]
     let mut mac = <Hmac<Sha256> as Mac>::new_from_slice(salt).expect("any key length");
     let line = format!("{} {}\n", request.parts.method, request.parts.uri);
     mac.update(line.as_bytes());
-    mac.update(&request.body);
+    let any_id = RequestId::read("0").and_then(|zero| with_id(&request.body, &zero));
+    mac.update(any_id.as_ref().map_or(&request.body[..], String::as_bytes));
     hex(&mac.finalize().into_bytes())
-}
-
-fn accepts_events(request: &ReadRequest) -> bool {
-    let values = request.parts.headers.get_all(header::ACCEPT);
-    values.iter().filter_map(|value| value.to_str().ok()).any(|value| value.contains("text/event-stream"))
 }

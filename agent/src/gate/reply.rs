@@ -10,6 +10,17 @@ use weir_core::mcp::sse;
 use crate::http::{Body, full};
 use crate::ledger::LedgerError;
 
+/// Whether a client takes events, perhaps besides other things.
+pub fn takes_events(headers: &HeaderMap) -> bool {
+    accepted(headers).iter().any(|kind| kind == "text/event-stream")
+}
+
+fn accepted(headers: &HeaderMap) -> Vec<String> {
+    let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let kinds = values.flat_map(|value| value.split(','));
+    kinds.map(|kind| kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()).collect()
+}
+
 /// In what a client takes its answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
@@ -21,11 +32,7 @@ pub enum Form {
 impl Form {
     /// By what a request accepts.
     pub fn asked_for(headers: &HeaderMap) -> Self {
-        let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-        let kinds = values
-            .flat_map(|value| value.split(','))
-            .map(|kind| kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase());
-        let kinds: Vec<String> = kinds.collect();
+        let kinds = accepted(headers);
         let takes = |json: &str| kinds.iter().any(|kind| kind == json);
         let json = ["application/json", "application/*", "*/*"].into_iter().any(takes);
         if !json && takes("text/event-stream") { Self::Events } else { Self::Json }

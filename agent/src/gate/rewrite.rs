@@ -7,7 +7,7 @@
 
 mod request;
 
-pub(super) use request::{PARAM, decoded};
+pub(super) use request::{PARAM, decoded, mask_repeated};
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ use weir_core::record::{Direction, MessageLabel};
 
 use super::call::WaitingCall;
 use super::{Flow, Gate, Server};
-use crate::http::{Coding, MAX_HEAD, is_event_stream};
+use crate::http::{Decoder, MAX_HEAD, is_event_stream};
 use crate::share::Kept;
 
 /// What says something of a body's bytes, and would be wrong of others.
@@ -47,6 +47,10 @@ struct Running {
     flow: Arc<Flow>,
     call: Option<CallId>,
     rewriter: Rewriter,
+    /// Of a body that is encoded though that was not asked for.
+    decoder: Option<Decoder>,
+    /// The body cannot be decoded: nothing more of it is read.
+    lost: bool,
     kept: Kept,
 }
 
@@ -92,8 +96,8 @@ impl Gate {
         };
         let listing = calls.iter().filter(|call| call.wants.lists_tools);
         let lists: Vec<_> = listing.filter_map(|call| call.request_id.clone()).collect();
-        let coded = Coding::of(headers) != Ok(None);
-        if !(200..300).contains(&status) || !(masks || (!lists.is_empty() && !coded)) {
+        let decoder = Decoder::of(headers);
+        if !(200..300).contains(&status) || !(masks || (!lists.is_empty() && decoder.is_ok())) {
             return Rewriting(None);
         }
         let mut editor = self.editor(calls);
@@ -104,10 +108,12 @@ impl Gate {
             let (gate, flow) = (self.clone(), flow.clone());
             editor = editor.hiding(lists, move |tool| gate.denies_tool(&flow, tool));
         }
-        let mut rewriting = self.through(flow, calls, editor, events && !coded);
-        if coded && let Some(running) = &mut rewriting.0 {
-            // It was not asked for, and is not decoded: none of it goes on.
-            running.rewriter.give_up();
+        let mut rewriting = self.through(flow, calls, editor, events && decoder.is_ok());
+        if let Some(running) = &mut rewriting.0 {
+            match decoder {
+                Ok(decoder) => running.decoder = decoder,
+                Err(_) => running.lose(),
+            }
         }
         rewriting
     }
@@ -133,7 +139,8 @@ impl Gate {
             _ => None,
         };
         let (gate, kept) = (self.clone(), flow.share.keep());
-        Rewriting(Some(Box::new(Running { gate, flow: flow.clone(), call, rewriter, kept })))
+        let (flow, decoder) = (flow.clone(), None);
+        Rewriting(Some(Box::new(Running { gate, flow, call, rewriter, decoder, lost: false, kept })))
     }
 
     fn denies_tool(&self, flow: &Flow, tool: &str) -> bool {
@@ -156,21 +163,27 @@ impl Gate {
 }
 
 impl Rewriting {
-    #[expect(dead_code, reason = "for the wait of a held call, which tells of progress next")]
-    /// The server's own progress goes on so that it rises above what was told before.
-    pub fn renumber(
-        self,
-        reading: (&Arc<Gate>, &Arc<Flow>),
+    /// For a client that has the head of an event stream already: what is encoded is decoded, and the server's own
+    /// progress rises above what the client was told before. `headers` are the answer's.
+    pub fn follow(
+        &mut self,
+        (gate, flow): (&Arc<Gate>, &Arc<Flow>),
+        headers: &HeaderMap,
         calls: &[WaitingCall],
-        progress: Progress,
-    ) -> Self {
-        let (gate, flow) = reading;
-        match self.0 {
-            Some(mut running) => {
-                running.rewriter.renumber(progress);
-                Self(Some(running))
+        progress: Option<Progress>,
+    ) {
+        let (events, decoder) = (is_event_stream(headers), Decoder::of(headers));
+        let needed = (events && progress.is_some()) || !matches!(decoder, Ok(None));
+        if self.0.is_none() && needed {
+            *self = gate.through(flow, calls, gate.editor(calls), events);
+            match (&mut self.0, decoder) {
+                (Some(running), Ok(decoder)) => running.decoder = decoder,
+                (Some(running), Err(_)) => running.lose(),
+                (None, _) => {}
             }
-            None => gate.through(flow, calls, gate.editor(calls).renumbering(progress), true),
+        }
+        if let (Some(running), Some(progress)) = (&mut self.0, progress) {
+            running.rewriter.renumber(progress);
         }
     }
 
@@ -189,17 +202,40 @@ impl Rewriting {
         let Some(running) = &mut self.0 else { return vec![frame] };
         // Trailers speak of the bytes as they were.
         let Ok(data) = frame.into_data() else { return Vec::new() };
-        let mut out = running.rewriter.feed(&data);
-        if !running.kept.resize(running.rewriter.kept()) {
-            out.extend(running.rewriter.give_up());
-            let _ = running.kept.resize(0);
-        }
-        frames(out)
+        frames(running.turn(&data))
     }
 
     /// What is left when the body is over.
     pub fn rest(&mut self) -> Vec<Frame<Bytes>> {
         self.0.as_mut().map_or_else(Vec::new, |running| frames(running.rewriter.finish()))
+    }
+}
+
+impl Running {
+    fn turn(&mut self, data: &[u8]) -> Vec<u8> {
+        let limit = self.gate.limits.message;
+        let decoded = self.decoder.as_mut().map(|decoder| decoder.push(data, limit));
+        let mut out = match decoded {
+            _ if self.lost => return Vec::new(),
+            None => self.rewriter.feed(data),
+            Some(Ok(decoded)) => self.rewriter.feed(&decoded),
+            Some(Err(_)) => {
+                self.lose();
+                return Vec::new();
+            }
+        };
+        if !self.kept.resize(self.rewriter.kept()) {
+            out.extend(self.rewriter.give_up());
+            let _ = self.kept.resize(0);
+        }
+        out
+    }
+
+    /// It cannot be decoded: none of the rest goes on.
+    fn lose(&mut self) {
+        self.lost = true;
+        self.rewriter.give_up();
+        let _ = self.kept.resize(0);
     }
 }
 

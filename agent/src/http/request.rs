@@ -220,6 +220,19 @@ impl ReadRequest {
     }
 
     /// Parts the head from the body as it came.
+    /// Puts another text in the place of the body, unencoded, and lets the head say so.
+    pub fn replace_body(&mut self, text: String) {
+        let headers = &mut self.parts.headers;
+        headers.remove(header::CONTENT_ENCODING);
+        for name in ["digest", "content-digest", "repr-digest", "content-md5"] {
+            headers.remove(name);
+        }
+        if headers.contains_key(header::CONTENT_LENGTH) {
+            headers.insert(header::CONTENT_LENGTH, text.len().into());
+        }
+        (self.body, self.encoded) = (text.into(), None);
+    }
+
     pub fn into_outgoing(self) -> (Parts, Outgoing) {
         let data = self.encoded.unwrap_or(self.body);
         let data = Some(data).filter(|data| !data.is_empty());

@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::task::TaskTracker;
 use weir::approval::Approvals;
-use weir::config::{Approval, Limits};
+use weir::config::{Approval, Ladder, Limits};
 use weir::gate::{Flow, Gate, HeldCalls, Place, Server, Sessions};
 use weir::http::{Manners, Served, Stream, Upstream, serve};
 use weir::ledger::{Ledger, LedgerConfig};
@@ -53,6 +53,7 @@ pub struct Plan {
     pub limits: Limits,
     pub deadline: Duration,
     pub policy: Policy,
+    pub ladder: Ladder,
     /// Where the collector listens, if there is one.
     pub collector: Option<PathBuf>,
     pub spoken: Spoken,
@@ -63,8 +64,14 @@ pub const HTTP1: Spoken = Spoken { by_client: Protocol::Http1, by_server: Protoc
 
 impl Default for Plan {
     fn default() -> Self {
-        let deadline = Duration::from_secs(600);
-        Self { limits: Limits::default(), deadline, policy: policy(), collector: None, spoken: HTTP1 }
+        Self {
+            limits: Limits::default(),
+            deadline: Duration::from_secs(600),
+            policy: policy(),
+            ladder: Ladder::default(),
+            collector: None,
+            spoken: HTTP1,
+        }
     }
 }
 
@@ -117,6 +124,7 @@ impl Stage {
                 signers: AllowedSigners::default(),
                 deadline: plan.deadline,
                 keepalive: Duration::from_millis(20),
+                ladder: plan.ladder,
             },
             limits: plan.limits,
             place: Place { tenant: "t".into(), host: "h".into(), origin: ledger.origin().clone() },

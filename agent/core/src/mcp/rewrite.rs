@@ -12,7 +12,7 @@ mod text;
 
 pub use editor::{Editor, Progress, Told};
 use events::Events;
-pub use request::{Arguments, mask_arguments};
+pub use request::{Arguments, mask_arguments, with_id};
 
 /// Rewrites one body.
 pub struct Rewriter {

@@ -1,36 +1,25 @@
 //! The wait of a held call: for a decision that stands up to every check, for the deadline, or for the client to
-//! leave or to take the call back; whichever comes first ends it, once.
+//! leave or to take the call back; whichever comes first ends it, once. A client that asks in several requests may be away
+//! in between, and what is decided then stands until it is back.
 
 use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 use weir_core::approval::{Decision, SignedStatement, SubmittedHold};
 use weir_core::mask::Masked;
-use weir_core::mcp::sse;
 use weir_core::record::{DecisionRecord, HoldEnd};
 
-use super::Held;
+use super::{Client, Held, Leg};
 use crate::clock;
-use crate::gate::{Asker, Flow, Gate};
-use crate::http::Pieces;
+use crate::gate::Gate;
 use crate::ledger::LedgerError;
 
-/// What a waiting client reads in its stream's comments.
-pub(super) const WAITING: &str = "weir: waiting for an approval";
-/// The shortest time between two of them.
+/// The shortest time between two signs of life.
 const SHORTEST_KEEPALIVE: Duration = Duration::from_millis(10);
 /// The most bytes of a signature that decides nothing which are recorded.
 const MAX_SIGNATURE: usize = 8192;
 
-/// Where a held call's client waits.
-pub(super) enum Client<'a> {
-    /// On an event stream.
-    Events(&'a Pieces),
-    /// For one answer.
-    Json(&'a mut Asker),
-}
-
-/// How the wait ended.
+/// How the wait of one request ended.
 pub(super) enum End {
     Decided(Box<Decision>),
     Expired,
@@ -38,33 +27,52 @@ pub(super) enum End {
     /// The client told that it no longer wants the call.
     TakenBack,
     Unrecordable(LedgerError),
+    /// The request can wait no longer; the hold goes on.
+    LegOver,
+    /// The client asks for the call in another request.
+    AnotherLeg(Box<Leg>),
+}
+
+/// How the time ended in which nobody waited.
+pub(super) enum Parked {
+    AskedAgain(Box<Leg>),
+    Over(End),
 }
 
 impl Gate {
-    pub(super) async fn wait(&self, flow: &Flow, held: &Held, client: Client<'_>) -> End {
-        let hold = &held.hold;
-        let name = held.call.request_id().map(|id| self.name_of_call(flow, &held.request.parts, id));
-        let place = name.map(|name| self.held.enter(name));
+    /// One request waits.
+    pub(super) async fn wait(&self, held: &mut Held, leg: &mut Leg) -> End {
+        if held.decided.is_some() {
+            // What was decided is taken from there.
+            return End::Expired;
+        }
+        let Held { hold, way, waiting, deadline, place, .. } = held;
+        let name = leg.id.as_ref().map(|id| self.name_of_call(&leg.flow, &leg.request.parts, id));
+        let named = name.map(|name| self.held.enter(name));
         let taken_back = async {
-            match &place {
-                Some(place) => place.taken_back().await,
+            match &named {
+                Some(named) => named.taken_back().await,
                 None => std::future::pending().await,
             }
         };
-        let pieces = match &client {
-            Client::Events(pieces) => Some(*pieces),
-            Client::Json(_) => None,
+        let (pieces, asker) = match &mut leg.client {
+            Client::Events(pieces) => (Some(&*pieces), None),
+            Client::Json(asker) => (None, Some(asker)),
         };
         let gone = async {
-            match client {
-                Client::Events(pieces) => pieces.reader_gone().await,
-                Client::Json(answer) => answer.closed().await,
+            match (pieces, asker) {
+                (Some(pieces), _) => pieces.reader_gone().await,
+                (None, Some(asker)) => asker.closed().await,
+                (None, None) => {}
             }
         };
+        if let Some(pieces) = pieces {
+            // At once, so that the client sees the answer's head.
+            pieces.offer(way.sign_of_life());
+        }
+        let (over, keepalive) = (way.within(), self.approval.keepalive.max(SHORTEST_KEEPALIVE));
+        let over = over.map(|within| Instant::now() + within);
         tokio::pin!(gone, taken_back);
-        let mut waiting = self.approvals.submit(hold);
-        let deadline = Instant::now() + self.approval.deadline;
-        let keepalive = self.approval.keepalive.max(SHORTEST_KEEPALIVE);
         let mut keepalives = interval_at(Instant::now() + keepalive, keepalive);
         keepalives.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -72,11 +80,13 @@ impl Gate {
                 biased;
                 () = &mut gone => return End::ClientGone,
                 () = &mut taken_back => return End::TakenBack,
-                () = sleep_until(deadline) => return End::Expired,
+                () = sleep_until(*deadline) => return End::Expired,
                 signed = waiting.next() => signed,
+                Some(next) = later(place) => return End::AnotherLeg(Box::new(next)),
+                () = until(over) => return End::LegOver,
                 _ = keepalives.tick() => {
                     if let Some(pieces) = pieces {
-                        pieces.offer(sse::comment(WAITING));
+                        pieces.offer(way.sign_of_life());
                     }
                     continue;
                 }
@@ -84,6 +94,25 @@ impl Gate {
             // Not among the branches: whichever of them comes first must not break off the record of this one.
             if let Some(end) = self.judge(hold, signed).await {
                 return end;
+            }
+        }
+    }
+
+    /// Nobody waits, until the client asks again. Someone who was invited to, and does not, has left.
+    pub(super) async fn parked(&self, held: &mut Held, rounds: u32) -> Parked {
+        let back = held.invites(rounds).then(|| Instant::now() + self.approval.ladder.retry_within);
+        loop {
+            let Held { hold, waiting, deadline, place, decided, .. } = &mut *held;
+            let signed = tokio::select! {
+                biased;
+                Some(next) = later(place) => return Parked::AskedAgain(Box::new(next)),
+                () = sleep_until(*deadline) => return Parked::Over(End::Expired),
+                () = until(back) => return Parked::Over(End::ClientGone),
+                signed = waiting.next(), if decided.is_none() => signed,
+            };
+            match self.judge(hold, signed).await {
+                None => {}
+                Some(end) => *decided = Some(self.settle(hold, end).await),
             }
         }
     }
@@ -103,6 +132,21 @@ impl Gate {
                 self.ledger.write(record).await.err().map(End::Unrecordable)
             }
         }
+    }
+}
+
+/// The client's next request; never, for a call that has one alone.
+async fn later(place: &mut Option<super::Place>) -> Option<Leg> {
+    match place {
+        Some(place) => place.later.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderValue};
 use weir_core::mask::Masker;
 use weir_core::mcp::rewrite::{Arguments, Told, mask_arguments};
 use weir_core::record::Direction;
@@ -34,16 +34,7 @@ impl Gate {
         if spans.is_empty() {
             return request;
         }
-        for name in ["digest", "content-digest", "repr-digest", "content-md5"] {
-            request.parts.headers.remove(name);
-        }
-        if request.parts.headers.contains_key(header::CONTENT_LENGTH) {
-            request.parts.headers.insert(header::CONTENT_LENGTH, text.len().into());
-        }
-        request.body = text.into();
-        // What came encoded goes on as it was read.
-        request.encoded = None;
-        request.parts.headers.remove(header::CONTENT_ENCODING);
+        request.replace_body(text);
         let told = Told { masked: spans, ..Told::default() };
         let call = match calls {
             [call] => Some(call.call_id()),
@@ -51,6 +42,13 @@ impl Gate {
         };
         self.note_rewritten(flow, call, Direction::ClientToServer, &told).await;
         request
+    }
+}
+
+/// The same of the head alone, for a request whose body will be another that was masked.
+pub(in crate::gate) fn mask_repeated(request: &mut ReadRequest, masker: &Masker) {
+    if let Some(Arguments { replaced, .. }) = mask_arguments(&request.body, masker, |_| true) {
+        mask_headers(&mut request.parts.headers, masker, &replaced);
     }
 }
 

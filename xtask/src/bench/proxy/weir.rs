@@ -78,6 +78,7 @@ impl Weir {
             allowed_signers: Some(folder.join("allowed_signers")),
             deadline: "2m".into(),
             keepalive: "1s".into(),
+            approval: String::new(),
             rules: RULES.into(),
         };
         // Nobody is asked for an approval; a rule that holds wants to know who could give one.

@@ -4,6 +4,13 @@ use super::text::{elements, member, splice};
 use crate::mask::{Masker, Span};
 use crate::mcp::jsonrpc::{Body as Messages, RequestId};
 
+/// The text of a single request under another id. `None` for what has none.
+pub fn with_id(body: &[u8], id: &RequestId) -> Option<String> {
+    let text = std::str::from_utf8(body).ok()?;
+    let place = member(text, "id")?;
+    Some(splice(text, &[(place, id.as_json().to_owned())]))
+}
+
 /// A body whose arguments were masked.
 pub struct Arguments {
     pub text: String,
@@ -49,6 +56,14 @@ pub fn mask_arguments(
 mod tests {
     use super::*;
     use crate::mask::MaskKey;
+
+    #[test]
+    fn a_request_under_another_id_is_the_same_in_all_else() {
+        let body = r#" { "id" : 7 ,"jsonrpc":"2.0","params":{"id":9}} "#;
+        let other = RequestId::read("\"a\"").unwrap();
+        assert_eq!(with_id(body.as_bytes(), &other).unwrap(), body.replace("7", "\"a\""));
+        assert_eq!((with_id(b"{}", &other), with_id(b"[1]", &other)), (None, None));
+    }
 
     #[test]
     fn the_arguments_of_a_call_are_masked_and_nothing_else_of_its_request() {
