@@ -181,8 +181,8 @@ impl Gate {
             hold::Asked::New(request) => request,
             hold::Asked::Answered(answer) => return Ok(answer),
         };
-        let (mut calls, form) = (Vec::new(), reply::Form::asked_for(&request.parts.headers));
-        let session = self.session_of(flow, &request.parts);
+        let (mut calls, session) = (Vec::new(), self.session_of(flow, &request.parts));
+        let place = Self::place_of_answer(&session, &request.parts.headers);
         let batch = matches!(body, jsonrpc::Body::Batch(_));
         for message in body.messages() {
             if message.method().is_none() {
@@ -195,7 +195,7 @@ impl Gate {
             match self.open_call(flow, &request.parts, (&session, message), batch, started).await {
                 Ok(call) => calls.push(call),
                 // The calls opened before this one are let go: their records end as aborted.
-                Err(error) => return Ok(reply::unrecordable(form, &body, &error)),
+                Err(error) => return Ok(place.answer(reply::unrecordable(&body, &error)).await),
             }
         }
         let request = self.mask_arguments(flow, request, &calls).await;
@@ -211,10 +211,10 @@ impl Gate {
             _ => None,
         };
         match (asks, calls.pop()) {
-            (Some(asks), Some(call)) => self.hold(flow, request, body, (call, asks), asker).await,
+            (Some(asks), Some(call)) => self.hold(flow, request, body, (call, asks), (place, asker)).await,
             (_, last) => {
                 calls.extend(last);
-                Ok(self.refuse(form, &body, calls))
+                Ok(place.answer(self.refuse(&body, calls)).await)
             }
         }
     }
@@ -440,13 +440,13 @@ impl Gate {
     }
 
     /// Policy refuses: the client gets an error for each request, and its session lives on.
-    fn refuse(&self, form: reply::Form, body: &jsonrpc::Body, calls: Vec<OpenCall>) -> Response<Body> {
+    fn refuse(&self, body: &jsonrpc::Body, calls: Vec<OpenCall>) -> Option<String> {
         let refusing = calls.iter().find(|call| call.verdict().action != Action::Allow);
         let rule = refusing.map_or_else(String::new, |call| call.verdict().rule.clone());
         let reason = format!("refused by Weir: rule {rule}");
         for call in calls {
             call.refused(self, &reason);
         }
-        reply::refused(form, body, &reason)
+        reply::refusal(body, &reason)
     }
 }

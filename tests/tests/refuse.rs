@@ -1,6 +1,8 @@
 //! What policy refuses, and what it cannot read without doubt, never reaches the server; the client is told, the record
 //! says so, and the session lives on.
 
+#[path = "refuse/legacy.rs"]
+mod legacy;
 #[path = "refuse/rewrite.rs"]
 mod rewrite;
 

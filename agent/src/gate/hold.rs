@@ -59,28 +59,31 @@ impl Gate {
         request: ReadRequest,
         body: jsonrpc::Body,
         (call, asks): (OpenCall, Asks),
-        asker: &mut Asker,
+        (place, asker): (reply::Place, &mut Asker),
     ) -> Answer {
         let Some(message) = body.messages().first() else { return Err(Broken::Dropped) };
         // An approver must see all that they approve.
         let too_large = "refused by Weir: the arguments are too large to be shown to an approver";
         let too_many = "refused by Weir: as many calls as may be wait for an approver already";
         let room = match (asks.arguments.truncated, flow.share.hold()) {
-            (true, _) => return Ok(self.refuse_hold(&request, call, too_large)),
-            (false, None) => return Ok(self.refuse_hold(&request, call, too_many)),
+            (true, _) => return Ok(self.refuse_hold(&place, call, too_large).await),
+            (false, None) => return Ok(self.refuse_hold(&place, call, too_many).await),
             (false, Some(room)) => room,
         };
         let salt = random::bytes();
-        let way = Way::of(&request.parts.headers, message, &self.approval.ladder);
+        let way = match &place {
+            reply::Place::Here(_) => Way::of(&request.parts.headers, message, &self.approval.ladder),
+            reply::Place::Stream(_) => Way::on_the_sessions_stream(),
+        };
         let hold = self.describe(flow, &request, &call, asks, &salt);
         tracing::info!(approval_id = %hold.approval_id, rule = hold.rule, "holding a call");
-        let place = (way.then != Then::Waits).then(|| {
+        let again = (way.then != Then::Waits).then(|| {
             let same = Sameness::of(flow, &request, message);
             self.held.legs().enter(hold.approval_id.clone(), call.call_id().clone(), same)
         });
         // What was parsed need not stay in memory for as long as a human takes.
         drop(body);
-        let (leg, answer) = leg(flow, request, call.request_id().cloned(), way.events);
+        let (leg, answer) = leg(flow, request, call.request_id().cloned(), (way.events, place));
         let held = Held {
             body: leg.request.body.clone(),
             waiting: self.approvals.submit(&hold),
@@ -90,7 +93,7 @@ impl Gate {
             hold,
             salt,
             way,
-            place,
+            place: again,
             room,
         };
         let gate = self.clone();
@@ -113,6 +116,7 @@ impl Gate {
             return Ok(Asked::New(request));
         }
         let events = reply::takes_events(&request.parts.headers);
+        let place = reply::Place::Here(reply::Form::Json);
         let (call, legs) = match self.held.legs().again(message, || Sameness::of(flow, &request, message)) {
             Again::No => return Ok(Asked::New(request)),
             Again::Stale => return self.refuse_stale(flow, &request, message).await.map(Asked::Answered),
@@ -122,7 +126,7 @@ impl Gate {
             (message.method().unwrap_or_default(), self.payload_of_json(message.content()));
         let (direction, label) = (Direction::ClientToServer, MessageLabel::Request);
         self.note(flow, Some(&call), direction, method, label, payload).await?;
-        let (leg, answer) = leg(flow, request, Some(id.clone()), events);
+        let (leg, answer) = leg(flow, request, Some(id.clone()), (events, place));
         if let Err(unsent) = legs.try_send(leg) {
             // It ended in this moment, or somebody else asks for it already.
             let request = unsent.into_inner().request;
@@ -141,13 +145,14 @@ impl Gate {
             "refused by Weir: this request's state is of no call that is held now; call the tool again";
         let (session, now) = (self.session_of(flow, &request.parts), std::time::Instant::now());
         let call = self.open_call(flow, &request.parts, (&session, message), false, now).await?;
-        Ok(self.refuse_hold(request, call, reason))
+        let place = Self::place_of_answer(&session, &request.parts.headers);
+        Ok(self.refuse_hold(&place, call, reason).await)
     }
 
-    fn refuse_hold(&self, request: &ReadRequest, call: OpenCall, reason: &str) -> Response<Body> {
+    async fn refuse_hold(&self, place: &reply::Place, call: OpenCall, reason: &str) -> Response<Body> {
         let text = jsonrpc::error_reply(call.request_id(), REFUSED, reason, None);
         call.refused(self, reason);
-        reply::message(reply::Form::asked_for(&request.parts.headers), text)
+        place.answer(Some(text)).await
     }
 
     fn describe(
@@ -228,6 +233,9 @@ impl Client {
     async fn answer(self, text: &str) {
         match self {
             Client::Events(pieces) => pieces.end_with(sse::message(text)).await,
+            Client::Session(stream) => {
+                let _ = stream.say(sse::message(text)).await;
+            }
             Client::Json(asker) => {
                 let _ = asker.send(Ok(reply::message(reply::Form::Json, text.to_owned())));
             }
@@ -244,7 +252,7 @@ pub(super) enum Asked {
 
 /// What the exchange of a leg has for its client.
 enum LegAnswer {
-    /// The head of an event stream, at once.
+    /// The head of an event stream, or that the request was taken, at once.
     Now(Response<Body>),
     /// An answer when there is one.
     Later(oneshot::Receiver<Answer>),
@@ -262,13 +270,22 @@ impl LegAnswer {
     }
 }
 
-fn leg(flow: &Arc<Flow>, request: ReadRequest, id: Option<RequestId>, events: bool) -> (Leg, LegAnswer) {
-    let (client, answer) = if events {
-        let (pieces, body) = body_of_pieces();
-        (Client::Events(pieces), LegAnswer::Now(reply::event_stream(body)))
-    } else {
-        let (asker, answer) = oneshot::channel();
-        (Client::Json(asker), LegAnswer::Later(answer))
+fn leg(
+    flow: &Arc<Flow>,
+    request: ReadRequest,
+    id: Option<RequestId>,
+    (events, place): (bool, reply::Place),
+) -> (Leg, LegAnswer) {
+    let (client, answer) = match place {
+        reply::Place::Stream(stream) => (Client::Session(stream), LegAnswer::Now(reply::accepted())),
+        reply::Place::Here(_) if events => {
+            let (pieces, body) = body_of_pieces();
+            (Client::Events(pieces), LegAnswer::Now(reply::event_stream(body)))
+        }
+        reply::Place::Here(_) => {
+            let (asker, answer) = oneshot::channel();
+            (Client::Json(asker), LegAnswer::Later(answer))
+        }
     };
     (Leg { flow: flow.clone(), request, id, client }, answer)
 }

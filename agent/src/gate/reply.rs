@@ -7,15 +7,17 @@ use serde_json::json;
 use weir_core::mcp::jsonrpc::{self, Body as Messages, Message, REFUSED};
 use weir_core::mcp::sse;
 
+use super::Gate;
+use super::session::{Kind, Session, StreamGone, StreamWriter};
 use crate::http::{Body, full};
 use crate::ledger::LedgerError;
 
 /// Whether a client takes events, perhaps besides other things.
 pub fn takes_events(headers: &HeaderMap) -> bool {
-    accepted(headers).iter().any(|kind| kind == "text/event-stream")
+    kinds_of(headers).iter().any(|kind| kind == "text/event-stream")
 }
 
-fn accepted(headers: &HeaderMap) -> Vec<String> {
+fn kinds_of(headers: &HeaderMap) -> Vec<String> {
     let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let kinds = values.flat_map(|value| value.split(','));
     kinds.map(|kind| kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()).collect()
@@ -32,32 +34,69 @@ pub enum Form {
 impl Form {
     /// By what a request accepts.
     pub fn asked_for(headers: &HeaderMap) -> Self {
-        let kinds = accepted(headers);
+        let kinds = kinds_of(headers);
         let takes = |json: &str| kinds.iter().any(|kind| kind == json);
         let json = ["application/json", "application/*", "*/*"].into_iter().any(takes);
         if !json && takes("text/event-stream") { Self::Events } else { Self::Json }
     }
 }
 
-/// An error for each request of the body; nothing (202) where only notifications were refused. A batch is refused as a
-/// whole, and its errors come as one array: in part it would have to go on as another body than the client's.
-pub fn refused(form: Form, body: &Messages, reason: &str) -> Response<Body> {
+/// Where the answer to a call goes.
+#[derive(Debug, Clone)]
+pub enum Place {
+    /// Back, in this form.
+    Here(Form),
+    /// On the session's event stream, as in HTTP+SSE of 2024-11-05: what is posted there gets 202.
+    Stream(StreamWriter),
+}
+
+impl Gate {
+    /// Where a call of this session, in a request with this head, is answered.
+    pub(super) fn place_of_answer(session: &Session, headers: &HeaderMap) -> Place {
+        let stream = (session.kind == Kind::Endpoint).then(|| session.stream()).flatten();
+        stream.map_or_else(|| Place::Here(Form::asked_for(headers)), Place::Stream)
+    }
+}
+
+impl Place {
+    /// Answers; with nothing but 202 where there is nothing to say.
+    pub async fn answer(&self, text: Option<String>) -> Response<Body> {
+        let Some(text) = text else { return accepted() };
+        match self {
+            Place::Here(form) => message(*form, text),
+            Place::Stream(stream) => match stream.say(sse::message(&text)).await {
+                Ok(()) => accepted(),
+                // Nobody waits on it any more.
+                Err(StreamGone) => message(Form::Json, text),
+            },
+        }
+    }
+}
+
+/// An error for each request of the body; nothing where only notifications were refused. A batch is refused as a whole,
+/// and its errors are one array: in part it would have to go on as another body than the client's.
+pub fn refusal(body: &Messages, reason: &str) -> Option<String> {
     let ids = body.messages().iter().filter_map(|message| match message {
         Message::Request { id, .. } => Some(id),
         _ => None,
     });
     let errors: Vec<String> = ids.map(|id| jsonrpc::error_reply(Some(id), REFUSED, reason, None)).collect();
     match (body, errors.as_slice()) {
-        (_, []) => with(StatusCode::ACCEPTED, None, String::new()),
-        (Messages::Single(_), [error]) => message(form, error.clone()),
-        _ => message(form, format!("[{}]", errors.join(","))),
+        (_, []) => None,
+        (Messages::Single(_), [error]) => Some(error.clone()),
+        _ => Some(format!("[{}]", errors.join(","))),
     }
 }
 
+/// The answer to what needs none, or gets it elsewhere.
+pub fn accepted() -> Response<Body> {
+    with(StatusCode::ACCEPTED, None, String::new())
+}
+
 /// Strict durability: what cannot be recorded does not happen.
-pub fn unrecordable(form: Form, body: &Messages, error: &LedgerError) -> Response<Body> {
+pub fn unrecordable(body: &Messages, error: &LedgerError) -> Option<String> {
     tracing::error!(%error, "refusing a call that cannot be recorded");
-    refused(form, body, "refused by Weir: the call cannot be recorded now; try again later")
+    refusal(body, "refused by Weir: the call cannot be recorded now; try again later")
 }
 
 /// A request that Weir cannot read has no id to answer to.

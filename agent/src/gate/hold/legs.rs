@@ -14,7 +14,7 @@ use weir_core::ids::{ApprovalId, CallId};
 use weir_core::mcp::jsonrpc::{Message, RequestId};
 
 use super::way::Says;
-use crate::gate::{Asker, Flow};
+use crate::gate::{Asker, Flow, StreamWriter};
 use crate::http::{Pieces, ReadRequest};
 use crate::random;
 
@@ -35,6 +35,8 @@ pub(in crate::gate) enum Client {
     Events(Pieces),
     /// For one answer.
     Json(Asker),
+    /// On its session's event stream; its request was answered.
+    Session(StreamWriter),
 }
 
 /// What two requests for one call have in common.

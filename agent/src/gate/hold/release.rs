@@ -12,7 +12,7 @@ use weir_core::record::{DecisionRecord, HoldEnd};
 
 use super::wait::{End, decision_record};
 use super::{Client, Held, Leg, commitment};
-use crate::gate::Gate;
+use crate::gate::{Flow, Gate, StreamWriter};
 use crate::gate::answer::{Framing, Reading};
 use crate::gate::call::WaitingCall;
 use crate::gate::permit::{Clearance, Permit};
@@ -98,6 +98,9 @@ impl Gate {
                 let _ = asker.send(answer);
                 return;
             }
+            Client::Session(stream) => {
+                return self.post_on(&flow, request, (permit, call), &stream, &error).await;
+            }
         };
         // It goes into a stream that is under way.
         request.parts.headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
@@ -118,6 +121,31 @@ impl Gate {
         reading.read_out(body).await;
         let told = error(&format!("Weir: the server answered with HTTP status {status}"));
         pieces.end_with(sse::message(&told)).await;
+    }
+
+    /// What was released goes to a server that answers on its session's stream.
+    async fn post_on(
+        self: &Arc<Self>,
+        flow: &Arc<Flow>,
+        request: ReadRequest,
+        (permit, call): (Permit, WaitingCall),
+        stream: &StreamWriter,
+        error: &impl Fn(&str) -> String,
+    ) {
+        let exchange = self.exchange_of(flow, &request.parts);
+        let fault = match self.send(flow, request, permit, vec![call], stream.gone()).await {
+            Ok((answer, calls)) => {
+                let (head, body) = answer.into_parts();
+                let told = (head.status, &head.headers);
+                Reading::new(self.clone(), flow.clone(), exchange, told, calls).read_out(body).await;
+                match head.status.is_success() {
+                    true => return,
+                    false => format!("Weir: the server answered with HTTP status {}", head.status),
+                }
+            }
+            Err(broken) => format!("Weir: {broken}"),
+        };
+        let _ = stream.say(sse::message(&error(&fault))).await;
     }
 
     /// After an approval what was held is put into the client's last request, and checked against the hold once more; then

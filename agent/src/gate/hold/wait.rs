@@ -55,39 +55,29 @@ impl Gate {
                 None => std::future::pending().await,
             }
         };
-        let (pieces, asker) = match &mut leg.client {
-            Client::Events(pieces) => (Some(&*pieces), None),
-            Client::Json(asker) => (None, Some(asker)),
+        let alive = |way: &mut super::Way, client: &Client| match client {
+            Client::Events(pieces) => pieces.offer(way.sign_of_life()),
+            Client::Session(stream) => stream.offer(way.sign_of_life()),
+            Client::Json(_) => {}
         };
-        let gone = async {
-            match (pieces, asker) {
-                (Some(pieces), _) => pieces.reader_gone().await,
-                (None, Some(asker)) => asker.closed().await,
-                (None, None) => {}
-            }
-        };
-        if let Some(pieces) = pieces {
-            // At once, so that the client sees the answer's head.
-            pieces.offer(way.sign_of_life());
-        }
+        // At once, so that the client sees the answer's head.
+        alive(way, &leg.client);
         let (over, keepalive) = (way.within(), self.approval.keepalive.max(SHORTEST_KEEPALIVE));
         let over = over.map(|within| Instant::now() + within);
-        tokio::pin!(gone, taken_back);
+        tokio::pin!(taken_back);
         let mut keepalives = interval_at(Instant::now() + keepalive, keepalive);
         keepalives.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let signed = tokio::select! {
                 biased;
-                () = &mut gone => return End::ClientGone,
+                () = leg.client.gone() => return End::ClientGone,
                 () = &mut taken_back => return End::TakenBack,
                 () = sleep_until(*deadline) => return End::Expired,
                 signed = waiting.next() => signed,
                 Some(next) = later(place) => return End::AnotherLeg(Box::new(next)),
                 () = until(over) => return End::LegOver,
                 _ = keepalives.tick() => {
-                    if let Some(pieces) = pieces {
-                        pieces.offer(way.sign_of_life());
-                    }
+                    alive(way, &leg.client);
                     continue;
                 }
             };
@@ -131,6 +121,17 @@ impl Gate {
                 };
                 self.ledger.write(record).await.err().map(End::Unrecordable)
             }
+        }
+    }
+}
+
+impl Client {
+    /// Resolves when the client has left.
+    async fn gone(&mut self) {
+        match self {
+            Client::Events(pieces) => pieces.reader_gone().await,
+            Client::Json(asker) => asker.closed().await,
+            Client::Session(stream) => stream.gone().await,
         }
     }
 }

@@ -82,6 +82,12 @@ impl Way {
         Self { events, progress, then, typed }
     }
 
+    /// For a call that is answered on its session's stream: there is no end to what that may carry. Progress of Weir's
+    /// own is not among it, since the server's, on the same stream, could not be told to rise above.
+    pub fn on_the_sessions_stream() -> Self {
+        Self { events: false, progress: None, then: Then::Waits, typed: false }
+    }
+
     /// How long one request may wait.
     pub fn within(&self) -> Option<Duration> {
         match self.then {

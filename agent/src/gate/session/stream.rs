@@ -37,6 +37,17 @@ impl StreamWriter {
         said.await.map_err(|_| StreamGone)
     }
 
+    /// Says whole events unless others wait for their place, and never waits.
+    pub fn offer(&self, text: String) {
+        let (done, _) = oneshot::channel();
+        let _ = self.0.try_send(Injected { text, done });
+    }
+
+    /// Resolves when the stream is over.
+    pub async fn gone(&self) {
+        self.0.closed().await;
+    }
+
     pub(super) fn is_open(&self) -> bool {
         !self.0.is_closed()
     }
