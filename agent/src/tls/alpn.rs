@@ -111,6 +111,8 @@ mod tests {
         ] {
             let offer = offer(alpn, true).unwrap();
             assert_eq!(offer.to_server(), to_server, "{alpn:?}");
+            let takes_http1 = alpn.is_empty() || alpn.contains(&"http/1.1");
+            assert_eq!(offer.own() == Http1, takes_http1, "{alpn:?}");
             assert_eq!(offer.taken(took), Spoken { by_client, by_server: took }, "{alpn:?}");
         }
     }

@@ -185,8 +185,10 @@ labels! {
     }
 
     /// Why a connection was treated or ended as it was, where the labels above do not say: a closed set.
+    #[derive(Default)]
     FlowReason {
         /// Nothing else is to be said.
+        #[default]
         None = "",
         /// The server's certificate has expired...
         CertificateExpired = "certificate_expired",
@@ -271,14 +273,7 @@ labels! {
 
 impl FlowReason {
     /// Events are canonical: what is not said is left out.
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's own signature")]
     pub fn is_none(&self) -> bool {
         *self == Self::None
-    }
-}
-
-impl Default for FlowReason {
-    fn default() -> Self {
-        Self::None
     }
 }
