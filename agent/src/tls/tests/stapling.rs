@@ -67,7 +67,7 @@ impl<'a> Said<'a> {
         };
         let answer = SingleResponse {
             cert_id,
-            cert_status: self.status.clone(),
+            cert_status: self.status,
             this_update: time(self.made),
             next_update: self.next.map(time),
             single_extensions: None,
