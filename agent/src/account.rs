@@ -130,9 +130,16 @@ impl Accounts {
     }
 
     /// Writes the record of a connect, however long the disk takes, and lets the connect go. Only the end of the ledger or of the
-    /// agent ends this; then the next agent records a gap.
+    /// agent ends this; then the next agent records a gap. One that no log can hold is a gap at once, or its job would stay open.
     pub async fn record(&self, origin: &Origin, flow: Flow<Masked<String>>) {
-        if self.write(flow).await.is_ok()
+        let mut written = self.write(flow).await;
+        if let Err(fault @ (LedgerError::TooLarge(_) | LedgerError::NotCanonical(_))) = &written {
+            let Connect { job_key, verdict, .. } = self.connect(origin, None);
+            let fault = self.processes.masker().text(&fault.to_string()).truncate(told::MAX_TEXT);
+            let detail = BTreeMap::from([("fault".to_owned(), fault)]);
+            written = self.write(Gap { job_key, verdict, reason: GapReason::NoRoom, count: 1, detail }).await;
+        }
+        if written.is_ok()
             && let Err(error) = self.hooks.recorded(origin)
         {
             tracing::error!(%error, "a connect that is recorded stays among those that are not");

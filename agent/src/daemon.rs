@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use weir_core::ids::Boot;
 use weir_core::mask::{MaskKey, Masker};
-use weir_ebpf::{Settings, action, reason};
+use weir_ebpf::{Settings, action};
 
 use crate::account::{Accounts, Listener};
 use crate::admin::{self, CaStatus, CallStatus, ConnectStatus, Desk, ListenStatus, SpoolStatus, Status};
@@ -206,7 +206,7 @@ impl Agent {
             tokio::spawn(namespaces.clone().run(wanted, on_duty.clone())),
             tokio::spawn(admin::serve(admin, Arc::new(desk), on_duty.clone())),
             tokio::spawn(accounts.clone().run(predecessor, on_duty.clone())),
-            tokio::spawn(until(on_duty.clone(), sweep(hooks.clone(), accounts.clone()))),
+            tokio::spawn(until(on_duty.clone(), sweep(accounts.clone()))),
             tokio::spawn(until(
                 on_duty.clone(),
                 watch(hooks.clone(), gate.ledger.clone(), gate.masker.clone()),
@@ -360,18 +360,12 @@ async fn until(ending: CancellationToken, work: impl Future<Output = ()>) {
     }
 }
 
-async fn sweep(hooks: Arc<Hooks>, accounts: Arc<Accounts>) {
+async fn sweep(accounts: Arc<Accounts>) {
     loop {
         tokio::time::sleep(SWEEP).await;
-        match hooks.sweep_pending(PENDING_KEPT) {
-            Ok(swept) if swept.is_empty() => {}
-            Ok(swept) => {
-                tracing::warn!(swept = swept.len(), "connects that were never accepted");
-                for mut origin in swept {
-                    origin.reason = reason::WITHDRAWN;
-                    accounts.told(origin).await;
-                }
-            }
+        match accounts.sweep(PENDING_KEPT).await {
+            Ok(0) => {}
+            Ok(swept) => tracing::warn!(swept, "connects that were never accepted"),
             Err(error) => tracing::error!(%error, "cannot look for connects that were never accepted"),
         }
     }

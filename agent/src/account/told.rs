@@ -15,7 +15,7 @@ use weir_core::record::{Flow, FlowEnd, FlowReason, Proof, Server, Treatment};
 use weir_ebpf::{CONNECTS_BYTES, FlowOrigin, reason, verdict};
 
 use super::Accounts;
-use crate::kernel::{Connects, Origin};
+use crate::kernel::{Connects, KernelError, Origin};
 use crate::{identity, random};
 
 /// The most bytes of any text in these records.
@@ -89,6 +89,16 @@ impl Accounts {
             }
         }
         while writing.try_join_next().is_some() {}
+    }
+
+    /// Records the connects that were made longer ago than this and whose connections never came. Gives their number.
+    pub async fn sweep(&self, older_than: Duration) -> Result<usize, KernelError> {
+        let swept = self.hooks.sweep_pending(older_than)?;
+        let number = swept.len();
+        for origin in swept {
+            self.told(Origin { reason: reason::WITHDRAWN, ..origin }).await;
+        }
+        Ok(number)
     }
 
     /// Records a connect that never came here as a connection.

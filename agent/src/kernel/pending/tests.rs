@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex};
 use tokio_util::sync::CancellationToken;
 use weir_core::ids::Boot;
 use weir_core::mask::{MaskKey, Masker};
-use weir_core::record::{Body, Written};
+use weir_core::record::{Body, Flow, FlowEnd, GapReason, Written};
+use weir_core::segment::MAX_FRAME;
 use weir_ebpf::{JOBS_ROOM, JobCounts, Selected, address, verdict};
 
 use super::*;
@@ -197,5 +198,76 @@ async fn a_job_that_ended_is_not_closed_before_its_last_connection_is_recorded()
     assert_eq!(seen.lock().unwrap().last(), Some(&(0, true)));
     ending.cancel();
     running.await.unwrap();
+    ledger.shutdown().await.unwrap();
+}
+
+/// What is recorded of the hooks' connects, as it comes to be.
+async fn recorder(hooks: &Arc<Hooks>) -> (Arc<Accounts>, Ledger, Masker, Arc<Mutex<Vec<Written>>>) {
+    let (seen, masker) = (Arc::<Mutex<Vec<Written>>>::default(), Masker::new(MaskKey::new([1; 32])));
+    let written = seen.clone();
+    let config = LedgerConfig {
+        tap: Some(Arc::new(move |event: &Written| written.lock().unwrap().push(event.clone()))),
+        ..LedgerConfig::new(
+            Arc::new(Faulty::new()),
+            "t".into(),
+            "h".into(),
+            Boot::from_random([1; 16]),
+            masker.clone(),
+        )
+    };
+    let (ledger, _) = tokio::task::spawn_blocking(move || Ledger::open(config)).await.unwrap().unwrap();
+    let processes = Arc::new(Processes::new(masker.clone(), hooks.epoch()));
+    let accounts = Accounts::new(hooks.clone(), ledger.clone(), processes, Duration::from_secs(3600), None);
+    (accounts, ledger, masker, seen)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connect_whose_connection_never_came_is_recorded_as_withdrawn_and_owed_no_more() {
+    let mut hooks = Hooks::load(Plan::default()).expect("these tests need root");
+    let key = FlowKey::new(NETNS, address::mapped([127, 0, 0, 1]), 1);
+    hooks.pending.entries.insert(key, FlowOrigin { tgid: u32::MAX, ..flow(1) }, 0).unwrap();
+    let hooks = Arc::new(hooks);
+    let (accounts, ledger, _, seen) = recorder(&hooks).await;
+    assert_eq!(accounts.sweep(Duration::from_secs(1 << 40)).await.unwrap(), 0, "it may still come");
+    assert_eq!(accounts.sweep(Duration::ZERO).await.unwrap(), 1);
+    let ends: Vec<FlowEnd> = seen
+        .lock()
+        .unwrap()
+        .iter()
+        .filter_map(|written| match &written.body {
+            Body::Flow(Flow { end, .. }) => Some(*end),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(ends, [FlowEnd::Withdrawn]);
+    assert!(hooks.unrecorded().unwrap().is_empty());
+    ledger.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_that_no_log_can_hold_is_a_gap_and_keeps_no_job_open() {
+    let hooks = Arc::new(Hooks::load(Plan::default()).expect("these tests need root"));
+    let (accounts, ledger, masker, seen) = recorder(&hooks).await;
+    let origin = Origin::from(FlowOrigin { tgid: u32::MAX, ..flow(1) });
+    accounts.told(origin.clone()).await;
+    let small = seen.lock().unwrap().iter().find_map(|written| match &written.body {
+        Body::Flow(flow) => Some(flow.clone()),
+        _ => None,
+    });
+    let mut large = small.expect("a record");
+    large.server.name = masker.text(&"x".repeat(MAX_FRAME));
+    hooks.owe(&flow(1)).unwrap();
+    accounts.record(&origin, large).await;
+    let gaps: Vec<(GapReason, u64)> = seen
+        .lock()
+        .unwrap()
+        .iter()
+        .filter_map(|written| match &written.body {
+            Body::Gap(gap) => Some((gap.reason, gap.count)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(gaps, [(GapReason::NoRoom, 1)]);
+    assert!(hooks.taken().unwrap().is_empty(), "it is owed no more");
     ledger.shutdown().await.unwrap();
 }
