@@ -171,7 +171,16 @@ http.Server.prototype.emit = function tap(event, ...given) {
   if (event === 'request') {
     const [request, response] = given;
     gatherFrom(request, gather(up, () => false));
-    const got = gather(down, () => String(response.getHeader('content-type') ?? '').startsWith('text/event-stream'));
+    let type = '';
+    const got = gather(down, () => (type || String(response.getHeader('content-type') ?? '')).startsWith('text/event-stream'));
+    const { writeHead } = response;
+    response.writeHead = function headed(...head) {
+      // Headers that are given here alone are never to be had from getHeader().
+      const headers = head.find((part) => part && typeof part === 'object') ?? {};
+      const pairs = Array.isArray(headers) ? [] : Object.entries(headers);
+      type = String(pairs.find(([name]) => name.toLowerCase() === 'content-type')?.[1] ?? '');
+      return writeHead.apply(this, head);
+    };
     const { write: writes, end } = response;
     response.write = function written(chunk, ...rest) {
       if (chunk) got.chunk(chunk);
