@@ -48,6 +48,7 @@ pub(super) enum Command {
 }
 
 /// What is to be written.
+#[expect(clippy::large_enum_variant, reason = "nearly all are this process's own")]
 pub(super) enum Content {
     Own(Body<Text>),
     /// Made by a process that this one replaces.

@@ -153,18 +153,18 @@ impl<K: PartialEq, V> Last<K, V> {
     }
 
     /// The latest one with this key.
-    pub fn of<Q: ?Sized>(&self, key: &Q) -> Option<&V>
+    pub fn of<Q>(&self, key: &Q) -> Option<&V>
     where
         K: std::borrow::Borrow<Q>,
-        Q: PartialEq,
+        Q: PartialEq + ?Sized,
     {
         self.0.iter().rev().find(|(own, _)| own.borrow() == key).map(|(_, value)| value)
     }
 
-    pub fn of_mut<Q: ?Sized>(&mut self, key: &Q) -> Option<&mut V>
+    pub fn of_mut<Q>(&mut self, key: &Q) -> Option<&mut V>
     where
         K: std::borrow::Borrow<Q>,
-        Q: PartialEq,
+        Q: PartialEq + ?Sized,
     {
         self.0.iter_mut().rev().find(|(own, _)| (*own).borrow() == key).map(|(_, value)| value)
     }

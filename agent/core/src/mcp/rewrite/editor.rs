@@ -159,7 +159,7 @@ impl Editor {
         };
         let Ok(messages) = Messages::parse(bytes) else { return self.edit_other(text) };
         let places = match &messages {
-            Messages::Single(_) => vec![0..text.len()],
+            Messages::Single(_) => std::iter::once(0..text.len()).collect(),
             Messages::Batch(_) => elements(text)?,
         };
         let mut edits = Vec::new();

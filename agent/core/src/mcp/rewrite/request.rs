@@ -29,7 +29,7 @@ pub fn mask_arguments(
     let text = std::str::from_utf8(body).ok()?;
     let messages = Messages::parse(body).ok()?;
     let places = match &messages {
-        Messages::Single(_) => vec![0..text.len()],
+        Messages::Single(_) => std::iter::once(0..text.len()).collect(),
         Messages::Batch(_) => elements(text)?,
     };
     let (mut edits, mut spans, mut replaced) = (Vec::new(), Vec::new(), Vec::new());
