@@ -180,6 +180,43 @@ async fn what_is_not_rewritten_stays_to_the_byte() {
 }
 
 #[tokio::test]
+async fn what_a_client_says_of_itself_goes_on_to_the_letter() {
+    let (stage, mut server) = stage().await;
+    let mut client = stage.client().await;
+    let body = r#" {"jsonrpc" : "2.0","id":"a\/b","method":"tools/call","params":{"requestState":"s.1","name":"echo","arguments":{"n":1.50}}}"#;
+    let said = [
+        ("origin", "https://app.test"),
+        ("mcp-session-id", "s-1"),
+        ("last-event-id", "e-7"),
+        ("authorization", "DPoP x"),
+        ("dpop", "y"),
+    ];
+    for (method, path) in [("POST", "/mcp/x?key=1%2F2"), ("GET", "/.well-known/oauth-protected-resource/mcp")]
+    {
+        let mut request = post(if method == "POST" { body } else { "" });
+        *request.method_mut() = method.parse().unwrap();
+        *request.uri_mut() = path.parse().unwrap();
+        for (name, value) in said {
+            request.headers_mut().insert(name, value.parse().unwrap());
+        }
+        let asking = client.begin_with_head(request);
+        let (head, sent) = server.request().await;
+        assert!(head.starts_with(&format!("{method} {path} http/1.1\r\n").to_ascii_lowercase()), "{head}");
+        for (name, value) in said.into_iter().chain([("host", super::SERVER)]) {
+            assert!(
+                head.contains(&format!("\r\n{name}: {value}\r\n").to_ascii_lowercase()),
+                "{name} in {head}"
+            );
+        }
+        assert_eq!(sent, if method == "POST" { body } else { "" });
+        let answered = r#"{"jsonrpc":"2.0" ,"id":"a\/b","result":{"requestState":"s.2"}}"#;
+        server.say(&answer("content-type: application/json\r\nmcp-session-id: s-1", answered)).await;
+        let (head, text) = asking.await.unwrap().unwrap();
+        assert!(text == answered && head["mcp-session-id"] == "s-1", "{text}");
+    }
+}
+
+#[tokio::test]
 async fn where_results_are_masked_a_stream_without_a_call_is_masked_too() {
     let (stage, mut server) = stage().await;
     let mut client = stage.client().await;

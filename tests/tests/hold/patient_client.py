@@ -27,8 +27,9 @@ headers |= {"Mcp-Session-Id": answer.headers.get("mcp-session-id", ""), "MCP-Pro
 print(json.dumps({"event": "session", "client": "plain", "pid": os.getpid()}), flush=True)
 post("notifications/initialized", {}, None).read()
 arguments = {"environment": "production", "token": "none", "nonce": sys.argv[2] + "-0"}
-for number in range(1, 60):
-    answer = post("tools/call", {"name": "deploy", "arguments": arguments}, number).read().decode()
+for _ in range(60):
+    # Under one id each time, as a client may that has no other request under way.
+    answer = post("tools/call", {"name": "deploy", "arguments": arguments}, 1).read().decode()
     print(answer, flush=True)
     if "pending approval" not in answer:
         break

@@ -14,7 +14,8 @@ use super::{REFUSED, executed};
 const CLIENT: &str = include_str!("legacy.py");
 
 fn client(world: &World, nonce: &str, tools: &[&str]) -> Result<Job> {
-    let words = [world.setup.python().into(), "-c".into(), CLIENT.into(), world.server.url("localhost").into()];
+    let words =
+        [world.setup.python().into(), "-c".into(), CLIENT.into(), world.server.url("localhost").into()];
     let more = std::iter::once(nonce.into()).chain(tools.iter().map(Into::into));
     let command: Vec<std::ffi::OsString> = words.into_iter().chain(more).collect();
     world.job().command(&command)

@@ -124,7 +124,8 @@ impl Legs {
 
     /// What a call is that comes in. It is looked at once: a call that is found by its sameness alone is parked no more.
     pub fn again(&self, message: &Message, same: impl FnOnce() -> Sameness) -> Again {
-        let state = Says::of(message).state;
+        // Most calls have none, and are not read for it.
+        let state = if may_have_state(message.content()) { Says::of(message).state } else { None };
         let state =
             state.as_ref().and_then(serde_json::Value::as_str).and_then(|state| state.strip_prefix(STATE));
         let mut calls = self.calls();
@@ -168,6 +169,11 @@ impl Legs {
     fn calls(&self) -> MutexGuard<'_, HashMap<ApprovalId, Entry>> {
         self.0.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// With escapes it may be written in other letters.
+fn may_have_state(params: &str) -> bool {
+    params.contains(STATE) || params.contains("\\u")
 }
 
 impl Place {

@@ -12,11 +12,11 @@ use weir_core::record::{DecisionRecord, HoldEnd};
 
 use super::wait::{End, decision_record};
 use super::{Client, Held, Leg, commitment};
-use crate::gate::{Flow, Gate, StreamWriter};
 use crate::gate::answer::{Framing, Reading};
 use crate::gate::call::WaitingCall;
 use crate::gate::permit::{Clearance, Permit};
 use crate::gate::rewrite::mask_repeated;
+use crate::gate::{Flow, Gate, StreamWriter};
 use crate::http::ReadRequest;
 
 /// What was decided and is on record.
@@ -171,8 +171,8 @@ impl Gate {
             }
         };
         if let Some(id) = id
-            && call.request_id() != Some(id)
             && let Some(text) = with_id(&body, id)
+            && text.as_bytes() != request.body
         {
             if call.wants().in_flight.arguments {
                 mask_repeated(&mut request, &self.masker);
