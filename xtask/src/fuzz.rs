@@ -23,13 +23,13 @@ const MAX_MEMORY: u32 = 2048;
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "What is found is kept in target/fuzz/found; what was learned, in target/fuzz/corpus. An input that shows a \
-                        fault belongs into fuzz/corpus, where every test run tries it, with the mend."
+                        fault belongs into tests/fuzz/corpus, where every test run tries it, with the mend."
 )]
 pub struct Options {
     /// For how long in all; it is divided among the targets.
     #[arg(long, default_value_t = 10)]
     minutes: u32,
-    /// This target alone. They are the folders of fuzz/corpus.
+    /// This target alone. They are the folders of tests/fuzz/corpus.
     #[arg(long)]
     target: Option<String>,
 }
@@ -68,7 +68,7 @@ pub fn run(options: &Options) -> Result<()> {
 }
 
 fn targets() -> Result<Vec<String>> {
-    let folder = workspace().join("fuzz/corpus");
+    let folder = workspace().join("tests/fuzz/corpus");
     let mut names = Vec::new();
     for entry in std::fs::read_dir(&folder).with_context(|| format!("reading {}", folder.display()))? {
         names.push(entry?.file_name().to_string_lossy().into_owned());
@@ -103,7 +103,7 @@ impl Places {
 
     /// Weir's parsers have no unsafe code: no sanitizer, which would have it all built twice as slowly.
     fn build(&self) -> Vec<std::ffi::OsString> {
-        let folder = workspace().join("fuzz/guided");
+        let folder = workspace().join("tests/fuzz/guided");
         let words: [std::ffi::OsString; 6] = [
             "--sanitizer".into(),
             "none".into(),
@@ -125,7 +125,7 @@ impl Places {
         let log = self.found.with_file_name(format!("{target}.log"));
         let mut command = guided(setup);
         command.arg("run").args(self.build()).arg(target).arg(&corpus);
-        command.arg(workspace().join("fuzz/corpus").join(target)).arg("--");
+        command.arg(workspace().join("tests/fuzz/corpus").join(target)).arg("--");
         command.arg(format!("-max_total_time={seconds}")).arg(format!("-max_len={MAX_INPUT}"));
         command.arg(format!("-timeout={SLOW}")).arg(format!("-rss_limit_mb={MAX_MEMORY}"));
         command.arg(format!("-artifact_prefix={}/", found.display()));
