@@ -288,7 +288,7 @@ async fn what_a_refused_connect_asks_for_is_registered_without_waiting() {
     let running = tokio::spawn(stage.namespaces.clone().run(queue, ending.clone()));
     stage.namespaces.want(stage.hooks.netns_cookie(), std::process::id(), std::process::id(), 7);
     // The thread that connected is gone, its process is not.
-    stage.namespaces.want(1, u32::MAX >> 1, net.pid(), 7);
+    stage.namespaces.want(u64::MAX, u32::MAX >> 1, net.pid(), 7);
     let opened = tokio::time::timeout(stage::PATIENCE, stage.opened.recv()).await.unwrap().unwrap();
     assert_eq!(opened.listeners.len(), 2);
     assert_eq!(stage.namespaces.len(), 1);
@@ -304,7 +304,7 @@ async fn however_much_one_job_asks_for_another_job_is_heard() {
     for cookie in 0..1000 {
         stage.namespaces.want(1_000_000 + cookie, u32::MAX >> 1, u32::MAX >> 1, 7);
     }
-    stage.namespaces.want(1, net.pid(), net.pid(), 8);
+    stage.namespaces.want(u64::MAX, net.pid(), net.pid(), 8);
     let queue = stage.queue.take().unwrap();
     let ending = tokio_util::sync::CancellationToken::new();
     let running = tokio::spawn(stage.namespaces.clone().run(queue, ending.clone()));
@@ -312,7 +312,7 @@ async fn however_much_one_job_asks_for_another_job_is_heard() {
     assert!(opened.is_ok_and(|opened| opened.is_some()), "the other job was not heard");
     // Its own turn comes again once what it asked for is heard.
     let again = Net::new();
-    stage.namespaces.want(2, again.pid(), again.pid(), 7);
+    stage.namespaces.want(u64::MAX - 1, again.pid(), again.pid(), 7);
     let opened = tokio::time::timeout(stage::PATIENCE, stage.opened.recv()).await;
     assert!(opened.is_ok_and(|opened| opened.is_some()), "the job is heard no more");
     ending.cancel();
