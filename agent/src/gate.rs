@@ -34,7 +34,7 @@ use weir_core::ids::{FlowId, Origin};
 use weir_core::mask::{Masked, Masker};
 use weir_core::mcp::jsonrpc::{self, RequestId};
 use weir_core::policy::{Action, Policy};
-use weir_core::record::{self, CallResult, Caller, Direction, MessageLabel};
+use weir_core::record::{self, CallResult, Caller, Direction, MessageLabel, Unread};
 
 pub use held::HeldCalls;
 pub use permit::{Clearance, NotCleared, Permit, Recorded};
@@ -53,6 +53,7 @@ use crate::tasks::Tasks;
 use call::{OpenCall, WaitingCall};
 use contents::{Contents, NothingCalled};
 use held::CallName;
+use marks::{unread, unread_request};
 use session::Exchange;
 
 /// What every exchange needs.
@@ -153,7 +154,10 @@ impl Gate {
             Ok(Read::Whole(request)) => request,
             Ok(Read::Streamed(request)) => return self.stream_on(flow, request, asker).await,
             Err((_, broken @ RequestError::BrokenOff(_))) => return Err(Broken::Client(broken)),
-            Err((parts, error)) => return self.refuse_unreadable(flow, &parts, error.status(), error).await,
+            Err((parts, error)) => {
+                let (status, why) = (error.status(), unread_request(&error));
+                return self.refuse_unreadable(flow, &parts, (status, why), error).await;
+            }
         };
         match Contents::of(&request) {
             Contents::Messages(messages) => {
@@ -161,7 +165,10 @@ impl Gate {
                 self.messages(flow, request, messages, started, asker).await
             }
             Contents::Nothing(nothing) => self.pass_on(flow, request, nothing, asker).await,
-            Contents::Unreadable(error) => self.refuse_unreadable(flow, &request.parts, 400, error).await,
+            Contents::Unreadable(error) => {
+                let why = Some(unread(&error));
+                self.refuse_unreadable(flow, &request.parts, (400, why), error).await
+            }
         }
     }
 
@@ -430,12 +437,12 @@ impl Gate {
         &self,
         flow: &Flow,
         parts: &Parts,
-        status: u16,
+        (status, why): (u16, Option<Unread>),
         error: impl std::error::Error,
     ) -> Answer {
         let line = self.line(&parts.method, &parts.uri);
         let text = line.then(&self.masker.text(&format!(": {error}")));
-        self.note_refused(flow, MessageLabel::Unreadable, text).await?;
+        self.note_unreadable(flow, &self.session_of(flow, parts), why, text).await?;
         Ok(reply::unreadable(status, &error))
     }
 

@@ -12,6 +12,7 @@ use super::Gate;
 use super::call::MAX_NAME;
 use super::rewrite::decoded;
 use super::session::Session;
+use crate::http::{CodingError, RequestError};
 
 /// The most bytes of a resource's URI, and of a name that a client gives its own work.
 const MAX_TEXT: usize = 2048;
@@ -117,6 +118,20 @@ pub(super) fn version(parts: &Parts) -> Option<&str> {
 
 pub(super) fn is_known_result(kind: &str) -> bool {
     RESULT_TYPES.contains(&kind)
+}
+
+/// Why a request's body is not here to be read; `None` where its body is not the reason.
+pub(super) fn unread_request(error: &RequestError) -> Option<Unread> {
+    match error {
+        RequestError::TooLarge { .. } | RequestError::Encoded(CodingError::TooLarge { .. }) => {
+            Some(Unread::TooLarge)
+        }
+        RequestError::Encoded(_) => Some(Unread::Encoded),
+        RequestError::TwoReadings => Some(Unread::Ambiguous),
+        RequestError::NoRoom => Some(Unread::NoRoom),
+        RequestError::TooSlow(_) | RequestError::BrokenOff(_) => Some(Unread::CutOff),
+        RequestError::Connect => None,
+    }
 }
 
 /// Why something was not read, in the record's words.

@@ -30,6 +30,18 @@ impl Gate {
         self.note(flow, None, Direction::ClientToServer, "", label, payload).await
     }
 
+    /// A request that could not be read, and goes nowhere.
+    pub(super) async fn note_unreadable(
+        &self,
+        flow: &Flow,
+        session: &Session,
+        why: Option<Unread>,
+        text: Masked<String>,
+    ) -> Result<(), LedgerError> {
+        let about = (session, Direction::ClientToServer);
+        self.note_unread(flow, about, MessageLabel::Unreadable, why, self.payload_of_masked(text)).await
+    }
+
     /// A client's response to a request of the server's.
     pub(super) async fn note_response(
         &self,

@@ -556,6 +556,34 @@ async fn a_trace_and_a_clients_own_names_are_recorded_and_masked() {
 }
 
 #[tokio::test]
+async fn a_request_that_is_not_read_says_why() {
+    let limits = Limits { request_body: 5000, ..Limits::default() };
+    let mut stage = Stage::of(Plan { limits, ..Plan::default() }).await;
+    let mut server = stage.accept().await;
+    let deep = request("1", "ping", &format!("{}{}", "[".repeat(200), "]".repeat(200)));
+    let many = format!("[{}]", [r#"{"jsonrpc":"2.0","method":"x"}"#; 129].join(","));
+    let cases = [
+        (deep, Unread::TooDeep),
+        (request("1", "ping", &format!("\"{}\"", "x".repeat(5000))), Unread::TooLarge),
+        (many, Unread::TooMany),
+        ("{".to_owned(), Unread::NotJson),
+        (r#"{"jsonrpc":"2.0","id":1,"method":"ping","method":"x"}"#.to_owned(), Unread::Ambiguous),
+    ];
+    for (at, (body, why)) in cases.into_iter().enumerate() {
+        let (status, _, _) = stage.client().await.ask(post(body.clone())).await;
+        assert_eq!(status, 400, "{body:.80}");
+        let of = |event: &Body<Masked<String>>| match event {
+            Body::Message(message) if message.label == MessageLabel::Unreadable => message.unread,
+            _ => None,
+        };
+        let all = |events: &[Body<Masked<String>>]| events.iter().filter_map(of).collect::<Vec<_>>();
+        let said = stage.recorded(|events| Some(all(events)).filter(|said| said.len() > at)).await;
+        assert_eq!(said[at], why, "{body:.80}");
+    }
+    assert!(stage.untouched(&mut server));
+}
+
+#[tokio::test]
 async fn an_answer_that_is_not_read_says_why_and_keeps_its_digest() {
     let deep = format!(r#"{{"jsonrpc":"2.0","id":1,"result":{}{}}}"#, "[".repeat(200), "]".repeat(200));
     let big = format!(r#"{{"jsonrpc":"2.0","id":1,"result":"{}"}}"#, "x".repeat(5000));

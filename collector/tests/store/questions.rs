@@ -5,7 +5,7 @@ use weir_core::record::{CallResult, HoldEnd, Treatment};
 use weir_core::wire::{SEGMENTS, SegmentAck};
 
 use crate::agent::Agent;
-use crate::records::{decision, flow, intent, outcome, segment};
+use crate::records::{asked, decision, flow, intent, outcome, segment};
 use crate::world::World;
 
 async fn recorded() -> World {
@@ -24,7 +24,7 @@ async fn recorded() -> World {
         intent(4, "slow", Action::Allow, "{}"),
     ];
     agent.post::<SegmentAck>(SEGMENTS, segment(&origin, 0, first)).await.expect("an ack");
-    let later = vec![flow(Treatment::Opaque), flow(Treatment::Terminated)];
+    let later = vec![flow(Treatment::Opaque), flow(Treatment::Terminated), asked()];
     agent.post::<SegmentAck>(SEGMENTS, segment(&origin, 12, later)).await.expect("an ack");
     world
 }
@@ -68,7 +68,10 @@ async fn the_named_questions_answer_in_tables_and_json() {
 
     let tools = ask(&["tools"]);
     assert!(tools.iter().any(|t| t["tool"].as_str().unwrap().contains("echo") && t["server"] == "localhost"));
-    assert!(ask(&["messages"]).iter().all(|message| message["label"] != ""));
+    let messages = ask(&["messages"]);
+    assert_eq!(messages.len(), 1);
+    let of = |name: &str| messages[0][name].as_str().unwrap();
+    assert_eq!((of("label"), of("id"), of("unread")), ("request", "\"1\"", "too_deep"));
 
     let (_, table, _) = world.run(&["query", "--named", "calls"]);
     assert!(

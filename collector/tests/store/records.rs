@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use weir_core::approval::{Hold, SubmittedHold};
-use weir_core::ids::{ApprovalId, Boot, CallId, FlowId, Origin};
+use weir_core::ids::{ApprovalId, Boot, CallId, FlowId, MessageId, Origin};
 use weir_core::mask::{MaskKey, Masked, Masker};
 use weir_core::policy::{Action, Verdict};
 use weir_core::record::{
     Body, CallResult, Caller, Completeness, Connect, ConnectReason, ConnectSums, ConnectVerdict,
-    DecisionRecord, Durability, Event, Flow, FlowEnd, FlowReason, Gap, GapReason, HoldEnd, Intent, Job,
-    Marks, Mcp, Outcome, Payload, Proof, Server, Treatment, VERSION, Written,
+    DecisionRecord, Direction, Durability, Event, Flow, FlowEnd, FlowReason, Gap, GapReason, HoldEnd, Intent,
+    Job, Marks, Mcp, Message, MessageLabel, Outcome, Payload, Proof, Server, Treatment, Unread, VERSION,
+    Written,
 };
 use weir_core::segment::{FrameKind, header, push_frame};
 
@@ -96,6 +97,22 @@ pub fn intent(call: u8, tool: &str, action: Action, arguments: &str) -> Body<Tex
         durability: Durability::Strict,
         approval_id: (action == Action::Hold).then(|| ApprovalId::from_random([call; 16])),
     }))
+}
+
+/// A server's request.
+pub fn asked() -> Body<Text> {
+    Body::Message(Message {
+        message_id: Some(MessageId::from_random([6; 16])),
+        request_id: Some(text("\"1\"")),
+        unread: Some(Unread::TooDeep),
+        ..Message::new(
+            FlowId::from_random([5; 16]),
+            Direction::ServerToClient,
+            text("roots/list"),
+            MessageLabel::Request,
+            payload("{}"),
+        )
+    })
 }
 
 pub fn outcome(call: u8, result: CallResult) -> Body<Text> {

@@ -44,7 +44,7 @@ pub struct Params {
     /// To the letter; empty when there are none.
     pub text: String,
     /// What it says beside the method.
-    pub about: About,
+    pub about: Box<About>,
     /// Of a `tools/call`: the tool, empty when the call names none.
     tool: Option<String>,
 }
@@ -263,7 +263,7 @@ impl Params {
         let text = raw.map_or_else(String::new, |raw| raw.get().to_owned());
         strict::check(&text, if calls_tool { &["name", "arguments"] } else { &[] })?;
         let tool = calls_tool.then(|| tool(&text)).transpose()?;
-        let about = About::of(&text);
+        let about = Box::new(About::of(&text));
         Ok(Self { text, about, tool })
     }
 }
