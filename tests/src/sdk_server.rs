@@ -25,6 +25,10 @@ impl SdkServer {
     pub fn start(world: &World, sdk: Sdk, scheme: Scheme, port: u16) -> Result<Self> {
         let mut command = sdk.server(&world.setup)?.into_iter();
         let log = world.folder().join(format!("sdk-server-{port}.log"));
+        // An earlier server's at this port would say that this one is ready.
+        if log.exists() {
+            std::fs::remove_file(&log)?;
+        }
         let program = Program::new("the SDK's server", command.next().context("no command")?, log.clone());
         let mut program = command.fold(program, Program::arg).arg("--port").arg(port.to_string());
         if scheme == Scheme::Https {

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::checks::{Difference, Results};
 use super::messages::{Log, Said, differences, tells_of_refusal};
-use super::suite::{Revision, Side, Suite, harness};
+use super::suite::{Revision, Side, Suite, client_scenarios, harness};
 use crate::job::Job;
 use crate::machine::JOB_UID;
 use crate::places::free_ports;
@@ -177,9 +177,13 @@ impl Ground {
         self.runs += 1;
         let name = format!("conformance-{}", self.runs);
         let place = Place::make(self.world.folder(), &name)?;
-        let each: Vec<Option<&str>> = match &suite.scenarios {
-            None => vec![None],
-            Some(scenarios) => scenarios.iter().map(|name| Some(*name)).collect(),
+        let each: Vec<Option<String>> = match (&suite.scenarios, suite.side) {
+            (Some(scenarios), _) => scenarios.iter().map(|name| Some((*name).to_owned())).collect(),
+            (None, Side::Server) => vec![None],
+            // One by one: by itself the suite starts all clients at once, and on a small machine some give up by the clock.
+            (None, Side::Client) => {
+                client_scenarios(&self.world.setup, suite.revision)?.into_iter().map(Some).collect()
+            }
         };
         for scenario in each {
             let mut command = self.harness(suite, &place);
@@ -194,7 +198,7 @@ impl Ground {
                 None => command.extend(["--requirements", suite.revision.name()].map(OsString::from)),
                 Some(name) => {
                     let revision = suite.revision.name();
-                    command.extend(["--scenario", name, "--spec-version", revision].map(OsString::from));
+                    command.extend(["--scenario", &name, "--spec-version", revision].map(OsString::from));
                 }
             }
             command.extend(["--timeout".into(), TIMEOUT_MS.to_string().into()]);

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fmt;
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 
 use crate::places::{Setup, binary};
 use crate::server::Scheme;
@@ -190,4 +190,46 @@ pub(super) fn harness(setup: &Setup) -> Vec<OsString> {
     let mut command = vec![setup.node_22().into(), "--import".into(), setup.sdk_file("tap.mjs").into()];
     command.push(setup.sdk_file("node_modules/@modelcontextprotocol/conformance/dist/index.js").into());
     command
+}
+
+/// What a revision requires of a client, and what the suite runs besides, as its own list has it: `client:` and its names, then
+/// `not_scored:` and its entries, each with a `leg`.
+pub(super) fn client_scenarios(setup: &Setup, revision: Revision) -> Result<Vec<String>> {
+    let folder = "node_modules/@modelcontextprotocol/conformance/requirements";
+    let file = setup.sdk_file(folder).join(format!("{}.yaml", revision.name()));
+    let text = std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
+    let scenarios = client_scenarios_in(&text);
+    ensure!(!scenarios.is_empty(), "{} names no scenario of a client", file.display());
+    Ok(scenarios)
+}
+
+fn client_scenarios_in(yaml: &str) -> Vec<String> {
+    let (mut section, mut scenarios, mut unscored) = ("", Vec::new(), None);
+    for line in yaml.lines() {
+        let entry = line.trim_start();
+        if !line.starts_with([' ', '#']) && line.ends_with(':') {
+            section = line;
+        } else if section == "client:"
+            && let Some(name) = entry.strip_prefix("- ")
+        {
+            scenarios.push(name.to_owned());
+        } else if let Some(name) = entry.strip_prefix("- scenario: ") {
+            unscored = Some(name.to_owned());
+        } else if entry == "leg: client" {
+            scenarios.extend(unscored.take());
+        }
+    }
+    scenarios
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_scenarios_of_clients_are_read_from_the_suites_own_list() {
+        let yaml = "# client:\nserver:\n  - ping\nclient:\n  - initialize\n  - auth/basic\n\nnot_scored:\n  \
+                    - scenario: tasks\n    leg: server\n  - scenario: auth/dpop\n    leg: client\n    reason: extension\n";
+        assert_eq!(client_scenarios_in(yaml), ["initialize", "auth/basic", "auth/dpop"]);
+    }
 }
