@@ -9,6 +9,8 @@ mod exchanges;
 mod generated;
 #[path = "gate/ladder.rs"]
 mod ladder;
+#[path = "gate/malformed.rs"]
+mod malformed;
 #[path = "gate/refusals.rs"]
 mod refusals;
 #[path = "gate/rewrites.rs"]

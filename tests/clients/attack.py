@@ -22,6 +22,8 @@ import time
 HALF_OPEN = 10_000
 SLOW = 200
 STEP = 0.5
+# So many looks without a change.
+FULL = 6
 STREAMS = 2000
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
@@ -112,10 +114,11 @@ def slow_readers(port: int) -> None:
     connections = [connect(port, "http/1.1") for _ in range(SLOW)]
     for connection in connections:
         connection.sendall(asked)
-    # Until there is no more room on the way, their servers are busy.
-    unread = []
-    while unread != (now := [fcntl.ioctl(connection, termios.FIONREAD, b"\0" * 4) for connection in connections]):
-        unread = now
+    # Until there is no more room on the way, what comes is a download like any.
+    unread, looks = [], 0
+    while looks < FULL:
+        now = [fcntl.ioctl(connection, termios.FIONREAD, b"\0" * 4) for connection in connections]
+        unread, looks = now, looks + 1 if now == unread else 0
         time.sleep(STEP)
     print("ready", flush=True)
     while True:

@@ -157,6 +157,9 @@ impl Body {
                     return Err(ParseError::TooMany(TOO_MANY_MESSAGES));
                 }
                 Ok(message) => messages.push(message),
+                Err(ParseError::NotJsonRpc(_)) if hides_message(item.get()) => {
+                    return Err(ParseError::Ambiguous("messages in an array of arrays".into()));
+                }
                 Err(ParseError::NotJsonRpc(why)) => other = Some(why),
                 Err(error) => return Err(error),
             }
@@ -175,6 +178,18 @@ impl Body {
             Body::Batch(messages) => messages,
         }
     }
+}
+
+/// Whether an array in a batch has a message that a server would find which opens all arrays. Past two of them no message
+/// is looked for: any object there may be one.
+fn hides_message(item: &str) -> bool {
+    let may_be = |inner: &&RawValue| match inner.get().as_bytes().first() {
+        Some(b'{') => !matches!(Message::parse(inner.get()), Err(ParseError::NotJsonRpc(_))),
+        Some(b'[') => inner.get().contains('{'),
+        _ => false,
+    };
+    let inner = item.starts_with('[').then(|| serde_json::from_str::<Vec<&RawValue>>(item));
+    inner.is_some_and(|inner| inner.is_ok_and(|inner| inner.iter().any(may_be)))
 }
 
 impl Message {

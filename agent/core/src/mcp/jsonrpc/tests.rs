@@ -30,6 +30,22 @@ fn members_named_twice_are_ambiguous_at_any_depth() {
 }
 
 #[test]
+fn messages_in_an_array_of_arrays_are_ambiguous_and_other_arrays_are_not() {
+    let call = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"x"}}"#;
+    for text in [
+        format!("[[{call}]]"),
+        format!("[1,[2,{call}]]"),
+        format!("[[[[{call}]]]]"),
+        "[[{\"method\":\"x\"}]]".into(),
+    ] {
+        assert!(matches!(Body::parse(text.as_bytes()), Err(ParseError::Ambiguous(_))), "{text}");
+    }
+    for text in ["[[1,2],[3]]", "[[{\"x\":1}]]", "[[[[\"x\"]]]]"] {
+        assert!(matches!(Body::parse(text.as_bytes()), Err(ParseError::NotJsonRpc(_))), "{text}");
+    }
+}
+
+#[test]
 fn what_is_no_message_is_named_so() {
     for text in ["", "{", "[1,", "{\"a\":}", "nonsense"] {
         assert!(matches!(Body::parse(text.as_bytes()), Err(ParseError::NotJson(_))), "{text}");
