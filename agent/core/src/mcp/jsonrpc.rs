@@ -107,7 +107,6 @@ const MAX_KEY: usize = 64;
 
 /// What a body held.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "nearly all are single, and there is one at a time")]
 pub enum Body {
     Single(Message),
     /// Only the revision 2025-03-26 has batches.
