@@ -6,7 +6,6 @@ use weir_core::mcp::jsonrpc::{Body as Messages, ParseError};
 use crate::http::{First, ReadRequest, StreamedRequest, claims_json};
 
 /// See the module.
-#[expect(clippy::large_enum_variant, reason = "there is one at a time, and nearly all are messages")]
 pub(super) enum Contents {
     /// MCP messages.
     Messages(Messages),

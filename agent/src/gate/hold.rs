@@ -244,6 +244,7 @@ impl Client {
 }
 
 /// What a call is that comes in.
+#[expect(clippy::large_enum_variant, reason = "there is one at a time, and nearly all are new")]
 pub(super) enum Asked {
     New(ReadRequest),
     /// Another request for one that is held.
