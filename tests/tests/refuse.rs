@@ -178,11 +178,12 @@ fn a_request_for_another_host_than_the_proven_one_goes_nowhere() -> Result<()> {
     ];
     let answers = world.raw_session("localhost", &requests)?;
     let statuses: Vec<_> = answers.iter().map(|a| a.response().map(|r| r.status)).collect::<Result<_>>()?;
-    ensure!(statuses[..4] == [421; 4], "{answers:?}");
+    // Two hosts in one head are two ways to read it: that is no HTTP here, whoever is meant.
+    ensure!(statuses[..4] == [421, 400, 421, 421], "{answers:?}");
     let recorded =
-        world.sql_until(4, "SELECT payload FROM events WHERE message_label = 'misdirected' ORDER BY seq")?;
+        world.sql_until(3, "SELECT payload FROM events WHERE message_label = 'misdirected' ORDER BY seq")?;
     let named = |at: usize| recorded[at]["payload"].as_str().unwrap_or_default();
-    ensure!(recorded.len() == 4 && named(0).contains("\"other.test\"") && named(0).contains("\"localhost\""));
+    ensure!(recorded.len() == 3 && named(0).contains("\"other.test\"") && named(0).contains("\"localhost\""));
     ensure!(executed(&world)?.iter().all(|nonce| nonce == "host-5"), "{:?}", executed(&world)?);
     Ok(())
 }
@@ -210,7 +211,7 @@ fn answers_one(listener: TcpListener) -> JoinHandle<Result<String>> {
         let (mut connection, _) = listener.accept()?;
         connection.set_read_timeout(Some(CLIENT_DEADLINE))?;
         let (mut read, mut part) = (Vec::new(), [0; 65_536]);
-        while !read.ends_with(b"the end") {
+        while !read.ends_with(b"the end\r\n0\r\n\r\n") {
             let more = connection.read(&mut part)?;
             ensure!(more > 0, "it ended early, after {:?}", String::from_utf8_lossy(&read));
             read.extend_from_slice(&part[..more]);
@@ -226,12 +227,12 @@ fn a_length_that_is_said_in_two_ways_reaches_no_server_that_could_read_it_in_ano
     let content = "x=1POST /mcp HTTP/1.1\r\nHost: localhost\r\nContent-Length: 7\r\n\r\nthe end";
     let body = format!("{:x}\r\n{content}\r\n0\r\n\r\n", content.len());
     let (short, chunked) = ("Content-Length: 3", "Transfer-Encoding: chunked");
-    // What is not refused goes on with one length: that of the body that policy has read.
+    // What is not refused goes on as it came, with one length.
     let cases: [(&[&str], bool); 9] = [
         (&[chunked], true),
-        (&[short, chunked], true),
-        (&[chunked, short], true),
-        (&[short, "Connection: content-length", chunked], true),
+        (&[short, chunked], false),
+        (&[chunked, short], false),
+        (&[short, "Connection: content-length", chunked], false),
         (&["Transfer-Encoding : chunked", short], false),
         (&["Transfer-Encoding: xchunked", short], false),
         (&["Transfer-Encoding: chunked, identity", short], false),
@@ -254,9 +255,8 @@ fn a_length_that_is_said_in_two_ways_reaches_no_server_that_could_read_it_in_ano
         let read = server.join().map_err(|_| anyhow::anyhow!("the server broke"))??;
         let (head, rest) = read.split_once("\r\n\r\n").context("no head")?;
         let head = head.to_ascii_lowercase();
-        ensure!(rest == content && head.matches("content-length").count() == 1, "{lengths:?}: {read:?}");
-        ensure!(head.contains(&format!("content-length: {}", content.len())), "{lengths:?}: {read:?}");
-        ensure!(!head.contains("transfer-encoding"), "{lengths:?}: {read:?}");
+        ensure!(rest == body, "{lengths:?}: {read:?}");
+        ensure!(head.contains("transfer-encoding: chunked") && !head.contains("content-length"), "{read:?}");
     }
     let refused = cases.iter().filter(|(_, passes)| !passes).count();
     let rows = world.sql_until(refused, "SELECT * FROM flows WHERE flow_end = 'unreadable'")?;
