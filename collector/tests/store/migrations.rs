@@ -50,7 +50,7 @@ fn connected(config: &std::path::Path) -> Store {
 async fn migrating_twice_changes_nothing_and_a_changed_step_is_refused() {
     let world = World::start();
     let (code, out, _) = world.run(&["migrate", "--json"]);
-    assert_eq!((code, out.trim()), (0, r#"{"database":"weir","version":6,"applied":[]}"#));
+    assert_eq!((code, out.trim()), (0, r#"{"database":"weir","version":7,"applied":[]}"#));
     assert_eq!(world.number("SELECT count() FROM migrations"), MIGRATIONS.len() as u64);
 
     let store = connected(world.collector.config());
@@ -99,5 +99,5 @@ fn a_database_without_tables_is_not_served_unless_told_to_migrate() {
     assert!(!folder.path().join("c.sock").exists());
     let (code, out, told) = run_with(&folder, &config, &["migrate"]);
     assert_eq!(code, 0, "{told}");
-    assert!(out.ends_with("the database weir is at version 6\n"), "{out}");
+    assert!(out.ends_with("the database weir is at version 7\n"), "{out}");
 }

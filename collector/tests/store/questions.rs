@@ -62,7 +62,7 @@ async fn the_named_questions_answer_in_tables_and_json() {
         (&"approved".into(), &"alice".into(), &"release 1.4 as planned".into())
     );
     assert_eq!(ask(&["opaque"])[0]["destination"], "other.test");
-    assert_eq!((&ask(&["agents"])[0]["events"], &ask(&["agents"])[0]["last_seq"]), (&11.into(), &13.into()));
+    assert_eq!((&ask(&["agents"])[0]["events"], &ask(&["agents"])[0]["last_seq"]), (&12.into(), &14.into()));
     let gaps = ask(&["gaps"]);
     assert_eq!((gaps.len(), &gaps[0]["first_missing_seq"], &gaps[0]["missing"]), (1, &9.into(), &3.into()));
 
@@ -100,7 +100,7 @@ async fn free_sql_reads_and_never_writes() {
         let (code, _, told) = world.run(&["query", write]);
         assert!(code == 1 && told.contains("ClickHouse refused"), "{write}: {code} {told}");
     }
-    assert_eq!(world.number("SELECT count() FROM events"), 11);
+    assert_eq!(world.number("SELECT count() FROM events"), 12);
     for (wrong, says) in [
         (&["query"][..], "required arguments were not provided"),
         (&["query", "SELECT 1", "--named", "calls"], "cannot be used with"),
