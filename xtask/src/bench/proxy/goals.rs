@@ -160,28 +160,29 @@ pub fn goals(cells: &Cells, masking: &Value, rows: &Value) -> Vec<Goal> {
     ]
 }
 
-const PER_CALL: &str = "A call makes two events. By the profile the time above rustfloor goes, in this order, into masking what is \
-    recorded, into making and writing the events (canonical bytes, checksums, the write itself), into reading the JSON of request and \
-    answer, and into the tasks between which an exchange passes. The caller, which is the same for all calls of a connection, is \
-    written anew in each intent: an event for the connection, to which calls refer, would take half of the bytes away, and is a change of \
-    the record's form.";
+const PER_CALL: &str = "A profile taken before canonical JSON was written in one pass and before masking looked at the places of words \
+    alone had more than a third of the time on the thread that writes the log (canonical bytes, and the memory for them), and most of the rest in \
+    patterns, memory management and sending; since then none was taken. Each exchange still passes through two tasks beside its connections', \
+    and the caller, which is the same for all calls of a connection, is written anew in each intent: an event for the connection, to which calls \
+    refer, would take it away, and is a change of the record's form.";
 const STRICT_RATE: &str = "Under `strict` each call waits for its intent's sync, so that 32 connections make no more calls a \
     second than 32 in the time of one sync of this disk: compare with `best_effort`, which differs in nothing else. A disk with a \
     write cache that survives a power cut mends it; so do more connections.";
-const ADDED: &str = "At 1,000 calls a second most of what a call waits for is being woken: a task to answer it, one to read the \
-    answer, one for each connection. Answering in the connection's own task would save two of the wake-ups, and must not lose what is recorded \
-    when a client leaves in the middle.";
+const ADDED: &str = "Not profiled at this rate. What is known of the code: an exchange wakes a task to answer it and one to read the answer, beside \
+    those of the two connections. Answering in the connection's own task would save wake-ups, and must not lose what is recorded when a client \
+    leaves in the middle.";
 const FRESH_CONNECTIONS: &str = "A flow dials its server by itself, so that each new connection costs two full handshakes, and its caller \
     is described from /proc and the kernel's tables. Keeping the server's connection for the next flow of the same job and name would save one \
     handshake, as rustfloor does.";
-const LARGE_ANSWERS: &str = "An answer of 1 MiB is read whole, parsed, and its first 256 KiB are masked and written to disk; what \
-    remains is encrypted twice as rustfloor does. Parsing without a copy of the whole would save a pass.";
+const LARGE_ANSWERS: &str = "Not profiled. What is known of the code: an answer of 1 MiB is read whole and parsed, its first 256 KiB are masked and \
+    written to disk, and all of it is encrypted twice as rustfloor does.";
 const EVENT_STREAMS: &str = "Each event is a message: it is parsed, masked and recorded by itself, twenty for each call here, where \
-    other proxies pass on bytes. Events of progress could be recorded as one.";
-const MEMORY: &str = "A connection has two TLS sessions, two HTTP connections with their buffers, and the tasks that serve them.";
-const MASKING: &str = "A text that holds a secret in each member is bound by the pseudonyms: one HMAC-SHA-256 for each secret, and \
-    unescaped strings are copied.";
-const ROWS: &str = "A row is made of an event that was parsed and proven canonical by writing it again.";
+    other proxies pass on bytes; and each goes out with a write of its own. Sending together what is ready together would mend the second.";
+const MEMORY: &str = "A connection has two TLS sessions, two HTTP connections with their buffers, and the tasks that serve them; how \
+    much of it is memory that was given back and is kept by the allocator was not looked into.";
+const MASKING: &str = "Not profiled. A text that holds a secret in each member pays for the pseudonyms: one HMAC-SHA-256 for each secret.";
+const ROWS: &str =
+    "Not profiled. A row is made of an event that was parsed, and proven canonical by writing it again.";
 
 #[cfg(test)]
 mod tests {

@@ -68,6 +68,7 @@ impl Report {
             };
             let ratio = |what, to| {
                 let ratio = self.cells.ratio(workload.name, what, peer, to);
+                let ratio = ratio.filter(|_| *peer != DIRECT || !matches!(what, "cpu_s_per_1k" | "pss_mib"));
                 ratio.map_or_else(|| "-".into(), |ratio| format!("{ratio:.2}"))
             };
             let mut row = vec![(*peer).to_owned()];
