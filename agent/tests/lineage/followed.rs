@@ -227,8 +227,9 @@ async fn a_child_without_an_environment_is_of_its_parents_ci_job() {
     process.go_on();
     process.finish();
     until("its end is known", || agent.hooks.tags().unwrap().is_empty());
-    until("its entry says so", || agent.processes.at(child, u64::MAX).is_none());
-    assert_eq!(repository(child, alive), acme);
+    // An entry that is not there yet says as little as one whose process has ended.
+    until("its entry to be there", || repository(child, alive) == acme);
+    until("its entry to say so", || agent.processes.at(child, u64::MAX).is_none());
     let image = agent.processes.at(child, alive).unwrap().image(alive).unwrap().clone();
     assert_eq!(image.command_line.as_str(), "sh -c echo $$; read x");
     agent.stop().await;
