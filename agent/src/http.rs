@@ -16,7 +16,7 @@ pub use body::{Body, BodyError, Pieces, ReaderGone, body_of_pieces, full};
 pub use coding::{Coding, CodingError, Decoder, only_known};
 pub use first::First;
 pub use guarded::Guard;
-pub use head::{answer, claims_json, is_event_stream};
+pub use head::{accepts, answer, claims_json, is_event_stream, takes_events};
 pub use outgoing::Outgoing;
 pub use request::{Authority, Patience, Read, ReadRequest, RequestError, StreamedRequest, Upgrade, read};
 pub use serve::{MAX_STREAMS, Manners, Served, serve};

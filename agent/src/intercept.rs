@@ -4,6 +4,7 @@
 
 mod dial;
 mod flow;
+mod greeting;
 mod learned;
 mod refusing;
 mod relay;

@@ -27,7 +27,7 @@ pub(super) use legs::Legs;
 use super::call::{Asks, OpenCall};
 use super::{Answer, Asker, Broken, Flow, Gate, reply};
 use crate::approval::Waiting;
-use crate::http::{Body, ReadRequest, body_of_pieces};
+use crate::http::{Body, ReadRequest, body_of_pieces, takes_events};
 use crate::share::Taken;
 use crate::{clock, random};
 use legs::{Again, Client, Leg, Place, Sameness};
@@ -115,7 +115,7 @@ impl Gate {
         if message.tool().is_none() {
             return Ok(Asked::New(request));
         }
-        let events = reply::takes_events(&request.parts.headers);
+        let events = takes_events(&request.parts.headers);
         let place = reply::Place::Here(reply::Form::Json);
         let (call, legs) = match self.held.legs().again(message, || Sameness::of(flow, &request, message)) {
             Again::No => return Ok(Asked::New(request)),

@@ -9,19 +9,8 @@ use weir_core::mcp::sse;
 
 use super::Gate;
 use super::session::{Kind, Session, StreamGone, StreamWriter};
-use crate::http::{Body, full};
+use crate::http::{Body, accepts, full, takes_events};
 use crate::ledger::LedgerError;
-
-/// Whether a client takes events, perhaps besides other things.
-pub fn takes_events(headers: &HeaderMap) -> bool {
-    kinds_of(headers).iter().any(|kind| kind == "text/event-stream")
-}
-
-fn kinds_of(headers: &HeaderMap) -> Vec<String> {
-    let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    let kinds = values.flat_map(|value| value.split(','));
-    kinds.map(|kind| kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()).collect()
-}
 
 /// In what a client takes its answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,10 +23,9 @@ pub enum Form {
 impl Form {
     /// By what a request accepts.
     pub fn asked_for(headers: &HeaderMap) -> Self {
-        let kinds = kinds_of(headers);
-        let takes = |json: &str| kinds.iter().any(|kind| kind == json);
-        let json = ["application/json", "application/*", "*/*"].into_iter().any(takes);
-        if !json && takes("text/event-stream") { Self::Events } else { Self::Json }
+        let json =
+            ["application/json", "application/*", "*/*"].into_iter().any(|kind| accepts(headers, kind));
+        if !json && takes_events(headers) { Self::Events } else { Self::Json }
     }
 }
 

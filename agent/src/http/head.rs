@@ -140,10 +140,26 @@ pub fn claims_json(headers: &HeaderMap) -> bool {
     headers.get_all(header::CONTENT_TYPE).iter().any(names_json)
 }
 
+/// The type of event streams.
+const EVENTS: &str = "text/event-stream";
+
+/// Whether a client takes an answer of this type, by its very name (RFC 9110, 12.5.1).
+pub fn accepts(headers: &HeaderMap, media_type: &str) -> bool {
+    let items =
+        headers.get_all(header::ACCEPT).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    let mut types = items.filter_map(|item| item.split(|byte| *byte == b';').next());
+    types.any(|name| name.trim_ascii().eq_ignore_ascii_case(media_type.as_bytes()))
+}
+
+/// Whether a client takes events, perhaps besides other things.
+pub fn takes_events(headers: &HeaderMap) -> bool {
+    accepts(headers, EVENTS)
+}
+
 /// Whether the content is an event stream.
 pub fn is_event_stream(headers: &HeaderMap) -> bool {
     let content_type = headers.get(header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
-    content_type.to_ascii_lowercase().starts_with(b"text/event-stream")
+    content_type.to_ascii_lowercase().starts_with(EVENTS.as_bytes())
 }
 
 #[cfg(test)]

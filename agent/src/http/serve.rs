@@ -6,8 +6,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CONNECTION};
-use http::{HeaderMap, HeaderValue};
+use http::HeaderValue;
+use http::header::CONNECTION;
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
@@ -20,6 +20,7 @@ use super::MAX_HEAD;
 use super::body::{Body, BodyError, full};
 use super::exec::Spawner;
 use super::guarded::{Guard, Guarded};
+use super::head::takes_events;
 use crate::tasks::Tasks;
 use crate::tls::Protocol;
 
@@ -30,9 +31,6 @@ pub(super) const STREAM_WINDOW: u32 = 256 << 10;
 pub(super) const CONNECTION_WINDOW: u32 = 1 << 20;
 /// How many bytes of an answer wait for one HTTP/2 stream's client.
 const SEND_BUFFER: usize = 64 << 10;
-
-/// The type of event streams.
-const EVENTS: &[u8] = b"text/event-stream";
 
 /// How a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,6 +87,7 @@ where
 {
     let (client, guard) = Guarded::requests(client, manners.farewell);
     let service = service_fn(|mut request: Request<Incoming>| {
+        // An answer that may be a stream of events is ended by its client's leaving.
         guard.begin(!takes_events(request.headers()), request.version());
         request.extensions_mut().insert(guard.clone());
         let (answer, open) = (exchange(request), Open::OfGuard(guard.clone()));
@@ -221,14 +220,6 @@ impl Drop for Open {
             Open::OfGuard(guard) => guard.strict(),
         }
     }
-}
-
-/// Whether an answer may be a stream of events, which its client ends by leaving.
-fn takes_events(headers: &HeaderMap) -> bool {
-    let values = headers.get_all(ACCEPT).iter();
-    values
-        .into_iter()
-        .any(|value| value.as_bytes().windows(EVENTS.len()).any(|part| part.eq_ignore_ascii_case(EVENTS)))
 }
 
 /// An answer's body, whose exchange is open for as long as it is there.

@@ -24,13 +24,13 @@ use super::learned::{first_words, speaks_mcp};
 use super::relay::{Watch, Watched, relay};
 use super::{Interceptor, reset};
 use crate::gate::{Broken, Flow, Server};
-use crate::http::{Manners, Redial, Served, Stream, Upstream, serve};
+use crate::http::{Redial, Served, Stream, Upstream, serve};
 use crate::kernel::{Destination, Origin};
 use crate::netns::Namespace;
 use crate::share::Share;
 use crate::tls::{
     ClientHello, Connected, Offer, Protocol, Replayed, Scope, Sniffed, Spoken, Unreadable, UpstreamError,
-    Wanted, accept, sniff,
+    Wanted, sniff,
 };
 use crate::{identity, random};
 
@@ -290,13 +290,8 @@ impl Interceptor {
         let mut also = proven.also().to_vec();
         also.push(opening.destination.ip().to_string());
         let server = Server { name, also, record: record.clone() };
-        let within = self.gate.limits.client_timeout;
         let spoken = offer.taken(protocol);
-        let accepted = async {
-            let leaf = self.minter.leaf(proven.name())?;
-            accept(client, &leaf, spoken.by_client, within).await
-        };
-        let (treatment, end) = match accepted.await {
+        let (treatment, end) = match self.greet(client, proven.name(), spoken.by_client).await {
             Ok(client) => {
                 let redial = self.redial_tls(opening.namespace.clone(), scope, wanted, protocol);
                 self.exchanges(client, Box::new(upstream), redial, spoken, server, opening).await
@@ -368,12 +363,7 @@ impl Interceptor {
                 })
             }
         };
-        let manners = Manners {
-            protocol: spoken.by_client,
-            idle: gate.limits.idle_timeout,
-            farewell: gate.limits.client_timeout,
-        };
-        let end = match serve(client, manners, &gate.tasks, exchange).await {
+        let end = match serve(client, self.manners(spoken.by_client), &gate.tasks, exchange).await {
             Served::Closed => FlowEnd::Closed,
             Served::Unreadable => FlowEnd::Unreadable,
             Served::Ambiguous(what) => {

@@ -10,8 +10,8 @@ use super::Interceptor;
 use super::flow::Opening;
 use super::relay::Watch;
 use crate::gate::Refusal;
-use crate::http::{Manners, serve};
-use crate::tls::{Offer, Protocol, Replayed, UpstreamError, accept};
+use crate::http::serve;
+use crate::tls::{Offer, Protocol, Replayed, UpstreamError};
 
 impl Interceptor {
     /// Tells a client why there is no connection to its server. A client that does not take the leaf learns that
@@ -24,12 +24,7 @@ impl Interceptor {
         error: &UpstreamError,
         opening: &Opening,
     ) {
-        let within = self.gate.limits.client_timeout;
-        let accepted = async {
-            let leaf = self.minter.leaf(wanted)?;
-            accept(client, &leaf, offer.own(), within).await
-        };
-        let client = match accepted.await {
+        let client = match self.greet(client, wanted, offer.own()).await {
             Ok(client) => Watch::counting(client, opening.watched.clone()),
             Err(error) => {
                 tracing::debug!(%error, "a client was not told why its server is refused");
@@ -46,21 +41,14 @@ impl Interceptor {
             let (gate, refusal) = (gate.clone(), refusal.clone());
             async move { gate.answer_untrusted(&refusal, request).await }
         };
-        let (idle, farewell) = (gate.limits.idle_timeout, gate.limits.client_timeout);
-        let manners = Manners { protocol: offer.own(), idle, farewell };
-        let served = serve(client, manners, &gate.tasks, exchange).await;
+        let served = serve(client, self.manners(offer.own()), &gate.tasks, exchange).await;
         tracing::debug!(?served, "a client was told why its server is refused");
     }
 
     /// The client would speak something else. It is not relayed: many servers do not look at what is offered, so that any client
     /// could choose not to be read. Its handshake ends with the alert that says so, and nothing is dialled.
     pub(super) async fn tell_no_protocol(&self, client: Replayed<TcpStream>, wanted: &ServerName<'static>) {
-        let within = self.gate.limits.client_timeout;
-        let accepted = async {
-            let leaf = self.minter.leaf(wanted)?;
-            accept(client, &leaf, Protocol::Http1, within).await
-        };
-        if let Err(error) = accepted.await {
+        if let Err(error) = self.greet(client, wanted, Protocol::Http1).await {
             tracing::warn!(server = %wanted.to_str(), %error, "a client offers no protocol that can be read");
         }
     }

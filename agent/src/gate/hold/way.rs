@@ -13,7 +13,7 @@ use weir_core::mcp::sse;
 
 use crate::config::Ladder;
 use crate::gate::mirror::is_stateless;
-use crate::gate::reply::takes_events;
+use crate::http::takes_events;
 
 /// What a waiting client reads in its stream's comments, and as progress.
 pub(super) const WAITING: &str = "weir: waiting for an approval";
