@@ -21,6 +21,7 @@ use weir_core::wire::{Reason, Refusal};
 pub use socket::{Socket, SocketError};
 
 use self::logs::Logs;
+use crate::agent::Agent;
 use crate::completeness::Watch;
 use crate::store::{Store, StoreError};
 
@@ -124,5 +125,5 @@ async fn connection(stream: UnixStream, ingest: Arc<Ingest>) {
     if !admitted {
         tracing::warn!(uid = peer.uid(), pid = peer.pid(), "refused a peer that is no agent");
     }
-    http::connection(stream, ingest, admitted.then(|| peer.uid())).await;
+    http::connection(stream, ingest, admitted.then(|| Agent::Local { uid: peer.uid() })).await;
 }

@@ -10,6 +10,7 @@
 //! beside one another. It cannot approve a call: the agent itself checks each signature.
 #![forbid(unsafe_code)]
 
+pub mod agent;
 pub mod approvals;
 pub mod completeness;
 pub mod config;

@@ -8,14 +8,16 @@ use weir_core::approval::Hold;
 use weir_core::wire::{HoldAck, Reason, Refusal};
 
 use super::{Ingest, now_us, refusal, unavailable};
+use crate::agent::Agent;
 use crate::rows::HoldRow;
 use crate::store::{TOKENS, again};
 
 impl Ingest {
-    pub(super) async fn put_hold(self: Arc<Self>, body: Bytes, uid: u32) -> Result<HoldAck, Refusal> {
+    pub(super) async fn put_hold(self: Arc<Self>, body: Bytes, agent: Agent) -> Result<HoldAck, Refusal> {
         let malformed = |e: serde_json::Error| refusal(Reason::Malformed, format!("not a hold: {e}"));
         let hold: Hold<String> = serde_json::from_slice(&body).map_err(malformed)?;
-        let row = HoldRow::of(&hold, uid, now_us()).map_err(malformed)?;
+        agent.speaks_for(&hold.tenant, &hold.host)?;
+        let row = HoldRow::of(&hold, agent.uid(), now_us()).map_err(malformed)?;
         self.logs.alone(&hold.origin, self.hold_once(row)).await?;
         Ok(HoldAck { approval_id: hold.approval_id })
     }

@@ -19,6 +19,7 @@ use weir_core::segment::{MAX_FRAME, MAX_SEGMENT};
 use weir_core::wire::{self, Reason, Refusal};
 
 use super::{Ingest, refusal};
+use crate::agent::Agent;
 
 /// A segment is sealed when it passes its limit: by at most one frame.
 const MAX_SEGMENT_BODY: usize = MAX_SEGMENT + MAX_FRAME + (64 << 10);
@@ -35,12 +36,12 @@ const BODY_WAIT: Duration = Duration::from_secs(30);
 
 type Answer = Response<Full<Bytes>>;
 
-/// Serves one connection to its end. `uid` is an agent's, or absent for a peer that is none.
-pub(super) async fn connection(stream: UnixStream, ingest: Arc<Ingest>, uid: Option<u32>) {
+/// Serves one connection to its end. `agent` is absent for a peer that is none.
+pub(super) async fn connection(stream: UnixStream, ingest: Arc<Ingest>, agent: Option<Agent>) {
     let stop = ingest.stop.clone();
     let service = service_fn(move |request| {
-        let ingest = ingest.clone();
-        async move { Ok::<_, Infallible>(answer(ingest, uid, request).await) }
+        let (ingest, agent) = (ingest.clone(), agent.clone());
+        async move { Ok::<_, Infallible>(answer(ingest, agent, request).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -60,8 +61,8 @@ pub(super) async fn connection(stream: UnixStream, ingest: Arc<Ingest>, uid: Opt
     }
 }
 
-async fn answer(ingest: Arc<Ingest>, uid: Option<u32>, request: Request<Incoming>) -> Answer {
-    match led(ingest, uid, request).await {
+async fn answer(ingest: Arc<Ingest>, agent: Option<Agent>, request: Request<Incoming>) -> Answer {
+    match led(ingest, agent, request).await {
         Ok(answer) => answer,
         Err(refusal) => {
             tracing::info!(reason = %refusal.reason, message = refusal.message, "refused");
@@ -75,8 +76,12 @@ async fn answer(ingest: Arc<Ingest>, uid: Option<u32>, request: Request<Incoming
     }
 }
 
-async fn led(ingest: Arc<Ingest>, uid: Option<u32>, request: Request<Incoming>) -> Result<Answer, Refusal> {
-    let Some(uid) = uid else {
+async fn led(
+    ingest: Arc<Ingest>,
+    agent: Option<Agent>,
+    request: Request<Incoming>,
+) -> Result<Answer, Refusal> {
+    let Some(agent) = agent else {
         return Err(refusal(
             Reason::Forbidden,
             "this user is no agent; name it in [listen] agent_uids if it should be",
@@ -99,15 +104,15 @@ async fn led(ingest: Arc<Ingest>, uid: Option<u32>, request: Request<Incoming>) 
                 return Err(refusal(Reason::Unavailable, "the collector is stopping"));
             };
             let body = body(request, MAX_SEGMENT_BODY).await?;
-            to_its_end(&ingest, ingest.clone().put_segment(body, uid)).await.map(|ack| json(&ack))
+            to_its_end(&ingest, ingest.clone().put_segment(body, agent)).await.map(|ack| json(&ack))
         }
         wire::HOLDS => {
             let body = body(request, MAX_HOLD_BODY).await?;
-            to_its_end(&ingest, ingest.clone().put_hold(body, uid)).await.map(|ack| json(&ack))
+            to_its_end(&ingest, ingest.clone().put_hold(body, agent)).await.map(|ack| json(&ack))
         }
         wire::POLL => {
             let body = body(request, MAX_POLL_BODY).await?;
-            ingest.poll(&body).await.map(|found| json(&found))
+            ingest.poll(&body, &agent).await.map(|found| json(&found))
         }
         _ => Err(refusal(Reason::Malformed, "there is no such request")),
     }

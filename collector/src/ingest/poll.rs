@@ -14,6 +14,7 @@ use weir_core::wire::{
 };
 
 use super::{Ingest, refusal, unavailable};
+use crate::agent::{Agent, Enrolled};
 
 /// How often ClickHouse is asked while a hold is open: what an approver waits for, at most.
 const ASK_EVERY: Duration = Duration::from_millis(200);
@@ -30,7 +31,7 @@ struct Signed {
 }
 
 impl Ingest {
-    pub(super) async fn poll(&self, body: &[u8]) -> Result<PollResponse, Refusal> {
+    pub(super) async fn poll(&self, body: &[u8], agent: &Agent) -> Result<PollResponse, Refusal> {
         let request: PollRequest = serde_json::from_slice(body)
             .map_err(|e| refusal(Reason::Malformed, format!("not a poll: {e}")))?;
         if request.open.len() > MAX_OPEN_HOLDS {
@@ -38,7 +39,7 @@ impl Ingest {
         }
         let until = Instant::now() + Duration::from_millis(request.wait_ms.min(MAX_WAIT_MS));
         loop {
-            let decisions = self.decisions(&request).await?;
+            let decisions = self.decisions(&request, agent).await?;
             if !decisions.is_empty() || Instant::now() >= until {
                 return Ok(PollResponse { decisions });
             }
@@ -50,11 +51,18 @@ impl Ingest {
         }
     }
 
-    async fn decisions(&self, request: &PollRequest) -> Result<Vec<PolledDecision>, Refusal> {
+    async fn decisions(&self, request: &PollRequest, agent: &Agent) -> Result<Vec<PolledDecision>, Refusal> {
         if request.open.is_empty() {
             return Ok(Vec::new());
         }
-        let ids: Vec<&str> = request.open.iter().map(ApprovalId::as_str).collect();
+        let open: Vec<&str> = request.open.iter().map(ApprovalId::as_str).collect();
+        let ids: Vec<String> = match agent {
+            Agent::Local { .. } => open.iter().map(ToString::to_string).collect(),
+            Agent::Enrolled(own) => self.holds_of(own, &open).await?,
+        };
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
         let question = self
             .store
             .query(
@@ -77,6 +85,18 @@ impl Ingest {
             Some(PolledDecision { approval_id, signed: SignedStatement { statement, signature } })
         });
         Ok(polled.take(MAX_DECISIONS).collect())
+    }
+
+    /// Those of the holds that this host submitted: what approvers said to another is not for it.
+    async fn holds_of(&self, own: &Enrolled, open: &[&str]) -> Result<Vec<String>, Refusal> {
+        let question = self
+            .store
+            .query("SELECT approval_id FROM holds WHERE tenant = ? AND host_name = ? AND approval_id IN ?")
+            .bind(&own.tenant)
+            .bind(&own.host)
+            .bind(open)
+            .with_setting("max_query_size", QUESTION_LENGTH);
+        self.store.rows(question).await.map_err(unavailable)
     }
 
     /// What was signed and is in the agent's log already.

@@ -14,6 +14,7 @@ use weir_core::segment::{FrameKind, MAX_EVENTS, Reader, batch_digest};
 use weir_core::wire::{Reason, Refusal, SegmentAck};
 
 use super::{Ingest, now_us, refusal, unavailable};
+use crate::agent::Agent;
 use crate::completeness::Told;
 use crate::rows::{Batch, EventRow};
 use crate::store::{MAX_PARTITIONS, TOKENS, again};
@@ -53,8 +54,12 @@ enum Place {
 }
 
 impl Ingest {
-    pub(super) async fn put_segment(self: Arc<Self>, body: Bytes, uid: u32) -> Result<SegmentAck, Refusal> {
-        let read = tokio::task::spawn_blocking(move || read(&body, uid, now_us()));
+    pub(super) async fn put_segment(
+        self: Arc<Self>,
+        body: Bytes,
+        agent: Agent,
+    ) -> Result<SegmentAck, Refusal> {
+        let read = tokio::task::spawn_blocking(move || read(&body, &agent, now_us()));
         let segment = read.await.unwrap_or_else(|error| {
             tracing::error!(%error, "reading a segment broke");
             Err(refusal(Reason::Malformed, "the collector cannot read this segment; its log says more"))
@@ -172,7 +177,7 @@ impl Segment {
 }
 
 /// Reads a segment front to back: whole frames, canonical events, one log, dense.
-fn read(bytes: &[u8], uid: u32, now_us: i64) -> Result<Segment, Refusal> {
+fn read(bytes: &[u8], agent: &Agent, now_us: i64) -> Result<Segment, Refusal> {
     let malformed = |message: String| refusal(Reason::Malformed, message);
     let mut reader = Reader::new(bytes).map_err(|e| malformed(e.to_string()))?;
     let first_seq = reader.first_seq();
@@ -190,6 +195,7 @@ fn read(bytes: &[u8], uid: u32, now_us: i64) -> Result<Segment, Refusal> {
         if event.seq != at {
             return Err(malformed(format!("the event in the place of {at} says that it is {}", event.seq)));
         }
+        agent.speaks_for(&event.tenant, &event.host)?;
         if events.first().is_some_and(|(first, _)| first.origin != event.origin) {
             return Err(malformed(format!("event {at} is of another log than the first")));
         }
@@ -200,7 +206,7 @@ fn read(bytes: &[u8], uid: u32, now_us: i64) -> Result<Segment, Refusal> {
     };
     let last_seq = reader.next_seq().saturating_sub(1);
     let digest = batch_digest(events.iter().map(|(_, bytes)| *bytes));
-    let batch = Batch { first_seq, digest: digest.clone(), agent_uid: uid, ingested_us: now_us };
+    let batch = Batch { first_seq, digest: digest.clone(), agent_uid: agent.uid(), ingested_us: now_us };
     let mut rows = Vec::with_capacity(events.len());
     for (event, bytes) in events {
         // Canonical bytes are JSON, so they are UTF-8.
