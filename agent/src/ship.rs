@@ -79,7 +79,9 @@ impl Shipper {
             Err(error) => return self.set_aside(file, SetAside::Damaged, &error.to_string()).await,
         };
         match self.collector.post::<SegmentAck>(wire::SEGMENTS, bytes).await {
-            Ok(ack) if ack == expected => Ok(self.ledger.trim(first_seq).await?),
+            Ok(ack) if ack.is_of(&expected.origin, first_seq, expected.last_seq, &expected.batch_digest) => {
+                Ok(self.ledger.trim(first_seq).await?)
+            }
             Ok(_) => Err(ShipError::WrongAck),
             Err(PostError::Refused(refusal)) => {
                 let reason = match refusal.reason {
@@ -107,7 +109,7 @@ impl Shipper {
         }
         let last_seq = reader.next_seq().saturating_sub(1);
         let batch_digest = batch_digest(events.into_iter());
-        Ok(SegmentAck { origin: self.origin.clone(), first_seq, last_seq, batch_digest })
+        Ok(SegmentAck::new(self.origin.clone(), first_seq, last_seq, batch_digest))
     }
 
     /// Out of the way of those behind it, for a human to look at; and said in the record.

@@ -54,12 +54,12 @@ impl Stub {
             *response.status_mut() = http::StatusCode::CONFLICT;
             return Ok(response);
         }
-        let ack = SegmentAck {
-            origin: Stored::read(frames[0].bytes).unwrap().origin,
+        let ack = SegmentAck::new(
+            Stored::read(frames[0].bytes).unwrap().origin,
             first_seq,
-            last_seq: reader.next_seq() - 1,
-            batch_digest: batch_digest(frames.iter().map(|f| f.bytes)),
-        };
+            reader.next_seq() - 1,
+            batch_digest(frames.iter().map(|f| f.bytes)),
+        );
         let mut taken = self.taken.lock().unwrap();
         for frame in &frames {
             taken.insert(frame.seq, String::from_utf8(frame.bytes.to_vec()).unwrap());

@@ -8,6 +8,7 @@
 
 pub mod approval;
 mod canonical;
+pub mod evidence;
 pub mod http1;
 pub mod ids;
 pub mod mask;

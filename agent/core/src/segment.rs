@@ -5,16 +5,22 @@
 //! frame   = u32 length | u32 crc32c(of kind, seq, bytes) | u8 kind | u64 seq | bytes[length]
 //! ```
 //!
-//! All integers are little-endian. `Event` frames have dense sequence numbers from `first_seq` on. A `Carry`
-//! frame, the first of a segment, holds what the ledger must know of the segments before it, so that those
-//! can be trimmed; its bytes mean nothing here. A torn tail (the file ends inside a frame, or the last frame's
+//! All integers are little-endian. `Event` frames have dense sequence numbers from `first_seq` on. The `Tree` frame, the
+//! first of a segment, holds the Merkle tree before the segment's first event ([`crate::evidence::TreeState`]). A `Carry`
+//! frame comes before all events too, and holds what the ledger must know of the segments before it, so that those can be
+//! trimmed; its bytes mean nothing here. A `Checkpoint` frame is a signed note over all events before it; the last frame
+//! of a sealed segment is one over all of them. These three have the sequence number that the next event has.
+//! Version 1 had neither trees nor checkpoints; it is still read.
+//! A torn tail (the file ends inside a frame, or the last frame's
 //! checksum is wrong and nothing whole follows) is cut on recovery; damage anywhere else is an error.
 
 use crate::ids::hex;
 use sha2::{Digest, Sha256};
 
 /// The version of the layout above.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
+/// The oldest version that is read.
+pub const OLDEST_VERSION: u32 = 1;
 /// Bytes of the header.
 pub const HEADER_LEN: usize = 24;
 /// Bytes of a frame before its payload.
@@ -35,6 +41,10 @@ pub enum FrameKind {
     Event,
     /// What the ledger carries over from earlier segments.
     Carry,
+    /// A signed note over all events before it.
+    Checkpoint,
+    /// The tree before the segment's first event.
+    Tree,
 }
 
 impl FrameKind {
@@ -42,7 +52,17 @@ impl FrameKind {
         match self {
             FrameKind::Event => 1,
             FrameKind::Carry => 2,
+            FrameKind::Checkpoint => 3,
+            FrameKind::Tree => 4,
         }
+    }
+
+    fn of_byte(byte: u8, version: u32) -> Option<Self> {
+        let known = match version {
+            1 => &[Self::Event, Self::Carry][..],
+            _ => &[Self::Event, Self::Carry, Self::Checkpoint, Self::Tree][..],
+        };
+        known.iter().copied().find(|kind| kind.byte() == byte)
     }
 }
 
@@ -99,6 +119,7 @@ pub struct Reader<'a> {
     at: usize,
     next_seq: u64,
     first_seq: u64,
+    version: u32,
     failed: bool,
 }
 
@@ -114,11 +135,17 @@ impl<'a> Reader<'a> {
         if crc32c::crc32c(&head[..20]) != le32(&head[20..]) {
             return Err(SegmentError::Header("the header's checksum is wrong"));
         }
-        if le32(&head[8..12]) != VERSION {
+        let version = le32(&head[8..12]);
+        if !(OLDEST_VERSION..=VERSION).contains(&version) {
             return Err(SegmentError::Header("an unknown version: written by a newer Weir?"));
         }
         let first_seq = le64(&head[12..20]);
-        Ok(Self { bytes, at: HEADER_LEN, next_seq: first_seq, first_seq, failed: false })
+        Ok(Self { bytes, at: HEADER_LEN, next_seq: first_seq, first_seq, version, failed: false })
+    }
+
+    /// The version in which the segment was written.
+    pub fn version(&self) -> u32 {
+        self.version
     }
 
     /// The sequence number of the segment's first event.
@@ -152,10 +179,8 @@ impl<'a> Reader<'a> {
             return Err(if last { torn } else { SegmentError::Damaged { at, what: "a wrong checksum" } });
         }
         let seq = le64(&head[9..17]);
-        let kind = match head[8] {
-            1 => FrameKind::Event,
-            2 => FrameKind::Carry,
-            _ => return Err(SegmentError::Damaged { at, what: "an unknown kind of frame" }),
+        let Some(kind) = FrameKind::of_byte(head[8], self.version) else {
+            return Err(SegmentError::Damaged { at, what: "an unknown kind of frame" });
         };
         if kind == FrameKind::Event {
             if seq != self.next_seq {
@@ -226,10 +251,20 @@ mod tests {
 
     fn sample() -> Vec<u8> {
         let mut out = header(7).to_vec();
+        push_frame(&mut out, FrameKind::Tree, 7, b"{}");
         push_frame(&mut out, FrameKind::Carry, 7, b"[]");
         push_frame(&mut out, FrameKind::Event, 7, b"first");
         push_frame(&mut out, FrameKind::Event, 8, b"second");
+        push_frame(&mut out, FrameKind::Checkpoint, 9, b"note");
         out
+    }
+
+    /// As an older program wrote its header.
+    fn of_version(version: u32, mut bytes: Vec<u8>) -> Vec<u8> {
+        bytes[8..12].copy_from_slice(&version.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[..20]);
+        bytes[20..24].copy_from_slice(&crc.to_le_bytes());
+        bytes
     }
 
     #[test]
@@ -240,12 +275,29 @@ mod tests {
         assert_eq!(
             frames,
             [
-                (FrameKind::Carry, 7, &b"[]"[..]),
+                (FrameKind::Tree, 7, &b"{}"[..]),
+                (FrameKind::Carry, 7, b"[]"),
                 (FrameKind::Event, 7, b"first"),
-                (FrameKind::Event, 8, b"second")
+                (FrameKind::Event, 8, b"second"),
+                (FrameKind::Checkpoint, 9, b"note")
             ]
         );
         assert_eq!((reader.first_seq(), reader.next_seq(), reader.offset()), (7, 9, bytes.len()));
+    }
+
+    #[test]
+    fn the_previous_version_reads_and_no_later_one_does() {
+        let mut first = header(7).to_vec();
+        push_frame(&mut first, FrameKind::Carry, 7, b"[]");
+        push_frame(&mut first, FrameKind::Event, 7, b"first");
+        let first = of_version(1, first);
+        let reader = Reader::new(&first).unwrap();
+        assert_eq!((reader.version(), reader.filter(Result::is_ok).count()), (1, 2));
+        let unknown = SegmentError::Damaged { at: HEADER_LEN, what: "an unknown kind of frame" };
+        assert_eq!(Reader::new(&of_version(1, sample())).unwrap().next(), Some(Err(unknown)));
+        for version in [0, VERSION + 1] {
+            assert!(Reader::new(&of_version(version, sample())).is_err());
+        }
     }
 
     #[test]
@@ -282,9 +334,10 @@ mod tests {
         let mut bytes = sample();
         let end = bytes.len();
         assert_eq!(last_whole_event(&bytes, HEADER_LEN), Some(8));
-        bytes[end - 1] ^= 1;
+        let second = end - (FRAME_HEADER_LEN + 4) - (FRAME_HEADER_LEN + 6);
+        bytes[second + FRAME_HEADER_LEN] ^= 1;
         assert_eq!(last_whole_event(&bytes, HEADER_LEN + 1), Some(7));
-        assert_eq!(last_whole_event(&bytes, end - 6 - FRAME_HEADER_LEN), None);
+        assert_eq!(last_whole_event(&bytes, second), None);
         assert_eq!(last_whole_event(&bytes, end + 1), None);
     }
 

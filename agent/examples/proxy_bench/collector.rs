@@ -56,5 +56,5 @@ fn acknowledged(segment: &[u8]) -> Result<SegmentAck> {
     let first = events.first().context("a segment without events")?;
     let Placed { origin } = serde_json::from_slice(first)?;
     let batch_digest = batch_digest(events.into_iter());
-    Ok(SegmentAck { origin, first_seq, last_seq: reader.next_seq().saturating_sub(1), batch_digest })
+    Ok(SegmentAck::new(origin, first_seq, reader.next_seq().saturating_sub(1), batch_digest))
 }

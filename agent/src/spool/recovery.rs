@@ -303,6 +303,7 @@ impl Scan {
                     match frame.kind {
                         FrameKind::Event => scan.events.push(range),
                         FrameKind::Carry => scan.carry = Some(range),
+                        FrameKind::Checkpoint | FrameKind::Tree => {}
                     }
                     scan.next_seq = reader.next_seq();
                 }

@@ -147,7 +147,7 @@ fn conflict(segment: &Segment, what: &str) -> Refusal {
 impl Segment {
     fn ack(self) -> SegmentAck {
         let Self { origin, first_seq, last_seq, digest, rows: _ } = self;
-        SegmentAck { origin, first_seq, last_seq, batch_digest: digest }
+        SegmentAck::new(origin, first_seq, last_seq, digest)
     }
 
     fn place_among(&self, standing: &[Standing]) -> Place {

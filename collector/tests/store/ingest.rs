@@ -22,7 +22,7 @@ fn ack_of(bytes: &[u8], origin: &Origin) -> SegmentAck {
     let frames: Vec<_> = reader.by_ref().map(|frame| frame.expect("a frame")).collect();
     let events = frames.iter().filter(|frame| frame.kind == FrameKind::Event).map(|frame| frame.bytes);
     let batch_digest = batch_digest(events);
-    SegmentAck { origin: origin.clone(), first_seq, last_seq: reader.next_seq() - 1, batch_digest }
+    SegmentAck::new(origin.clone(), first_seq, reader.next_seq() - 1, batch_digest)
 }
 
 #[tokio::test(flavor = "multi_thread")]
