@@ -29,8 +29,24 @@ impl Collector {
         Self::start_for(store, folder, log, outlives, None)
     }
 
+    /// The same with something between it and its store, at this URL.
+    pub fn start_behind(url: &str, store: &Store, folder: &Path, log: &str) -> Result<Self> {
+        Self::start_at(url, store, folder, log, false, None)
+    }
+
     /// The same for agents of another user.
     pub fn start_for(
+        store: &Store,
+        folder: &Path,
+        log: &str,
+        outlives: bool,
+        agent_uid: Option<u32>,
+    ) -> Result<Self> {
+        Self::start_at(&store.url(), store, folder, log, outlives, agent_uid)
+    }
+
+    fn start_at(
+        url: &str,
         store: &Store,
         folder: &Path,
         log: &str,
@@ -41,7 +57,7 @@ impl Collector {
         let text = format!(
             "[store]\nurl = \"{}\"\nuser = \"default\"\npassword_file = \"{}\"\ndatabase = \"weir\"\n\n\
              [listen]\nsocket = \"{}\"\nagent_uids = [{}]\n",
-            store.url(),
+            url,
             store.secret().display(),
             socket.display(),
             agent_uid.unwrap_or(0),

@@ -10,6 +10,7 @@
 
 pub mod agent;
 pub mod approver;
+pub mod between;
 pub mod bytes;
 pub mod cgroup;
 pub mod client;
@@ -27,6 +28,7 @@ pub mod raw;
 pub mod sdk_server;
 pub mod server;
 pub mod service;
+pub mod soak;
 pub mod store;
 pub mod wait;
 pub mod window;
@@ -34,6 +36,7 @@ pub mod world;
 
 pub use agent::{Agent, AgentConfig, AgentStatus};
 pub use approver::Approver;
+pub use between::{Between, Wrong};
 pub use cgroup::Cgroup;
 pub use client::{Call, ClientKind, Conversation};
 pub use collector::Collector;

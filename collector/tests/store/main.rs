@@ -11,4 +11,5 @@ mod malformed;
 mod migrations;
 mod questions;
 mod records;
+mod store_faults;
 mod world;

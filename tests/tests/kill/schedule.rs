@@ -1,6 +1,7 @@
 //! When what is killed: drawn from seeds, so that a schedule can be had again.
 
 use anyhow::{Context, Result};
+use weir_tests::soak::Draw;
 
 /// The seeds that are used unless the environment names others; one for each round.
 const SEEDS: [u64; 3] = [11, 23, 42];
@@ -86,19 +87,6 @@ pub fn volley(seed: u64) -> Vec<Kill> {
 /// The agent looks for sealed segments every 100 ms; then reading, sending and storing one takes as long again.
 fn shipping(draw: &mut Draw) -> Moment {
     Moment::Shipping { then_us: 30_000 + draw.below(200_000) }
-}
-
-/// Sebastiano Vigna's splitmix64: small, and the same everywhere.
-struct Draw(u64);
-
-impl Draw {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut bits = self.0;
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (bits ^ (bits >> 31)) % end
-    }
 }
 
 #[test]
