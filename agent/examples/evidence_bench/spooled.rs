@@ -1,0 +1,37 @@
+//! What the spool takes: groups of events, each on disk before the next. One thread, a real folder.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use serde_json::{Value, json};
+use weir::spool::{self, Folder, Limits, Priority};
+
+/// Events of one group.
+const GROUPS: [usize; 3] = [1, 64, 256];
+
+pub fn measure(folder: &Path, events: &[Vec<u8>], seconds: Duration) -> Result<Value> {
+    let mut rates = serde_json::Map::new();
+    for group in GROUPS {
+        rates.insert(group.to_string(), rate(&folder.join(group.to_string()), events, group, seconds)?.into());
+    }
+    Ok(json!({ "records_per_second_by_group": rates }))
+}
+
+fn rate(folder: &Path, events: &[Vec<u8>], group: usize, seconds: Duration) -> Result<f64> {
+    let found = spool::open(Arc::new(Folder::open(folder)?), Limits::default())?;
+    let mut spool = found.start(b"[]")?;
+    let shelf = spool.shelf();
+    let group: Vec<_> = events.iter().take(group).cloned().collect();
+    let (began, mut records) = (Instant::now(), 0);
+    while began.elapsed() < seconds {
+        spool.append(&group, Priority::Ordinary, &|| b"[]".to_vec())?;
+        records += group.len();
+        // As a collector's acknowledgements would.
+        for sealed in shelf.sealed() {
+            shelf.trim(sealed.first_seq)?;
+        }
+    }
+    Ok(records as f64 / began.elapsed().as_secs_f64())
+}
