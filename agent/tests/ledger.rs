@@ -7,6 +7,8 @@ mod crashes;
 mod full;
 #[path = "ledger/handover.rs"]
 mod handover;
+#[path = "ledger/power.rs"]
+mod power;
 #[path = "ledger/scene.rs"]
 mod scene;
 

@@ -20,6 +20,7 @@ pub mod daemon;
 pub mod job;
 pub mod load;
 pub mod machine;
+pub mod mounts;
 pub mod net;
 pub mod oci;
 pub mod pins;

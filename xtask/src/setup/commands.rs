@@ -42,6 +42,7 @@ fn missing(boots_kernels: bool) -> Vec<&'static str> {
         ("ssh-keygen", "openssh-client"),
         ("setpriv", "util-linux"),
         ("mount", "mount"),
+        ("mkfs.ext4", "e2fsprogs"),
         ("ip", "iproute2"),
         // The container runtimes of the tests.
         ("runc", "runc"),
