@@ -9,15 +9,22 @@ use weir_core::record::Stored;
 const ROWS: u64 = 20_000;
 
 fn main() -> Result<()> {
-    let batch =
-        Batch { first_seq: 0, digest: "d".repeat(64), agent_uid: 64_991, ingested_us: 1_790_000_000_000_000 };
+    let batch = Batch {
+        epoch: 1,
+        first_seq: 0,
+        digest: "d".repeat(64),
+        sealed_us: 1_790_000_000_000_000,
+        agent_uid: 64_991,
+        agent_identity: "uid:64991".into(),
+        ingested_us: 1_790_000_000_000_000,
+    };
     let events = [intent(), outcome()];
     let bytes: usize = events.iter().map(String::len).sum();
     let began = own_time()?;
     for _ in 0..ROWS {
         for event in &events {
             let stored = Stored::read(event.as_bytes())?;
-            std::hint::black_box(EventRow::of(stored, event.clone(), &batch));
+            std::hint::black_box(EventRow::of(stored, event.clone().into_bytes(), &batch));
         }
     }
     let rows = ROWS * events.len() as u64;

@@ -1,25 +1,33 @@
-//! Rows: stored events and holds come in, rows of the tables `events`, `holds` and `decisions` go out. The only
+//! Rows: stored events, holds and what the witness keeps come in, rows of the tables go out. The only
 //! code that knows the columns; `docs/schema.md` tells them to people. Every column of an event but the last few
 //! derives from its canonical bytes alone, so anybody can derive them again and compare.
 
 mod event;
+mod evidence;
 mod finding;
 
 use clickhouse::Row;
 use serde::{Deserialize, Serialize};
 use weir_core::approval::{Answer, Hold, SignedStatement, Statement};
 
-pub use event::EventRow;
+pub use event::{EventRow, Place};
+pub use evidence::{BatchRow, CheckpointRow, ClaimRow, IdentityRow, PolicyRow, TombstoneRow};
 pub use finding::FindingRow;
 
 /// What the collector knows of the batch that an event came in.
 #[derive(Debug, Clone)]
 pub struct Batch {
+    /// 0 for what was written before there were trees.
+    pub epoch: u32,
     pub first_seq: u64,
     /// [`weir_core::segment::batch_digest`].
     pub digest: String,
-    /// The peer that sent it, by the kernel's word.
+    /// When the segment was sealed, by its checkpoint; of epoch 0 when the collector took it. Microseconds since 1970.
+    pub sealed_us: u64,
+    /// The peer that sent it, by the kernel's word ([`crate::agent::NO_UID`] for one that came with a certificate).
     pub agent_uid: u32,
+    /// Who that is: [`crate::agent::Agent::identity`].
+    pub agent_identity: String,
     /// Microseconds since 1970, the collector's clock.
     pub ingested_us: i64,
 }

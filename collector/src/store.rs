@@ -18,6 +18,8 @@ use crate::config;
 
 /// How long a question of the collector's own may take.
 const ANSWER_WAIT: Duration = Duration::from_secs(30);
+/// How long a statement of a migration may take: it may copy a table.
+const MIGRATION_WAIT: Duration = Duration::from_secs(6 * 3600);
 /// How long one chunk of an insert may take to be sent.
 const SEND_WAIT: Duration = Duration::from_secs(30);
 /// How long ClickHouse may take to commit an insert once it has all of it.
@@ -26,7 +28,7 @@ const COMMIT_WAIT: Duration = Duration::from_secs(60);
 /// Settings of every insert, all given, since ClickHouse's defaults have changed between versions: it is
 /// synchronous, deduplicated by its token, and one block of one thread, whatever its size. (`deduplicate_insert` is
 /// added where the server knows it: from 26.2 on it overrules `insert_deduplicate`.)
-const INSERT_SETTINGS: [(&str, &str); 9] = [
+const INSERT_SETTINGS: [(&str, &str); 8] = [
     ("async_insert", "0"),
     ("insert_deduplicate", "1"),
     ("deduplicate_blocks_in_dependent_materialized_views", "1"),
@@ -35,11 +37,7 @@ const INSERT_SETTINGS: [(&str, &str); 9] = [
     ("min_insert_block_size_rows", "1048576"),
     ("min_insert_block_size_bytes", "1073741824"),
     ("input_format_parallel_parsing", "0"),
-    ("max_partitions_per_insert_block", "100"),
 ];
-
-/// The most months that the events of one segment may lie in (`max_partitions_per_insert_block` above).
-pub const MAX_PARTITIONS: usize = 100;
 
 /// How many tokens are tried for one insert. A MergeTree notes a token before the part that it is for has its name:
 /// a kill in between makes the server acknowledge each retry, and store nothing, until it forgets the token.
@@ -115,6 +113,14 @@ impl Store {
     /// Runs a statement that answers nothing.
     pub async fn execute(&self, query: Query) -> Result<(), StoreError> {
         self.bounded(query.execute()).await
+    }
+
+    /// The same for what may take hours.
+    pub(crate) async fn execute_at_length(&self, query: Query) -> Result<(), StoreError> {
+        match tokio::time::timeout(MIGRATION_WAIT, query.execute()).await {
+            Ok(answer) => answer.map_err(|e| self.fault(e)),
+            Err(_) => Err(self.fault(clickhouse::error::Error::TimedOut)),
+        }
     }
 
     /// Inserts all rows as one block, or none. A second insert under the same token does nothing, whatever its

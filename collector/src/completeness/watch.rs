@@ -375,6 +375,7 @@ fn rows(key: &JobKey, judged: &Judged) -> Vec<FindingRow> {
         recorded: line.recorded,
         explained: line.explained(),
         missing: finding.missing,
+        detail: String::new(),
     };
     judged.findings().map(row).collect()
 }

@@ -2,7 +2,7 @@
 //! exactly once. Before the insert and after it, what stands at the segment's place in the log is read: nothing,
 //! this very batch, or something else, which is a fork and is refused.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -17,10 +17,7 @@ use super::{Ingest, now_us, refusal, unavailable};
 use crate::agent::Agent;
 use crate::completeness::Told;
 use crate::rows::{Batch, EventRow};
-use crate::store::{MAX_PARTITIONS, TOKENS, again};
-
-/// No month is shorter: events that lie in so many of these lie in at least as many months.
-const SHORTEST_MONTH_US: i64 = 28 * 24 * 3600 * 1_000_000;
+use crate::store::{TOKENS, again};
 
 /// A segment, read and found whole.
 struct Segment {
@@ -47,7 +44,7 @@ enum Place {
     Free,
     /// This batch, whole.
     Done,
-    /// This batch, but not all of it: its rows lie in two months, and one of the inserts did not come through.
+    /// This batch, but not all of it: rows were deleted since.
     Partly,
     /// Anything else.
     Fork(String),
@@ -206,17 +203,16 @@ fn read(bytes: &[u8], agent: &Agent, now_us: i64) -> Result<Segment, Refusal> {
     };
     let last_seq = reader.next_seq().saturating_sub(1);
     let digest = batch_digest(events.iter().map(|(_, bytes)| *bytes));
-    let batch = Batch { first_seq, digest: digest.clone(), agent_uid: agent.uid(), ingested_us: now_us };
-    let mut rows = Vec::with_capacity(events.len());
-    for (event, bytes) in events {
-        // Canonical bytes are JSON, so they are UTF-8.
-        let canonical = String::from_utf8(bytes.to_vec()).map_err(|e| malformed(e.to_string()))?;
-        rows.push(EventRow::of(event, canonical, &batch));
-    }
-    let months: BTreeSet<i64> = rows.iter().map(|row| row.time / SHORTEST_MONTH_US).collect();
-    if months.len() >= MAX_PARTITIONS {
-        return Err(malformed(format!("the segment's events lie in more than {MAX_PARTITIONS} months")));
-    }
+    let batch = Batch {
+        epoch: 0,
+        first_seq,
+        digest: digest.clone(),
+        sealed_us: now_us.unsigned_abs(),
+        agent_uid: agent.uid(),
+        agent_identity: agent.identity(),
+        ingested_us: now_us,
+    };
+    let rows = events.into_iter().map(|(event, bytes)| EventRow::of(event, bytes.to_vec(), &batch)).collect();
     Ok(Segment { origin, first_seq, last_seq, digest, rows })
 }
 

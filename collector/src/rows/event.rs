@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use clickhouse::Row;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
+use weir_core::evidence::{Hash, leaf_hash};
 use weir_core::mcp::TOOLS_CALL;
 use weir_core::record::{
     Body, CallResult, Caller, Completeness, Connect, ConnectSums, ConnectVerdict, DecisionRecord, Durability,
@@ -124,16 +125,36 @@ pub struct EventRow {
     pub payload_digest: String,
     pub payload_masked_detectors: Vec<String>,
     pub payload_masked_pointers: Vec<String>,
-    pub canonical: String,
+    #[serde(serialize_with = "bytes")]
+    pub canonical: Vec<u8>,
     pub batch_first_seq: u64,
     pub batch_digest: String,
     pub agent_uid: u32,
     pub ingested_at: i64,
+    pub epoch: u32,
+    pub leaf_hash: Hash,
+    pub parse_error: String,
+    pub sealed_at: i64,
+    pub agent_identity: String,
+}
+
+/// Where a row that cannot be read as an event belongs: of its own words none counts.
+#[derive(Debug, Clone)]
+pub struct Place {
+    pub tenant: String,
+    pub host: String,
+    pub origin: String,
+    pub seq: u64,
+}
+
+/// As ClickHouse's String: any bytes.
+fn bytes<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_bytes(bytes)
 }
 
 impl EventRow {
     /// `canonical` are the bytes that `event` was read from.
-    pub fn of(event: Stored, canonical: String, batch: &Batch) -> Self {
+    pub fn of(event: Stored, canonical: Vec<u8>, batch: &Batch) -> Self {
         let mut row = Self {
             tenant: event.tenant,
             host_name: event.host,
@@ -142,12 +163,7 @@ impl EventRow {
             seq: event.seq,
             time: time(event.time_us),
             kind: event.body.kind(),
-            canonical,
-            batch_first_seq: batch.first_seq,
-            batch_digest: batch.digest.clone(),
-            agent_uid: batch.agent_uid,
-            ingested_at: batch.ingested_us,
-            ..Self::default()
+            ..Self::came(canonical, batch)
         };
         match event.body {
             Body::Intent(intent) => row.intent(*intent),
@@ -163,6 +179,35 @@ impl EventRow {
             Body::Gap(gap) => row.gap(gap),
         }
         row
+    }
+
+    /// A leaf whose bytes are no event that this program can read, or one of another place: they are kept as they are.
+    /// The time of sealing stands for its own.
+    pub fn opaque(place: &Place, canonical: Vec<u8>, error: String, batch: &Batch) -> Self {
+        Self {
+            tenant: place.tenant.clone(),
+            host_name: place.host.clone(),
+            origin: place.origin.clone(),
+            seq: place.seq,
+            time: time(batch.sealed_us),
+            parse_error: error,
+            ..Self::came(canonical, batch)
+        }
+    }
+
+    fn came(canonical: Vec<u8>, batch: &Batch) -> Self {
+        Self {
+            leaf_hash: leaf_hash(&canonical),
+            canonical,
+            epoch: batch.epoch,
+            batch_first_seq: batch.first_seq,
+            batch_digest: batch.digest.clone(),
+            sealed_at: time(batch.sealed_us),
+            agent_uid: batch.agent_uid,
+            agent_identity: batch.agent_identity.clone(),
+            ingested_at: batch.ingested_us,
+            ..Self::default()
+        }
     }
 
     fn intent(&mut self, intent: Intent<String>) {

@@ -1,4 +1,4 @@
-//! What the check of completeness found, as a row of `findings`.
+//! What the check of completeness found, and what the witness refused, as a row of `findings`.
 
 use clickhouse::Row;
 use serde::{Deserialize, Serialize};
@@ -22,4 +22,7 @@ pub struct FindingRow {
     pub explained: u64,
     /// Negative for rows that are too many.
     pub missing: i64,
+    /// Of a finding of the witness: what it saw.
+    #[serde(default)]
+    pub detail: String,
 }

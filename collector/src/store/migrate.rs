@@ -1,6 +1,7 @@
 //! Migrations: the numbered files beside this one come in (embedded), tables and views go out. Each is applied
 //! once and remembered with its checksum in the table `migrations`. An applied one never changes: a mend is a
-//! new number. ClickHouse cannot roll back, so each statement can be run again, and a cut-off run is repeated.
+//! new number. ClickHouse cannot roll back, so each statement can be run again, and a cut-off run is repeated. A line
+//! `-- when: QUESTION` has the statement behind it run only where the question's answer is not 0.
 
 use clickhouse::Row;
 use serde::{Deserialize, Serialize};
@@ -18,7 +19,7 @@ pub struct Migration {
 }
 
 /// Every step that this program knows, in order.
-pub const MIGRATIONS: [Migration; 7] = [
+pub const MIGRATIONS: [Migration; 8] = [
     Migration { version: 1, name: "events", sql: include_str!("migrations/0001_events.sql") },
     Migration { version: 2, name: "approvals", sql: include_str!("migrations/0002_approvals.sql") },
     Migration { version: 3, name: "views", sql: include_str!("migrations/0003_views.sql") },
@@ -26,6 +27,7 @@ pub const MIGRATIONS: [Migration; 7] = [
     Migration { version: 5, name: "findings", sql: include_str!("migrations/0005_findings.sql") },
     Migration { version: 6, name: "correlation", sql: include_str!("migrations/0006_correlation.sql") },
     Migration { version: 7, name: "flow_reason", sql: include_str!("migrations/0007_flow_reason.sql") },
+    Migration { version: 8, name: "evidence", sql: include_str!("migrations/0008_evidence.sql") },
 ];
 
 const TABLE: &str = "CREATE TABLE IF NOT EXISTS migrations (
@@ -67,14 +69,52 @@ impl Migration {
     }
 
     /// The file's statements: each ends with `;` at a line's end.
-    fn statements(&self) -> Vec<String> {
-        let lines: Vec<_> = self.sql.lines().filter(|line| !line.trim_start().starts_with("--")).collect();
-        let text = lines.join("\n");
-        text.split(";\n")
-            .map(|part| part.trim().trim_end_matches(';').to_owned())
-            .filter(|s| !s.is_empty())
-            .collect()
+    fn steps(&self) -> Vec<Step> {
+        let mut steps = Vec::new();
+        let mut step = Step::default();
+        for line in self.sql.lines() {
+            if let Some(question) = line.strip_prefix("-- when: ") {
+                step.when = Some(question.to_owned());
+            }
+            if line.trim_start().starts_with("--") {
+                continue;
+            }
+            let (text, ends) = line.strip_suffix(';').map_or((line, false), |text| (text, true));
+            if !(step.sql.is_empty() && text.trim().is_empty()) {
+                step.sql.push_str(text);
+                step.sql.push('\n');
+            }
+            if ends {
+                steps.push(std::mem::take(&mut step));
+            }
+        }
+        if !step.sql.trim().is_empty() {
+            steps.push(step);
+        }
+        steps
     }
+
+    /// Runs its first `most` statements, and says whether those were all. What a run that was cut off does.
+    pub async fn run(&self, store: &Store, most: usize) -> Result<bool, StoreError> {
+        let steps = self.steps();
+        for step in steps.iter().take(most) {
+            if let Some(question) = &step.when {
+                let answer: Vec<u64> = store.rows(store.query_raw(question)).await?;
+                if answer.first().is_none_or(|answer| *answer == 0) {
+                    continue;
+                }
+            }
+            store.execute_at_length(store.query_raw(step.sql.trim())).await?;
+        }
+        Ok(steps.len() <= most)
+    }
+}
+
+/// One statement, and the question that it depends on.
+#[derive(Debug, Default)]
+struct Step {
+    when: Option<String>,
+    sql: String,
 }
 
 /// Applies what is missing of `migrations` and says which those were. `now_us`: microseconds since 1970.
@@ -89,9 +129,7 @@ pub async fn migrate(
     let missing = missing(store, migrations).await?;
     for migration in &missing {
         tracing::info!(version = migration.version, name = migration.name, "migrating");
-        for statement in migration.statements() {
-            store.execute(store.query_raw(&statement)).await?;
-        }
+        migration.run(store, usize::MAX).await?;
         let row = Applied {
             version: migration.version,
             name: migration.name.to_owned(),
@@ -146,20 +184,28 @@ mod tests {
     fn the_numbers_are_dense_and_each_file_splits_into_statements() {
         for (at, migration) in MIGRATIONS.iter().enumerate() {
             assert_eq!(migration.version as usize, at + 1);
-            for statement in migration.statements() {
+            for step in migration.steps() {
+                let statement = step.sql.trim();
                 let repeatable = [
                     "CREATE TABLE IF NOT EXISTS",
                     "CREATE VIEW IF NOT EXISTS",
                     "CREATE OR REPLACE VIEW",
                     "ALTER TABLE",
+                    "DROP TABLE IF EXISTS",
                 ];
-                assert!(repeatable.iter().any(|start| statement.starts_with(start)), "{statement}");
+                let is_guarded = step.when.is_some();
+                assert!(
+                    is_guarded || repeatable.iter().any(|start| statement.starts_with(start)),
+                    "{statement}"
+                );
                 let added = |what: &str| statement.matches(what).count();
                 assert_eq!(
                     added("ADD "),
-                    added("ADD COLUMN IF NOT EXISTS ") + added("ADD INDEX IF NOT EXISTS ")
+                    added("ADD COLUMN IF NOT EXISTS ")
+                        + added("ADD INDEX IF NOT EXISTS ")
+                        + added("ADD PROJECTION IF NOT EXISTS ")
                 );
-                assert!(!statement.contains(';'), "{statement}");
+                assert!(!statement.is_empty() && !statement.contains(';'), "{statement}");
             }
         }
     }

@@ -4,6 +4,9 @@ use weir_collector::store::migrate::{MIGRATIONS, MigrateError, Migration, check,
 
 use crate::world::{World, run_with, store};
 
+/// The number of the last migration.
+const LATEST: usize = MIGRATIONS.len();
+
 /// The table under a heading of docs/schema.md: its rows' first two cells, a column and its type.
 fn documented(heading: &str) -> Vec<(String, String)> {
     let text = include_str!("../../../docs/schema.md");
@@ -25,7 +28,21 @@ fn the_documented_columns_are_those_of_the_database() {
         let rows = world.sql(&format!("DESCRIBE {table}"));
         rows.iter().map(|row| (text(row, "name"), text(row, "type"))).collect()
     };
-    for table in ["events", "holds", "decisions", "findings", "migrations", "jobs", "gaps"] {
+    for table in [
+        "events",
+        "batches",
+        "checkpoints",
+        "claims",
+        "identities",
+        "policies",
+        "tombstones",
+        "holds",
+        "decisions",
+        "findings",
+        "migrations",
+        "jobs",
+        "gaps",
+    ] {
         assert_eq!(documented(table), described(table), "{table}");
     }
     let events = described("events");
@@ -50,7 +67,10 @@ fn connected(config: &std::path::Path) -> Store {
 async fn migrating_twice_changes_nothing_and_a_changed_step_is_refused() {
     let world = World::start();
     let (code, out, _) = world.run(&["migrate", "--json"]);
-    assert_eq!((code, out.trim()), (0, r#"{"database":"weir","version":7,"applied":[]}"#));
+    assert_eq!(
+        (code, out.trim()),
+        (0, format!(r#"{{"database":"weir","version":{LATEST},"applied":[]}}"#).as_str())
+    );
     assert_eq!(world.number("SELECT count() FROM migrations"), MIGRATIONS.len() as u64);
 
     let store = connected(world.collector.config());
@@ -99,5 +119,83 @@ fn a_database_without_tables_is_not_served_unless_told_to_migrate() {
     assert!(!folder.path().join("c.sock").exists());
     let (code, out, told) = run_with(&folder, &config, &["migrate"]);
     assert_eq!(code, 0, "{told}");
-    assert!(out.ends_with("the database weir is at version 7\n"), "{out}");
+    assert!(out.ends_with(&format!("the database weir is at version {LATEST}\n")), "{out}");
+}
+
+/// As the columns of `events` were before there were trees.
+const OLD_ROWS: &str = "INSERT INTO events (tenant, host_name, origin, seq, time, kind, canonical, agent_uid, ingested_at) \
+    SELECT 'demo', 'runner-1', leftPad(toString(number % 3), 32, '0'), intDiv(number, 3), \
+           toDateTime64('2026-01-01 00:00:00', 6, 'UTC') + toIntervalDay(number % 300), 'outcome', \
+           concat('event ', toString(number)), 7, toDateTime64('2026-11-22 00:00:00', 6, 'UTC') - toIntervalDay(number % 200) \
+    FROM numbers(3000) SETTINGS max_partitions_per_insert_block = 0";
+
+/// So many statements make the copy, still empty; the next one fills it, and the one behind exchanges the tables.
+const COPY_MADE: usize = 3;
+
+/// Of all rows, in any order, what must outlive the change of tables.
+const SUM: &str =
+    "SELECT sum(cityHash64(tenant, host_name, origin, seq, time, kind, canonical, agent_uid, ingested_at))";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_change_of_partitions_can_be_cut_off_behind_any_statement_and_run_again() {
+    let (server, folder) = store();
+    let at = |cut: usize| {
+        let config = format!(
+            "[store]\nurl = \"{}\"\npassword_file = \"{}\"\ndatabase = \"cut_{cut}\"\n\
+             [listen]\nsocket = \"/run/c.sock\"\nagent_uids = [0]\n",
+            server.url(),
+            server.secret().display(),
+        );
+        let path = folder.path().join("cut.toml");
+        std::fs::write(&path, config).expect("a configuration");
+        connected(&path)
+    };
+    let evidence = MIGRATIONS[7];
+    // What comes behind them makes tables that nothing depends on.
+    for cut in COPY_MADE..=COPY_MADE + 3 {
+        let store = at(cut);
+        let sum = async || -> u64 {
+            store.rows(store.query_raw(&format!("{SUM} FROM events"))).await.expect("a sum")[0]
+        };
+        migrate(&store, &MIGRATIONS[..7], 0).await.expect("the tables of before");
+        store.execute(store.query_raw(OLD_ROWS)).await.expect("rows");
+        let before = sum().await;
+        assert!(!evidence.run(&store, cut).await.expect("the first statements"), "{cut} are not all");
+        let mut late = 0;
+        if cut == COPY_MADE {
+            // In the middle of the copying: a part of the rows is there.
+            let half = "INSERT INTO events_resealed SELECT * FROM events WHERE seq % 2 = 0 \
+                        SETTINGS max_partitions_per_insert_block = 0";
+            store.execute(store.query_raw(half)).await.expect("a part of the copy");
+        } else if cut == COPY_MADE + 2 {
+            // Exchanged; a collector that still runs wrote into the old table before that, and behind the copying.
+            let row = "INSERT INTO events_resealed (tenant, origin, seq, ingested_at) \
+                       SELECT 'demo', leftPad('0', 32, '0'), 1000000, now64(6)";
+            store.execute(store.query_raw(row)).await.expect("a late row");
+            late = 1;
+        }
+        migrate(&store, &MIGRATIONS[..8], 0).await.expect("the rest");
+        let late_rows = "DELETE FROM events WHERE seq = 1000000 SETTINGS mutations_sync = 2";
+        let there = "SELECT count() FROM events WHERE seq = 1000000";
+        let there: Vec<u64> = store.rows(store.query_raw(there)).await.expect("a count");
+        assert_eq!(there, [late], "{cut}");
+        store.execute(store.query_raw(late_rows)).await.expect("a delete");
+        assert_eq!(sum().await, before, "{cut}");
+        let rows: Vec<(u64, u64, u64, u64)> = store
+            .rows(store.query_raw(
+                "SELECT count(), uniqExact(origin, seq), \
+                 countIf(leaf_hash = SHA256(concat(unhex('00'), canonical)) AND epoch = 0 AND sealed_at = ingested_at \
+                 AND agent_identity = 'uid:7'), toUInt64(uniqExact(_partition_id)) FROM events",
+            ))
+            .await
+            .expect("rows");
+        assert_eq!(rows, [(3000, 3000, 3000, 7)], "{cut}: a partition for each month of the sealing");
+        let left: Vec<String> = store
+            .rows(store.query_raw(
+                "SELECT name FROM system.tables WHERE database = currentDatabase() AND name LIKE '%resealed%'",
+            ))
+            .await
+            .expect("tables");
+        assert!(left.is_empty(), "{cut}: {left:?}");
+    }
 }
