@@ -12,7 +12,9 @@ pub mod checkpoint;
 pub mod key;
 pub mod note;
 pub mod rotation;
+pub mod tombstone;
 mod tree;
+pub mod verify;
 
 pub use tree::{
     EMPTY_ROOT, Frontier, HASH_LEN, Hash, MAX_TREE, consistency_proof, inclusion_proof, leaf_hash, node_hash,
@@ -78,6 +80,8 @@ pub enum EvidenceError {
     Checkpoint(&'static str),
     #[error("not a statement of another key: {0}")]
     Rotation(&'static str),
+    #[error("not a tombstone: {0}")]
+    Tombstone(&'static str),
     #[error("no signature by the key {0}")]
     Unsigned(String),
     #[error("the signature by the key {0} is wrong")]
