@@ -18,7 +18,7 @@ use serde_json::json;
 use weir_core::ids::CallId;
 use weir_core::mcp::TOOLS_CALL;
 use weir_core::mcp::jsonrpc::Message;
-use weir_core::mcp::rewrite::{Editor, Progress, Rewriter, Told};
+use weir_core::mcp::rewrite::{Editor, Lists, Progress, Rewriter, Told};
 use weir_core::policy::{Action, Call, InFlight};
 use weir_core::record::{Direction, MessageLabel};
 
@@ -70,7 +70,7 @@ impl Gate {
     pub(super) fn ask_plainly(&self, flow: &Flow, headers: &mut HeaderMap, calls: &[WaitingCall]) {
         let Server { name, also, .. } = &flow.server;
         let masks = match calls {
-            [] => self.policy.masks_results_of(name, also),
+            [] => self.policy.masks_results_of(name, also) || self.policy.hides_tools(),
             calls => calls.iter().any(|call| call.wants.in_flight.results || call.wants.lists_tools),
         };
         if masks {
@@ -95,16 +95,21 @@ impl Gate {
             calls => calls.iter().any(|call| call.wants.in_flight.results),
         };
         let listing = calls.iter().filter(|call| call.wants.lists_tools);
-        let lists: Vec<_> = listing.filter_map(|call| call.request_id.clone()).collect();
+        let listing: Vec<_> = listing.filter_map(|call| call.request_id.clone()).collect();
+        let lists = match calls {
+            // A session's stream, the first transport's, or what is sent again of one that broke off.
+            [] if events && self.policy.hides_tools() => Some(Lists::Any),
+            _ => (!listing.is_empty()).then_some(Lists::Of(listing)),
+        };
         let decoder = Decoder::of(headers);
-        if !(200..300).contains(&status) || !(masks || (!lists.is_empty() && decoder.is_ok())) {
+        if !(200..300).contains(&status) || !(masks || (lists.is_some() && decoder.is_ok())) {
             return Rewriting(None);
         }
         let mut editor = self.editor(calls);
         if masks {
             editor = editor.masking(self.masker.clone());
         }
-        if !lists.is_empty() {
+        if let Some(lists) = lists {
             let (gate, flow) = (self.clone(), flow.clone());
             editor = editor.hiding(lists, move |tool| gate.denies_tool(&flow, tool));
         }

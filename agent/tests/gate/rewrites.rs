@@ -95,6 +95,28 @@ async fn tools_that_policy_denies_are_not_listed_and_the_record_says_which() {
 }
 
 #[tokio::test]
+async fn a_list_of_tools_that_comes_on_a_stream_without_its_request_hides_them_too() {
+    let policy =
+        Policy::new(vec![rule("no-deletes", "delete_*", Action::Deny, None)], Action::Allow).unwrap();
+    let mut stage = Stage::of(Plan { policy: policy.hiding_denied_tools(true), ..Plan::default() }).await;
+    let mut server = stage.accept().await;
+    let mut client = stage.client().await;
+    let mut request = post("");
+    *request.method_mut() = http::Method::GET;
+    let asked = client.begin(request);
+    assert!(server.request().await.0.contains("accept-encoding: identity"));
+    let events = |tools: &str| {
+        let list = format!(r#"{{"jsonrpc":"2.0","id":4,"result":{{"tools":[{tools}]}}}}"#);
+        format!("event: endpoint\ndata: /messages?id=1\n\nid: 5\ndata: {list}\n\n: end\n\n")
+    };
+    let sent = events(r#"{"name":"delete_repo"},{"name":"echo"}"#);
+    server.say(&answer("content-type: text/event-stream", &sent)).await;
+    assert_eq!(asked.await.unwrap().unwrap().1, events(r#"{"name":"echo"}"#));
+    let told = stage.messages(MessageLabel::Rewritten, 1).await;
+    assert!(told[0].contains(r#""hidden_tools":["delete_repo"]"#), "{told:?}");
+}
+
+#[tokio::test]
 async fn arguments_are_masked_in_the_body_and_in_the_headers_that_repeat_them() {
     let (stage, mut server) = stage().await;
     let mut client = stage.client().await;

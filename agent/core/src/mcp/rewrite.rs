@@ -10,7 +10,7 @@ mod events;
 mod request;
 mod text;
 
-pub use editor::{Editor, Progress, Told};
+pub use editor::{Editor, Lists, Progress, Told};
 use events::Events;
 pub use request::{Arguments, mask_arguments, with_id};
 

@@ -27,12 +27,27 @@ type Hides = Box<dyn Fn(&str) -> bool + Send + Sync>;
 pub struct Editor {
     /// The requests that are answered here, by which an error is told.
     asked: Vec<RequestId>,
-    /// Those of them that list tools, and which tools are to be taken out.
-    lists: Vec<RequestId>,
+    /// The answers that list tools, and which tools are to be taken out.
+    lists: Lists,
     hides: Option<Hides>,
     masker: Option<Masker>,
     progress: Option<Progress>,
     told: Told,
+}
+
+/// Which answers are lists of tools.
+#[derive(Debug)]
+pub enum Lists {
+    /// Those to these requests.
+    Of(Vec<RequestId>),
+    /// Any that looks like one: on a stream whose requests came elsewhere.
+    Any,
+}
+
+impl Default for Lists {
+    fn default() -> Self {
+        Self::Of(Vec::new())
+    }
 }
 
 /// What was changed.
@@ -100,13 +115,9 @@ impl Editor {
         Self { asked, ..Self::default() }
     }
 
-    /// Takes the tools that `hides` names out of the answers to these requests.
+    /// Takes the tools that `hides` names out of these answers.
     #[must_use]
-    pub fn hiding(
-        mut self,
-        lists: Vec<RequestId>,
-        hides: impl Fn(&str) -> bool + Send + Sync + 'static,
-    ) -> Self {
+    pub fn hiding(mut self, lists: Lists, hides: impl Fn(&str) -> bool + Send + Sync + 'static) -> Self {
         self.lists = lists;
         self.hides = Some(Box::new(hides));
         self
@@ -192,7 +203,10 @@ impl Editor {
         let listed = match message {
             Message::Response { id: Some(id), .. } => {
                 self.asked.retain(|own| !own.means(id));
-                self.lists.iter().any(|own| own.means(id))
+                match &self.lists {
+                    Lists::Of(requests) => requests.iter().any(|own| own.means(id)),
+                    Lists::Any => true,
+                }
             }
             _ => false,
         };

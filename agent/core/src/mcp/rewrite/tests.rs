@@ -14,7 +14,7 @@ fn masking(asked: &[&str]) -> Editor {
 }
 
 fn hiding(list: &str) -> Editor {
-    Editor::new(vec![id(list)]).hiding(vec![id(list)], |name| name.starts_with("delete_"))
+    Editor::new(vec![id(list)]).hiding(Lists::Of(vec![id(list)]), |name| name.starts_with("delete_"))
 }
 
 fn run(mut rewriter: Rewriter, pieces: &[&[u8]]) -> (String, Told) {
