@@ -7,6 +7,8 @@ use jiff::{SpanRelativeTo, Timestamp};
 use weir_collector::completeness::Asked;
 use weir_collector::query::named::{DEFAULT_LIMIT, NAMED, named};
 
+use crate::fleet::{Agents, Ca, Offering};
+
 /// Weir's collector: takes records from agents, keeps them in ClickHouse, answers questions, signs approvals
 #[derive(Debug, Parser)]
 #[command(name = "weir-collector", version)]
@@ -17,6 +19,7 @@ The way to begin:
   weir-collector query --named calls          what was called, by whom, and what came of it
   weir-collector query 'SELECT count() FROM calls WHERE result = $$ok$$'
   weir-collector completeness                 whether each connect that the kernel counted is accounted for
+  weir-collector enrol-token --host NAME      a token by which a host enrols its agent
   weir-collector approvals list               calls that wait for a human
   weir-collector approvals show ID
   weir-collector approvals approve ID --justification 'release 1.4 as planned, see CHG-7'
@@ -30,6 +33,7 @@ The configuration (another one by --config):
   [listen]
   socket = \"/run/weir/collector.sock\"
   agent_uids = [0]                            # the users that agents run as
+  tls = \"0.0.0.0:8443\"                      # for agents of other hosts; see `weir-collector ca init`
 
 Exit codes: 0 done, 1 failed (the reason is on stderr), 2 wrong usage or configuration.")]
 pub struct Cli {
@@ -74,6 +78,20 @@ pub enum Command {
     Approvals {
         #[command(subcommand)]
         command: Approvals,
+    },
+    /// The CA of agents on other hosts: make it, show it
+    Ca {
+        #[command(subcommand)]
+        command: Ca,
+    },
+    /// Make a token by which one host can enrol, once
+    ///
+    /// Of the token the store keeps a keyed hash alone; it is shown now, and never again.
+    EnrolToken(Offering),
+    /// The agents on other hosts: list, revoke
+    Agents {
+        #[command(subcommand)]
+        command: Agents,
     },
     /// Print a completion script for a shell
     Completions {

@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::io::Read;
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -11,8 +12,13 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toml::Spanned;
 
+use crate::authority::server_files;
+
 /// The most bytes of a password file: more is some other file.
 const MAX_PASSWORD_FILE: u64 = 4096;
+
+/// Where the agents' CA is unless the configuration says otherwise.
+pub const CA_FOLDER: &str = "/var/lib/weir-collector/ca";
 
 /// Everything the operator decides.
 #[derive(Debug, Clone)]
@@ -31,12 +37,25 @@ pub struct Store {
 }
 
 /// Where agents reach the collector.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone)]
 pub struct Listen {
-    pub socket: PathBuf,
-    /// The users that agents run as. Any other peer is refused, by what the kernel says of it.
+    /// For agents of this host.
+    pub socket: Option<PathBuf>,
+    /// The users that they run as. Any other peer is refused, by what the kernel says of it.
     pub agent_uids: Vec<u32>,
+    /// For agents of other hosts.
+    pub tls: Option<ListenTls>,
+}
+
+/// The listener for TLS.
+#[derive(Debug, Clone)]
+pub struct ListenTls {
+    pub address: SocketAddr,
+    /// The folder of the agents' CA, as `weir-collector ca init` makes it.
+    pub ca: PathBuf,
+    /// The collector's own certificate and its key; those in `ca` unless named.
+    pub certificate: PathBuf,
+    pub key: PathBuf,
 }
 
 /// A password. Its `Debug` says nothing.
@@ -68,7 +87,46 @@ pub enum ConfigError {
 #[serde(deny_unknown_fields)]
 struct Document {
     store: StoreSection,
-    listen: Spanned<Listen>,
+    listen: Spanned<ListenSection>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ListenSection {
+    socket: Option<PathBuf>,
+    #[serde(default)]
+    agent_uids: Vec<u32>,
+    tls: Option<SocketAddr>,
+    #[serde(default = "default_ca")]
+    ca: PathBuf,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+}
+
+impl ListenSection {
+    fn checked(self) -> Result<Listen, &'static str> {
+        let Self { socket, agent_uids, tls, ca, certificate, key } = self;
+        if socket.is_none() && tls.is_none() {
+            return Err(
+                "listen needs a socket for agents of this host, or tls for those of others, such as \
+                        \"0.0.0.0:8443\"",
+            );
+        }
+        if socket.is_some() && agent_uids.is_empty() {
+            return Err("agent_uids must name the users that agents run as, such as [0]");
+        }
+        let (own_certificate, own_key) = match (certificate, key) {
+            (None, None) => server_files(&ca),
+            (Some(certificate), Some(key)) => (certificate, key),
+            _ => return Err("certificate and key go together"),
+        };
+        let tls = tls.map(|address| ListenTls { address, ca, certificate: own_certificate, key: own_key });
+        Ok(Listen { socket, agent_uids, tls })
+    }
+}
+
+fn default_ca() -> PathBuf {
+    CA_FOLDER.into()
 }
 
 #[derive(Deserialize)]
@@ -115,16 +173,14 @@ impl Config {
         if database.get_ref().is_empty() || !database.get_ref().chars().all(plain) {
             return Err(wrong(database.span(), "database must consist of letters, digits and _".into()));
         }
-        if document.listen.get_ref().agent_uids.is_empty() {
-            let message = "agent_uids must name the users that agents run as, such as [0]";
-            return Err(wrong(document.listen.span(), message.into()));
-        }
+        let span = document.listen.span();
+        let listen = document.listen.into_inner().checked().map_err(|message| wrong(span, message.into()))?;
         let password = match password_file {
             None => Password::default(),
             Some(file) => password(file.get_ref()).map_err(|message| wrong(file.span(), message))?,
         };
         let store = Store { url: url.into_inner(), user, password, database: database.into_inner() };
-        Ok(Self { store, listen: document.listen.into_inner() })
+        Ok(Self { store, listen })
     }
 }
 
@@ -166,6 +222,15 @@ mod tests {
     }
 
     #[test]
+    fn a_collector_for_other_hosts_needs_no_socket() {
+        let text = "[store]\nurl = \"http://x\"\n[listen]\ntls = \"0.0.0.0:8443\"\nca = \"/ca\"\n";
+        let listen = parse(text).unwrap().listen;
+        let tls = listen.tls.unwrap();
+        assert!(listen.socket.is_none());
+        assert_eq!((tls.certificate, tls.key), server_files(Path::new("/ca")));
+    }
+
+    #[test]
     fn each_mistake_is_named_with_its_place() {
         for (text, expected) in [
             ("[store]\nurl = ", "collector.toml:2:7"),
@@ -186,6 +251,15 @@ mod tests {
             (
                 "[store]\nurl = \"http://x\"\n[listen]\nsocket = \"s\"\nagent_uids = []\n",
                 "collector.toml:3:1: agent_uids must name",
+            ),
+            ("[store]\nurl = \"http://x\"\n[listen]\n", "collector.toml:3:1: listen needs a socket"),
+            (
+                "[store]\nurl = \"http://x\"\n[listen]\ntls = \"0.0.0.0:1\"\nkey = \"k\"\n",
+                "collector.toml:3:1: certificate and key go together",
+            ),
+            (
+                "[store]\nurl = \"http://x\"\n[listen]\ntls = \"collector:8443\"\n",
+                "collector.toml:4:7: invalid socket address",
             ),
         ] {
             let error = parse(text).unwrap_err();

@@ -12,8 +12,10 @@
 
 pub mod agent;
 pub mod approvals;
+pub mod authority;
 pub mod completeness;
 pub mod config;
+pub mod enrol;
 pub mod ingest;
 pub mod query;
 pub mod rows;

@@ -2,9 +2,11 @@
 //! Reasons go to stderr, each as one sentence; answers go to stdout.
 
 mod cli;
+mod fleet;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser};
@@ -12,9 +14,10 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use weir_collector::approvals::{self, Request};
+use weir_collector::authority::Authority;
 use weir_collector::completeness;
-use weir_collector::config::{Config, ConfigError};
-use weir_collector::ingest::{self, Socket};
+use weir_collector::config::{Config, ConfigError, Listen, ListenTls};
+use weir_collector::ingest::{self, Doors, Socket, Tls};
 use weir_collector::query::{self, Shape};
 use weir_collector::store::Store;
 use weir_collector::store::migrate::{MIGRATIONS, check, migrate};
@@ -57,6 +60,9 @@ async fn run(cli: Cli) -> Result<ExitCode> {
     if let Command::Query(Asking { list: true, json, .. }) = &cli.command {
         return named_questions(*json);
     }
+    if let Command::Ca { command } = cli.command {
+        return fleet::ca(command, &cli.config);
+    }
     let config = Config::read(&cli.config)?;
     let store = Store::new(&config.store);
     match cli.command {
@@ -65,7 +71,9 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Query(asking) => ask(&store, asking).await,
         Command::Completeness(counting) => completeness(&store, counting).await,
         Command::Approvals { command } => approvals(&store, command).await,
-        Command::Completions { .. } => Ok(ExitCode::SUCCESS),
+        Command::EnrolToken(offering) => fleet::offer(&config, &store, offering).await,
+        Command::Agents { command } => fleet::agents(&store, command).await,
+        Command::Ca { .. } | Command::Completions { .. } => Ok(ExitCode::SUCCESS),
     }
 }
 
@@ -77,13 +85,22 @@ async fn serve(config: Config, store: Store, serving: Serving) -> Result<ExitCod
     } else {
         check(&store, &MIGRATIONS).await?;
     }
-    let socket = Socket::bind(&config.listen.socket, &config.listen.agent_uids)?;
-    tracing::info!(socket = %config.listen.socket.display(), store = store.url(), database = store.database(), "ready");
+    let Listen { socket, agent_uids, tls } = config.listen;
+    let at_socket = socket.as_deref().map(|path| Socket::bind(path, &agent_uids)).transpose()?;
+    let at_tls = match tls {
+        None => None,
+        Some(ListenTls { address, ca, certificate, key }) => {
+            Some(Tls::bind(address, Arc::new(Authority::open(&ca)?), &certificate, &key).await?)
+        }
+    };
+    let address = at_tls.as_ref().map(Tls::address).transpose()?.map(|address| address.to_string());
+    tracing::info!(?socket, tls = address, store = store.url(), database = store.database(), "ready");
     if serving.json {
-        let ready = json!({ "ready": true, "pid": std::process::id(), "socket": config.listen.socket });
+        let ready = json!({ "ready": true, "pid": std::process::id(), "socket": socket, "tls": address });
         say(&ready.to_string())?;
     }
-    let ended = ingest::serve(socket, store, config.listen.agent_uids, stop).await;
+    let doors = Doors { socket: at_socket, agent_uids, tls: at_tls, ..Doors::default() };
+    let ended = ingest::serve(doors, store, stop).await;
     anyhow::ensure!(ended, "requests were still running at the end; agents will send them again");
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)

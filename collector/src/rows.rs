@@ -2,6 +2,7 @@
 //! code that knows the columns; `docs/schema.md` tells them to people. Every column of an event but the last few
 //! derives from its canonical bytes alone, so anybody can derive them again and compare.
 
+mod enrol;
 mod event;
 mod evidence;
 mod finding;
@@ -10,6 +11,7 @@ use clickhouse::Row;
 use serde::{Deserialize, Serialize};
 use weir_core::approval::{Answer, Hold, SignedStatement, Statement};
 
+pub use enrol::{CertificateRow, RevocationRow, TokenRow};
 pub use event::{EventRow, Place};
 pub use evidence::{BatchRow, CheckpointRow, ClaimRow, IdentityRow, PolicyRow, TombstoneRow};
 pub use finding::FindingRow;

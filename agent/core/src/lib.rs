@@ -10,6 +10,7 @@ pub mod approval;
 mod canonical;
 pub mod evidence;
 pub mod http1;
+pub mod identity;
 pub mod ids;
 pub mod mask;
 pub mod mcp;
