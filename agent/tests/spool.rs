@@ -2,6 +2,8 @@
 
 #[path = "spool/faults.rs"]
 mod faults;
+#[path = "spool/sites.rs"]
+mod sites;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -70,7 +70,10 @@ impl Maker {
             text: masker.text(&content),
             ..Payload::default()
         };
-        let params = payload(format!(r#"{{"name":"read_file","arguments":{{"text":"{}"}}}}"#, "src/main.rs ".repeat(45)));
+        let params = payload(format!(
+            r#"{{"name":"read_file","arguments":{{"text":"{}"}}}}"#,
+            "src/main.rs ".repeat(45)
+        ));
         let answer = "The pipeline builds three images. ".repeat(60);
         let answer = payload(format!(r#"{{"content":[{{"type":"text","text":"{answer}"}}]}}"#));
         Self { caller: Arc::new(caller), params, answer, masker }
@@ -89,7 +92,11 @@ impl Maker {
                 proof: Proof::Certificate,
             },
             mcp: Mcp { method: text("tools/call"), ..Mcp::default() },
-            verdict: Verdict { action: Action::Allow, rule: "reads".into(), policy_digest: "d".repeat(64).into() },
+            verdict: Verdict {
+                action: Action::Allow,
+                rule: "reads".into(),
+                policy_digest: "d".repeat(64).into(),
+            },
             payload: self.params.clone(),
             durability,
             approval_id: None,

@@ -14,7 +14,8 @@ const GROUPS: [usize; 3] = [1, 64, 256];
 pub fn measure(folder: &Path, events: &[Vec<u8>], seconds: Duration) -> Result<Value> {
     let mut rates = serde_json::Map::new();
     for group in GROUPS {
-        rates.insert(group.to_string(), rate(&folder.join(group.to_string()), events, group, seconds)?.into());
+        rates
+            .insert(group.to_string(), rate(&folder.join(group.to_string()), events, group, seconds)?.into());
     }
     Ok(json!({ "records_per_second_by_group": rates }))
 }

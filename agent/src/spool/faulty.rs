@@ -13,6 +13,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::storage::{Append, Lock, LockError, Storage};
+use super::{ORIGIN, RESERVE, SCRATCH, SetAside, named_seq};
 
 /// The unit in which un-synced bytes survive.
 const SECTOR: usize = 64;
@@ -28,6 +29,14 @@ pub enum Fault {
     Torn(usize),
     /// From here on nothing works, as if the machine were off.
     Off,
+}
+
+/// What an operation does, and to which kind of file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Site {
+    pub doing: &'static str,
+    /// `scratch`, `segment`, `origin`, `reserve`, `aside`, `folder` or `other`.
+    pub file: &'static str,
 }
 
 /// A folder in memory. Clones are one disk.
@@ -46,6 +55,8 @@ struct Disk {
     synced_names: BTreeMap<String, usize>,
     unsynced_names: Vec<BTreeMap<String, usize>>,
     operations: u64,
+    /// What each operation was.
+    sites: Vec<Site>,
     data_syncs: u64,
     reads: u64,
     faults: BTreeMap<u64, Fault>,
@@ -89,6 +100,11 @@ impl Faulty {
     /// How many operations there were.
     pub fn operations(&self) -> u64 {
         self.disk().operations
+    }
+
+    /// What the operations were, by their numbers.
+    pub fn sites(&self) -> Vec<Site> {
+        self.disk().sites.clone()
     }
 
     /// How many data syncs succeeded.
@@ -190,13 +206,19 @@ impl Faulty {
     }
 
     /// Counts an operation, and says what goes wrong at it.
-    fn operation(&self) -> io::Result<(MutexGuard<'_, Disk>, Option<Fault>)> {
+    fn operation(
+        &self,
+        doing: &'static str,
+        on: On<'_>,
+    ) -> io::Result<(MutexGuard<'_, Disk>, Option<Fault>)> {
         let mut disk = self.disk();
         if disk.off || disk.life != self.life {
             return Err(io::Error::other("the machine is off"));
         }
         let fault = disk.faults.get(&disk.operations).copied();
         disk.operations += 1;
+        let site = Site { doing, file: disk.kind_of(on) };
+        disk.sites.push(site);
         if fault == Some(Fault::Off) {
             disk.off = true;
             return Err(io::Error::other("the machine is off"));
@@ -206,9 +228,11 @@ impl Faulty {
 
     fn change_names(
         &self,
+        doing: &'static str,
+        name: &str,
         change: impl FnOnce(&mut BTreeMap<String, usize>) -> Option<()>,
     ) -> io::Result<()> {
-        let (mut disk, fault) = self.operation()?;
+        let (mut disk, fault) = self.operation(doing, On::Name(name))?;
         fail(fault)?;
         change(&mut disk.names).ok_or(io::ErrorKind::NotFound)?;
         let names = disk.names.clone();
@@ -217,7 +241,7 @@ impl Faulty {
     }
 
     fn make(&self, name: &str) -> io::Result<usize> {
-        let (mut disk, fault) = self.operation()?;
+        let (mut disk, fault) = self.operation("create", On::Name(name))?;
         fail(fault)?;
         if let Some(id) = disk.names.get(name).copied() {
             if let Some(file) = disk.files.get_mut(id) {
@@ -234,7 +258,7 @@ impl Faulty {
     }
 
     fn write(&self, id: usize, bytes: &[u8]) -> io::Result<()> {
-        let (mut disk, fault) = self.operation()?;
+        let (mut disk, fault) = self.operation("write", On::File(id))?;
         let free = disk.capacity.map_or(u64::MAX, |capacity| capacity.saturating_sub(disk.used()));
         let whole = bytes.len().min(usize::try_from(free).unwrap_or(usize::MAX));
         let kept = match fault {
@@ -250,7 +274,7 @@ impl Faulty {
     }
 
     fn sync(&self, id: usize) -> io::Result<()> {
-        let (mut disk, fault) = self.operation()?;
+        let (mut disk, fault) = self.operation("sync", On::File(id))?;
         disk.syncs_waiting += 1;
         self.disk.1.notify_all();
         while disk.syncs_held && disk.life == self.life {
@@ -272,7 +296,30 @@ impl Faulty {
     }
 }
 
+/// What an operation is done to; the folder has no name.
+#[derive(Clone, Copy)]
+enum On<'a> {
+    Name(&'a str),
+    File(usize),
+}
+
 impl Disk {
+    fn kind_of(&self, on: On<'_>) -> &'static str {
+        let name = match on {
+            On::Name(name) => Some(name),
+            On::File(id) => self.names.iter().find(|(_, other)| **other == id).map(|(name, _)| name.as_str()),
+        };
+        match name {
+            Some("") => "folder",
+            Some(SCRATCH) => "scratch",
+            Some(ORIGIN) => "origin",
+            Some(RESERVE) => "reserve",
+            Some(name) if named_seq(name).is_some() => "segment",
+            Some(name) if SetAside::is_name(name) => "aside",
+            _ => "other",
+        }
+    }
+
     fn used(&self) -> u64 {
         self.names.values().filter_map(|id| self.files.get(*id)).map(|file| file.now.len() as u64).sum()
     }
@@ -367,7 +414,7 @@ impl Storage for Faulty {
     fn cut(&self, name: &str, len: u64) -> io::Result<()> {
         let id = *self.disk().names.get(name).ok_or(io::ErrorKind::NotFound)?;
         {
-            let (mut disk, fault) = self.operation()?;
+            let (mut disk, fault) = self.operation("cut", On::Name(name))?;
             fail(fault)?;
             if let Some(file) = disk.files.get_mut(id) {
                 file.set_len(usize::try_from(len).map_err(io::Error::other)?);
@@ -383,11 +430,11 @@ impl Storage for Faulty {
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        self.change_names(|names| names.remove(name).map(drop))
+        self.change_names("remove", name, |names| names.remove(name).map(drop))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.change_names(|names| {
+        self.change_names("rename to", to, |names| {
             let id = names.remove(from)?;
             names.insert(to.to_owned(), id);
             Some(())
@@ -395,7 +442,7 @@ impl Storage for Faulty {
     }
 
     fn sync_folder(&self) -> io::Result<()> {
-        let (mut disk, fault) = self.operation()?;
+        let (mut disk, fault) = self.operation("sync", On::Name(""))?;
         fail(fault)?;
         disk.unsynced_names.clear();
         disk.synced_names = disk.names.clone();
