@@ -108,15 +108,30 @@ impl McpServer {
             program = program.arg(option);
         }
         let mut daemon = program.start()?;
-        let ready: Ready = daemon.until_ready(START, || {
-            let text = std::fs::read_to_string(&output)?;
-            let line = text
-                .split_inclusive('\n')
-                .find(|line| line.starts_with("{\"ready\"") && line.ends_with('\n'));
-            line.map(|line| serde_json::from_str(line).context("the server's ready line")).transpose()
-        })?;
+        let ready = until_ready(&mut daemon)?;
         let path = if options.contains(&LEGACY_SSE) { "/sse" } else { "/mcp" };
         Ok(Self { daemon, scheme, port: ready.port, path, tls, log })
+    }
+
+    /// Starts `swift.py` instead: no SDK, plain HTTP on 127.0.0.1, and each call takes so long.
+    pub fn start_swift(setup: &Setup, folder: &Path, delay: Duration) -> Result<Self> {
+        std::fs::create_dir_all(folder)?;
+        let log = folder.join("calls.jsonl");
+        let mut daemon = Program::new("the MCP server", setup.python(), folder.join("mcp-server.log"))
+            .arg(workspace().join("tests/server/swift.py"))
+            .arg("--log")
+            .arg(&log)
+            .arg("--delay-ms")
+            .arg(delay.as_millis().to_string())
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .start()?;
+        let port = until_ready(&mut daemon)?.port;
+        Ok(Self { daemon, scheme: Scheme::Http, port, path: "/mcp", tls: folder.join("tls"), log })
+    }
+
+    /// Where it notes each call that it executes.
+    pub fn log(&self) -> &Path {
+        &self.log
     }
 
     pub fn port(&self) -> u16 {
@@ -165,4 +180,14 @@ impl McpServer {
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
         whole.lines().map(|line| serde_json::from_str(line).context("a line of the server's log")).collect()
     }
+}
+
+fn until_ready(daemon: &mut Daemon) -> Result<Ready> {
+    let output = daemon.log_path().to_owned();
+    daemon.until_ready(START, || {
+        let text = std::fs::read_to_string(&output)?;
+        let line =
+            text.split_inclusive('\n').find(|line| line.starts_with("{\"ready\"") && line.ends_with('\n'));
+        line.map(|line| serde_json::from_str(line).context("the server's ready line")).transpose()
+    })
 }

@@ -147,6 +147,16 @@ impl World {
         Self::around(plan, setup, folder, server)
     }
 
+    /// A world around a server that is started so, with its files in the folder that it is given.
+    pub fn around_server(
+        plan: &WorldPlan,
+        start: impl FnOnce(&Setup, &Path) -> Result<McpServer>,
+    ) -> Result<Self> {
+        let (setup, folder) = Self::ground(plan)?;
+        let server = start(&setup, &folder.path().join("server"))?;
+        Self::around(plan, setup, folder, server)
+    }
+
     /// A world around a server in another network namespace, at these addresses.
     pub fn around_server_in(plan: &WorldPlan, net: &Net, addresses: &[&str]) -> Result<Self> {
         let (setup, folder) = Self::ground(plan)?;

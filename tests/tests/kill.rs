@@ -6,6 +6,8 @@
 
 #[path = "kill/load.rs"]
 mod load;
+#[path = "kill/many.rs"]
+mod many;
 #[path = "kill/oracle.rs"]
 mod oracle;
 #[path = "kill/schedule.rs"]
@@ -65,9 +67,7 @@ fn nothing_is_lost(world: &mut World, seeds: &[u64]) -> Result<()> {
 
     let mut load = Load::start(world)?;
     let mut struck = Vec::new();
-    let rounds = seeds.iter().enumerate().flat_map(|(number, &seed)| schedule::round(number, seed));
-    let volley = seeds.first().map(|&seed| schedule::volley(seed)).unwrap_or_default();
-    for kill in rounds.chain(volley) {
+    for kill in seeds.iter().enumerate().flat_map(|(number, &seed)| schedule::round(number, seed)) {
         strike(world, &mut load, kill, &mut struck)?;
     }
     load.until_in_flight(BEFORE_A_KILL, DEADLINE)?;
@@ -89,14 +89,14 @@ fn nothing_is_lost(world: &mut World, seeds: &[u64]) -> Result<()> {
     let calls = oracle::recorded(world)?;
     eprintln!(
         "{} calls executed, {events_written} events: {:?}",
-        load.executed.len(),
+        load.seen.executed.len(),
         oracle::results(&calls)
     );
     let boots = 1 + struck.iter().filter(|kill| kill.part == Part::Agent).count();
     oracle::the_log_is_whole(world, events_written, boots)?;
-    oracle::each_executed_call_was_recorded_before(&load, &calls)?;
+    oracle::each_executed_call_was_recorded_before(&load.seen, &calls)?;
     oracle::open_calls_became_unknown(world, &struck, &calls)?;
-    oracle::calls_were_in_flight(IN_FLIGHT, &struck, &load, &calls)?;
+    oracle::calls_were_in_flight(IN_FLIGHT, 2, &struck, &load.seen, &calls)?;
     let exit = world.agent.daemon().terminate()?;
     ensure!(exit.success(), "the agent ended with {exit}");
     Ok(())
@@ -130,11 +130,7 @@ fn strike(world: &mut World, load: &mut Load, kill: Kill, struck: &mut Vec<Struc
             then_us
         }
         Moment::Shipping { then_us } => {
-            // A fresh one: of one that waits already nobody knows when it will go.
-            until("all sealed segments to be gone", DEADLINE, || {
-                Ok((segments(world)?.len() == 1).then_some(()))
-            })?;
-            until("another to be sealed", DEADLINE, || Ok((segments(world)?.len() > 1).then_some(())))?;
+            until_sealed(world)?;
             then_us
         }
         Moment::WhileDown { other: first, calls, then_us } => {
@@ -155,7 +151,7 @@ fn strike(world: &mut World, load: &mut Load, kill: Kill, struck: &mut Vec<Struc
     match part {
         Part::Agent => {
             dealt.trimmed_below = segments(world)?.first().copied();
-            load.agent_died(dealt.dead_us);
+            load.seen.agent_died(dealt.dead_us);
             until_clients_turned_away(load)?;
         }
         Part::Collector | Part::Store => load.until_executed(down_for_calls, DEADLINE)?,
@@ -194,6 +190,12 @@ fn until_intents_left_the_spool(world: &World) -> Result<()> {
     until("what is written now to be shipped and trimmed", DEADLINE, || {
         Ok((segments(world)?.first().copied() > active).then_some(()))
     })
+}
+
+/// Waits until a segment is sealed. A fresh one: of one that waits already nobody knows when it will go.
+fn until_sealed(world: &World) -> Result<()> {
+    until("all sealed segments to be gone", DEADLINE, || Ok((segments(world)?.len() == 1).then_some(())))?;
+    until("another to be sealed", DEADLINE, || Ok((segments(world)?.len() > 1).then_some(())))
 }
 
 /// While the agent is down, clients of both kinds come to the server, and do not stay.

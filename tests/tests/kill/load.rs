@@ -27,11 +27,9 @@ const TIMEOUT_MS: u32 = 15_000;
 /// The code of a refusal.
 pub const REFUSED: i64 = -31403;
 
-/// The clients, and the one whose calls policy refuses.
-pub struct Load {
-    jobs: Vec<(ClientKind, Job, Lines)>,
-    refused: (Job, Lines),
-    log: Lines,
+/// What the server's log and the clients have said so far.
+#[derive(Default)]
+pub struct Seen {
     pub executed: HashMap<String, Executed>,
     /// Nonces that the log holds more than once.
     pub executed_again: Vec<String>,
@@ -39,6 +37,41 @@ pub struct Load {
     in_flight: HashSet<String>,
     /// When the agent died last, and with it all that was in flight: not each client tells of that.
     died_us: i64,
+}
+
+impl Seen {
+    pub fn executes(&mut self, executed: Executed) {
+        if executed.time_ns / 1000 > self.died_us {
+            self.in_flight.insert(executed.nonce.clone());
+        }
+        if let Some(before) = self.executed.insert(executed.nonce.clone(), executed) {
+            self.executed_again.push(before.nonce);
+        }
+    }
+
+    pub fn tells(&mut self, call: Call) {
+        self.in_flight.remove(&call.nonce);
+        self.told.insert(call.nonce.clone(), call);
+    }
+
+    /// Calls that the server has begun and whose answer no client has.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// What was in flight when the agent died is so no more.
+    pub fn agent_died(&mut self, at_us: i64) {
+        self.died_us = at_us;
+        self.in_flight.clear();
+    }
+}
+
+/// The clients, and the one whose calls policy refuses.
+pub struct Load {
+    jobs: Vec<(ClientKind, Job, Lines)>,
+    refused: (Job, Lines),
+    log: Lines,
+    pub seen: Seen,
     /// Calls for which the client came to the server itself and did not believe that it was the server.
     turned_away: HashMap<ClientKind, usize>,
 }
@@ -72,11 +105,7 @@ impl Load {
             jobs,
             refused,
             log: Lines::of(&server_log)?,
-            executed: HashMap::new(),
-            executed_again: Vec::new(),
-            told: HashMap::new(),
-            in_flight: HashSet::new(),
-            died_us: 0,
+            seen: Seen::default(),
             turned_away: HashMap::new(),
         })
     }
@@ -84,14 +113,7 @@ impl Load {
     /// Reads what has come since the last time. The server's log first: what it has told and the client has not had
     /// the answer of afterwards was in flight at the moment between.
     pub fn look(&mut self) -> Result<()> {
-        for executed in self.log.fresh::<Executed>()? {
-            if executed.time_ns / 1000 > self.died_us {
-                self.in_flight.insert(executed.nonce.clone());
-            }
-            if let Some(before) = self.executed.insert(executed.nonce.clone(), executed) {
-                self.executed_again.push(before.nonce);
-            }
-        }
+        self.log.fresh()?.into_iter().for_each(|executed| self.seen.executes(executed));
         let outputs = self.jobs.iter_mut().map(|(kind, _, lines)| (*kind, lines));
         for (kind, lines) in outputs.chain([(ClientKind::TypeScript, &mut self.refused.1)]) {
             for line in lines.fresh()? {
@@ -104,25 +126,13 @@ impl Load {
                     }
                     _ => continue,
                 };
-                self.in_flight.remove(&call.nonce);
                 if call.message.as_deref().is_some_and(is_turned_away) {
                     *self.turned_away.entry(kind).or_default() += 1;
                 }
-                self.told.insert(call.nonce.clone(), call);
+                self.seen.tells(call);
             }
         }
         Ok(())
-    }
-
-    /// Calls that the server has begun and whose answer no client has.
-    pub fn in_flight(&self) -> usize {
-        self.in_flight.len()
-    }
-
-    /// What was in flight when the agent died is so no more.
-    pub fn agent_died(&mut self, at_us: i64) {
-        self.died_us = at_us;
-        self.in_flight.clear();
     }
 
     /// How often clients of a kind came to the server without Weir, and turned away.
@@ -132,10 +142,10 @@ impl Load {
 
     /// Waits until the server has executed so many more calls.
     pub fn until_executed(&mut self, more: usize, deadline: Duration) -> Result<()> {
-        let goal = self.executed.len() + more;
+        let goal = self.seen.executed.len() + more;
         until(&format!("{more} more calls to be executed"), deadline, || {
             self.look()?;
-            Ok((self.executed.len() >= goal).then_some(()))
+            Ok((self.seen.executed.len() >= goal).then_some(()))
         })
     }
 
@@ -143,9 +153,9 @@ impl Load {
     pub fn until_in_flight(&mut self, calls: usize, deadline: Duration) -> Result<()> {
         let waited = until(&format!("{calls} calls to be in flight"), deadline, || {
             self.look()?;
-            Ok((self.in_flight() >= calls).then_some(()))
+            Ok((self.seen.in_flight() >= calls).then_some(()))
         });
-        waited.with_context(|| format!("{} are", self.in_flight()))
+        waited.with_context(|| format!("{} are", self.seen.in_flight()))
     }
 
     /// Lets the clients end the calls they have begun, and start no more. Gives what each told.
@@ -180,19 +190,19 @@ fn is_turned_away(message: &str) -> bool {
 }
 
 /// The whole lines of a file that grows, each once.
-struct Lines {
+pub struct Lines {
     file: File,
     rest: Vec<u8>,
 }
 
 impl Lines {
-    fn of(path: &Path) -> Result<Self> {
+    pub fn of(path: &Path) -> Result<Self> {
         let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
         Ok(Self { file, rest: Vec::new() })
     }
 
     /// Those that came since the last time.
-    fn fresh<T: DeserializeOwned>(&mut self) -> Result<Vec<T>> {
+    pub fn fresh<T: DeserializeOwned>(&mut self) -> Result<Vec<T>> {
         self.file.read_to_end(&mut self.rest)?;
         let end = self.rest.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
         let whole = self.rest.drain(..end).collect::<Vec<_>>();

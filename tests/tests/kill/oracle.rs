@@ -8,7 +8,7 @@ use serde_json::Value;
 use weir_tests::World;
 
 use crate::Struck;
-use crate::load::{Load, REFUSED};
+use crate::load::{REFUSED, Seen};
 use crate::schedule::Part;
 
 /// One call as it stands in ClickHouse.
@@ -97,9 +97,9 @@ pub fn the_log_is_whole(world: &World, events_written: i64, boots: usize) -> Res
 }
 
 /// The server's log, call by call.
-pub fn each_executed_call_was_recorded_before(load: &Load, calls: &HashMap<String, Recorded>) -> Result<()> {
-    ensure!(load.executed_again.is_empty(), "executed more than once: {:?}", load.executed_again);
-    for (nonce, executed) in &load.executed {
+pub fn each_executed_call_was_recorded_before(seen: &Seen, calls: &HashMap<String, Recorded>) -> Result<()> {
+    ensure!(seen.executed_again.is_empty(), "executed more than once: {:?}", seen.executed_again);
+    for (nonce, executed) in &seen.executed {
         let recorded =
             calls.get(nonce).with_context(|| format!("executed, and not recorded: {executed:?}"))?;
         ensure!(
@@ -112,7 +112,7 @@ pub fn each_executed_call_was_recorded_before(load: &Load, calls: &HashMap<Strin
     }
     let mut refused = 0;
     for (nonce, recorded) in calls {
-        let executed = load.executed.contains_key(nonce);
+        let executed = seen.executed.contains_key(nonce);
         match recorded.result.as_str() {
             "ok" => ensure!(executed, "{nonce} is said to be done, and was not"),
             "refused" => ensure!(!executed, "{nonce} is said to be refused, and was done"),
@@ -122,7 +122,7 @@ pub fn each_executed_call_was_recorded_before(load: &Load, calls: &HashMap<Strin
         }
         refused += usize::from(recorded.action == "deny");
     }
-    for (nonce, call) in &load.told {
+    for (nonce, call) in &seen.told {
         let told = || calls.get(nonce).map_or("nothing", |recorded| recorded.result.as_str());
         if call.ok {
             ensure!(["ok", "unknown"].contains(&told()), "{nonce} was answered, and recorded as {}", told());
@@ -171,16 +171,18 @@ pub fn open_calls_became_unknown(
     Ok(())
 }
 
-/// Each part was killed at least twice with so many calls in flight: executed by the server before, and ended after.
+/// Each part was killed at least so many `times` with so many calls in flight: executed by the server before, and ended after.
+/// Gives how often it was so in all.
 pub fn calls_were_in_flight(
     least: usize,
+    times: usize,
     struck: &[Struck],
-    load: &Load,
+    seen: &Seen,
     calls: &HashMap<String, Recorded>,
-) -> Result<()> {
+) -> Result<usize> {
     let mut counted: BTreeMap<Part, usize> = BTreeMap::new();
     for kill in struck {
-        let in_flight = load.executed.values().filter(|executed| {
+        let in_flight = seen.executed.values().filter(|executed| {
             let ended = calls.get(&executed.nonce).is_some_and(|call| call.ended_us > kill.dead_us);
             executed.time_ns / 1000 < kill.before_us && ended
         });
@@ -192,10 +194,10 @@ pub fn calls_were_in_flight(
         *counted.entry(kill.part).or_default() += usize::from(in_flight >= least);
     }
     for part in Part::ALL {
-        let times = counted.get(&part).copied().unwrap_or_default();
-        ensure!(times >= 2, "{part:?} was killed {times} times with {least} calls in flight");
+        let was = counted.get(&part).copied().unwrap_or_default();
+        ensure!(was >= times, "{part:?} was killed {was} times with {least} calls in flight");
     }
-    Ok(())
+    Ok(counted.values().sum())
 }
 
 /// How calls ended, for people.

@@ -75,17 +75,9 @@ fn kill(part: Part, kind: usize, draw: &mut Draw) -> Kill {
     Kill { part, moment, down_for_calls: draw.below(60) as usize }
 }
 
-/// Kills of the collector and the store while a segment is on its way, one after the other: the moments at which a
-/// segment is stored and not yet acknowledged are short.
-pub fn volley(seed: u64) -> Vec<Kill> {
-    let mut draw = Draw(seed);
-    let parts =
-        (0..9).map(|_| if draw.below(3) == 0 { Part::Store } else { Part::Collector }).collect::<Vec<_>>();
-    parts.into_iter().map(|part| Kill { part, moment: shipping(&mut draw), down_for_calls: 0 }).collect()
-}
-
 /// The agent looks for sealed segments every 100 ms; then reading, sending and storing one takes as long again.
-fn shipping(draw: &mut Draw) -> Moment {
+/// The moments at which a segment is stored and not yet acknowledged are short.
+pub fn shipping(draw: &mut Draw) -> Moment {
     Moment::Shipping { then_us: 30_000 + draw.below(200_000) }
 }
 
