@@ -11,6 +11,8 @@ mod handover;
 mod power;
 #[path = "ledger/scene.rs"]
 mod scene;
+#[path = "ledger/torn.rs"]
+mod torn;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;

@@ -15,6 +15,7 @@ use crate::collector::Collector;
 use crate::daemon::{Daemon, tail};
 use crate::job::{Job, JobPlan, Trust};
 use crate::machine::require_kernel;
+use crate::mounts::Mounted;
 use crate::net::Net;
 use crate::pins::PinFolder;
 use crate::places::{Setup, fresh_folder};
@@ -77,6 +78,8 @@ pub struct WorldPlan {
     pub approval: &'static str,
     /// Approvers besides the usual one.
     pub colleagues: Vec<&'static str>,
+    /// The bytes of a file system of its own below the agent's state; the test has mounts of its own then.
+    pub state_bytes: Option<u64>,
     /// Whether the agent is told of the server's CA.
     pub trusts_server: bool,
     /// What the agent and the collector log (`RUST_LOG`).
@@ -106,6 +109,7 @@ impl Default for WorldPlan {
             keepalive: "1s",
             approval: "",
             colleagues: Vec::new(),
+            state_bytes: None,
             trusts_server: true,
             log: "info",
             outlives: false,
@@ -131,6 +135,7 @@ pub struct World {
     pub outside: Cgroup,
     parent: Cgroup,
     pub setup: Setup,
+    _state_disk: Option<Mounted>,
     folder: tempfile::TempDir,
     jobs: std::cell::Cell<u32>,
 }
@@ -218,6 +223,8 @@ impl World {
             approval: plan.approval.into(),
             rules: plan.rules.clone(),
         };
+        let state = folder.path().join("state");
+        let state_disk = plan.state_bytes.map(|bytes| Mounted::in_memory(&state, bytes)).transpose()?;
         let agent = Agent::start(&config, folder.path(), plan.log, plan.outlives)?;
         let jobs = std::cell::Cell::new(0);
         Ok(Self {
@@ -232,6 +239,7 @@ impl World {
             outside,
             parent,
             setup,
+            _state_disk: state_disk,
             folder,
             jobs,
         })

@@ -15,6 +15,7 @@ mod fuzz;
 mod matrix;
 mod progress;
 mod setup;
+mod soak;
 mod test;
 
 use std::process::ExitCode;
@@ -52,6 +53,8 @@ enum Task {
     Bench(bench::Bench),
     /// Search for inputs that break a promise of Weir's parsers, guided by coverage.
     Fuzz(fuzz::Options),
+    /// Run the faults of the tests in large numbers, and count what was found.
+    Soak(soak::Options),
     /// Set up what the demo and the tests need, and nothing else.
     Setup,
 }
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
         Task::KernelMatrix(options) => matrix::run(&options),
         Task::Bench(bench) => bench::run(&bench),
         Task::Fuzz(options) => fuzz::run(&options),
+        Task::Soak(options) => soak::run(&options),
         Task::Setup => setup::prepare(setup::Needs::all()).map(|_| ()),
     };
     match done {
