@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod client_hello;
+mod evidence;
 mod headers;
 mod http1;
 mod json_rpc;
@@ -26,12 +27,14 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 8] = [
     Target { name: "client_hello", run: client_hello::run },
+    Target { name: "evidence", run: evidence::run },
     Target { name: "headers", run: headers::run },
     Target { name: "http1", run: http1::run },
     Target { name: "json_rpc", run: json_rpc::run },
     Target { name: "legacy_sse", run: sse::legacy },
+    Target { name: "segment", run: evidence::segment },
     Target { name: "sse", run: sse::run },
 ];
 

@@ -55,4 +55,4 @@ macro_rules! short {
     };
 }
 
-short! { client_hello headers http1 json_rpc legacy_sse sse }
+short! { client_hello evidence headers http1 json_rpc legacy_sse segment sse }
