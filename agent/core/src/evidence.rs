@@ -9,6 +9,7 @@
 //! no tree could prove what stood there. What was written before there were trees is epoch 0, and unsigned.
 
 pub mod checkpoint;
+pub mod export;
 pub mod key;
 pub mod note;
 pub mod rotation;

@@ -420,7 +420,7 @@ impl Log {
                 "another epoch than its batch's",
             ));
         }
-        if !place.again {
+        if !place.again && self.epoch.as_ref().is_some_and(|epoch| epoch.tree.is_some()) {
             self.proven(seq, canonical, findings);
         }
     }
