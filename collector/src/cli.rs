@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand};
 use jiff::{SpanRelativeTo, Timestamp};
 use weir_collector::completeness::Asked;
-use weir_collector::query::named::{DEFAULT_LIMIT, NAMED, named};
+use weir_collector::masked;
+use weir_collector::query::named::{DEFAULT_LIMIT, NAMED, Parameter, named};
 
 use crate::fleet::{Agents, Ca, Offering};
 
@@ -147,7 +148,11 @@ impl Counting {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
+  weir-collector query --list
   weir-collector query --named calls --job deploy --since 2h
+  weir-collector query --named timeline --run 731 --csv > run-731.csv
+  weir-collector query --named callers --tool deploy --since 7d
+  weir-collector query --named spread --secret p0:0123456789abcdef
   weir-collector query --json 'SELECT gen_ai_tool_name, count() AS n FROM calls GROUP BY 1 ORDER BY n DESC'
   weir-collector query --format CSVWithNames 'SELECT * FROM gaps' > gaps.csv
   weir-collector query 'DESCRIBE calls'")]
@@ -156,7 +161,8 @@ pub struct Asking {
     /// One SELECT, SHOW, DESCRIBE or EXPLAIN
     #[arg(value_name = "SQL")]
     pub sql: Option<String>,
-    /// A question by its name: calls, denied, approvals, opaque, agents, jobs, unrecorded, findings or gaps
+    /// A question by its name: calls, timeline, callers, policy, denied, approvals, approvers, first-seen, tools, spread,
+    /// unverified, mentions, rates, silences, clock, gaps and others (--list; docs/queries.md has an example of each)
     #[arg(long, value_name = "NAME")]
     pub named: Option<String>,
     /// List the named questions
@@ -165,6 +171,9 @@ pub struct Asking {
     /// Print one JSON object for each row
     #[arg(long, conflicts_with = "format")]
     pub json: bool,
+    /// Print CSV, the columns' names first (control characters as escapes)
+    #[arg(long, conflicts_with_all = ["json", "format"])]
+    pub csv: bool,
     /// Print in one of ClickHouse's formats, to the byte (control characters too)
     #[arg(long, value_name = "FORMAT")]
     pub format: Option<String>,
@@ -174,6 +183,18 @@ pub struct Asking {
     /// Only from this time on: 2h, 7d, or 2026-11-22T10:00:00Z (named questions)
     #[arg(long, value_name = "TIME", conflicts_with = "sql")]
     pub since: Option<String>,
+    /// Of this run, by the id that its CI gave it (timeline)
+    #[arg(long, value_name = "RUN", conflicts_with = "sql")]
+    pub run: Option<String>,
+    /// Of this tool (callers, calls)
+    #[arg(long, value_name = "TOOL", conflicts_with = "sql")]
+    pub tool: Option<String>,
+    /// Of this secret, by its pseudonym as it stands in the record: p0:... (spread)
+    #[arg(long, value_name = "PSEUDONYM", conflicts_with = "sql")]
+    pub secret: Option<String>,
+    /// With these words (mentions)
+    #[arg(long, value_name = "WORDS", conflicts_with = "sql")]
+    pub words: Option<String>,
     /// At most so many rows (named questions) [default: 50]
     #[arg(long, value_name = "ROWS", conflicts_with = "sql")]
     pub limit: Option<u32>,
@@ -253,22 +274,54 @@ impl Asking {
             let names: Vec<&str> = NAMED.iter().map(|one| one.name).collect();
             return Err(format!("there is no question named {name:?}; there are {}", names.join(", ")));
         };
-        if self.job.is_some() && !question.takes_job() {
-            return Err(format!("the question {name} is not about one job; leave out --job"));
-        }
-        if self.since.is_some() && !question.takes_since() {
-            return Err(format!("the question {name} is not about a time; leave out --since"));
-        }
         let mut params = vec![("limit", self.limit.unwrap_or(DEFAULT_LIMIT).to_string())];
-        if question.takes_job() {
-            params.push(("job", self.job.clone().unwrap_or_default()));
-        }
-        if question.takes_since() {
-            let since = self.since.as_deref().map_or(Ok(Timestamp::UNIX_EPOCH), since)?;
-            params.push(("since", since.strftime("%Y-%m-%d %H:%M:%S%.6f").to_string()));
+        for parameter in Parameter::ALL {
+            let (option, value) = (parameter.name(), self.value(parameter)?);
+            match value {
+                Some(_) if !question.takes(parameter) => {
+                    return Err(format!("the question {name} does not ask for that; leave out --{option}"));
+                }
+                None if question.needs(parameter) => {
+                    return Err(format!("the question {name} needs --{option}"));
+                }
+                value if question.takes(parameter) => {
+                    let always = || {
+                        if parameter == Parameter::Since {
+                            clickhouse_time(Timestamp::UNIX_EPOCH)
+                        } else {
+                            String::new()
+                        }
+                    };
+                    params.push((option, value.unwrap_or_else(always)));
+                }
+                _ => {}
+            }
         }
         Ok(Question { sql: question.sql.to_owned(), params })
     }
+
+    /// What was given for a parameter, as ClickHouse reads it.
+    fn value(&self, parameter: Parameter) -> Result<Option<String>, String> {
+        Ok(match parameter {
+            Parameter::Since => self.since.as_deref().map(since).transpose()?.map(clickhouse_time),
+            Parameter::Job => self.job.clone(),
+            Parameter::Run => self.run.clone(),
+            Parameter::Tool => self.tool.clone(),
+            Parameter::Words => self.words.clone(),
+            Parameter::Secret => self.secret.as_deref().map(pseudonym).transpose()?,
+        })
+    }
+}
+
+fn clickhouse_time(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%d %H:%M:%S%.6f").to_string()
+}
+
+/// Whoever asks for a secret by itself would leave it in the shell's history, and find nothing.
+fn pseudonym(text: &str) -> Result<String, String> {
+    masked::pseudonym(text).map(str::to_owned).ok_or_else(|| {
+        "--secret takes a pseudonym as it stands in the record, such as p0:0123456789abcdef, and never the secret itself".into()
+    })
 }
 
 /// A time, or how long ago it was.

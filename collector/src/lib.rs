@@ -17,6 +17,7 @@ pub mod completeness;
 pub mod config;
 pub mod enrol;
 pub mod ingest;
+pub mod masked;
 pub mod query;
 pub mod rows;
 pub mod store;

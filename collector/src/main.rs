@@ -140,9 +140,9 @@ async fn migrated(store: &Store, as_json: bool) -> Result<ExitCode> {
 fn named_questions(as_json: bool) -> Result<ExitCode> {
     for one in &query::named::NAMED {
         say(&if as_json {
-            json!({ "name": one.name, "about": one.about, "sql": one.sql }).to_string()
+            json!({ "name": one.name, "about": one.about, "needs": one.needed(), "sql": one.sql }).to_string()
         } else {
-            format!("{:<10} {}", one.name, one.about)
+            format!("{:<11} {}", one.name, one.about)
         })?;
     }
     Ok(ExitCode::SUCCESS)
@@ -153,6 +153,7 @@ async fn ask(store: &Store, asking: Asking) -> Result<ExitCode> {
     let shape = match asking.format {
         Some(format) => Shape::Format(format),
         None if asking.json => Shape::Json,
+        None if asking.csv => Shape::Csv,
         None => Shape::Table { cell_width: cell_width() },
     };
     query::ask(store, &question.sql, &question.params, &shape, &mut std::io::stdout().lock()).await?;

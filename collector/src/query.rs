@@ -1,5 +1,5 @@
-//! Questions: SQL or a question's name comes in, ClickHouse's answer goes out as a table, as lines of JSON, or in
-//! any format of ClickHouse's. ClickHouse is told that this may only read.
+//! Questions: SQL or a question's name comes in, ClickHouse's answer goes out as a table, as lines of JSON, as
+//! CSV, or in any format of ClickHouse's. ClickHouse is told that this may only read.
 
 pub mod named;
 pub mod table;
@@ -21,6 +21,8 @@ pub enum Shape {
     Table { cell_width: Option<usize> },
     /// One JSON object a row.
     Json,
+    /// RFC 4180, with the columns' names first. Control characters come as escapes.
+    Csv,
     /// One of ClickHouse's formats, to the byte.
     Format(String),
 }
@@ -28,7 +30,7 @@ pub enum Shape {
 impl Shape {
     fn format(&self) -> &str {
         match self {
-            Shape::Table { .. } => "JSONCompactStringsEachRowWithNames",
+            Shape::Table { .. } | Shape::Csv => "JSONCompactStringsEachRowWithNames",
             Shape::Json => "JSONEachRow",
             Shape::Format(name) => name,
         }
@@ -116,6 +118,9 @@ impl<'s> Lines<'s> {
             return out.write_all(visible::json(&text).as_bytes());
         }
         let row: Option<Vec<String>> = serde_json::from_str(&text).ok();
+        if let (Shape::Csv, Some(row)) = (self.shape, &row) {
+            return out.write_all(table::csv_line(row).as_bytes());
+        }
         match (row, &self.columns) {
             (Some(names), None) => self.columns = Some(names),
             (Some(row), Some(_)) if self.rows.len() < MAX_TABLE_ROWS => self.rows.push(row),
@@ -165,6 +170,8 @@ mod tests {
     fn an_answer_in_another_format_is_shown_line_by_line() {
         assert_eq!(written(&Shape::Table { cell_width: None }, &["a\u{1b}\tb\n"]), "a\\u{1b}\\u{9}b\n");
         assert_eq!(written(&Shape::Format("TSV".into()), &["a\tb\n"]), "a\tb\n");
+        let csv = written(&Shape::Csv, &["[\"a\",\"b\"]\n[\"1,\\\"x\\\"\",\"\\u001b\\n\"]\n"]);
+        assert_eq!(csv, "a,b\r\n\"1,\"\"x\"\"\",\\u{1b}\\u{a}\r\n");
         assert_eq!(written(&Shape::Json, &["{\"a\":\"\u{9b}\"}\n"]), "{\"a\":\"\\u009b\"}\n");
     }
 }

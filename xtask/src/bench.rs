@@ -3,6 +3,7 @@
 mod kernel;
 mod load;
 mod proxy;
+mod queries;
 
 use anyhow::Result;
 
@@ -14,6 +15,8 @@ pub enum Bench {
     Load(load::Options),
     /// What Weir costs the calls that go through it, beside other proxies.
     Proxy(proxy::Options),
+    /// What the named questions take over a large record; fails where one is above its bound.
+    Queries(queries::Options),
 }
 
 pub fn run(bench: &Bench) -> Result<()> {
@@ -21,5 +24,6 @@ pub fn run(bench: &Bench) -> Result<()> {
         Bench::Kernel(options) => kernel::run(options),
         Bench::Load(options) => load::run(options),
         Bench::Proxy(options) => proxy::run(options),
+        Bench::Queries(options) => queries::run(options),
     }
 }

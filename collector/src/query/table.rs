@@ -32,6 +32,16 @@ pub fn render(columns: &[String], rows: &[Vec<String>], cell_width: Option<usize
     out
 }
 
+/// One line of CSV (RFC 4180). What a spreadsheet would take for a formula stays as it was recorded.
+pub fn csv_line(row: &[String]) -> String {
+    let cell = |text: &String| {
+        let text = line(text);
+        if text.contains(['"', ',']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text }
+    };
+    let cells: Vec<String> = row.iter().map(cell).collect();
+    cells.join(",") + "\r\n"
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -19,7 +19,7 @@ pub struct Migration {
 }
 
 /// Every step that this program knows, in order.
-pub const MIGRATIONS: [Migration; 8] = [
+pub const MIGRATIONS: [Migration; 9] = [
     Migration { version: 1, name: "events", sql: include_str!("migrations/0001_events.sql") },
     Migration { version: 2, name: "approvals", sql: include_str!("migrations/0002_approvals.sql") },
     Migration { version: 3, name: "views", sql: include_str!("migrations/0003_views.sql") },
@@ -28,6 +28,7 @@ pub const MIGRATIONS: [Migration; 8] = [
     Migration { version: 6, name: "correlation", sql: include_str!("migrations/0006_correlation.sql") },
     Migration { version: 7, name: "flow_reason", sql: include_str!("migrations/0007_flow_reason.sql") },
     Migration { version: 8, name: "evidence", sql: include_str!("migrations/0008_evidence.sql") },
+    Migration { version: 9, name: "questions", sql: include_str!("migrations/0009_questions.sql") },
 ];
 
 const TABLE: &str = "CREATE TABLE IF NOT EXISTS migrations (
@@ -190,6 +191,7 @@ mod tests {
                     "CREATE TABLE IF NOT EXISTS",
                     "CREATE VIEW IF NOT EXISTS",
                     "CREATE OR REPLACE VIEW",
+                    "CREATE MATERIALIZED VIEW IF NOT EXISTS",
                     "ALTER TABLE",
                     "DROP TABLE IF EXISTS",
                 ];

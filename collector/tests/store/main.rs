@@ -9,6 +9,7 @@ mod faults;
 mod ingest;
 mod malformed;
 mod migrations;
+mod named;
 mod questions;
 mod records;
 mod store_faults;

@@ -30,6 +30,8 @@ fn the_documented_columns_are_those_of_the_database() {
     };
     for table in [
         "events",
+        "calls_5m",
+        "held",
         "batches",
         "checkpoints",
         "claims",

@@ -79,7 +79,7 @@ async fn the_named_questions_answer_in_tables_and_json() {
         "{table}"
     );
     let (code, listed, _) = world.run(&["query", "--list"]);
-    assert_eq!((code, listed.lines().count()), (0, 11));
+    assert_eq!((code, listed.lines().count()), (0, 22));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -105,7 +105,7 @@ async fn free_sql_reads_and_never_writes() {
         (&["query"][..], "required arguments were not provided"),
         (&["query", "SELECT 1", "--named", "calls"], "cannot be used with"),
         (&["query", "--named", "nonsense"], "there is no question named"),
-        (&["query", "--named", "gaps", "--job", "x"], "is not about one job"),
+        (&["query", "--named", "gaps", "--job", "x"], "the question gaps does not ask for that"),
         (&["query", "--named", "calls", "--since", "soon"], "neither a time"),
     ] {
         let (code, _, told) = world.run(wrong);
