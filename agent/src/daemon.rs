@@ -110,6 +110,7 @@ impl Agent {
         let folder = Folder::open(state_dir.join("spool")).context("cannot open the spool")?;
         let (tenant, masked) = (config.tenant.clone(), masker.clone());
         let ledger_config = LedgerConfig {
+            keys: Arc::new(Folder::open(&state_dir).context("cannot open the state folder")?),
             limits: Limits { seal_bytes: config.spool.segment_bytes, ..Limits::of(config.spool.max_bytes) },
             seal_after: config.spool.seal_after,
             tap,

@@ -23,13 +23,18 @@
 //! (who has more waits), groups of [`GROUP_EVENTS`] events and about [`GROUP_BYTES`].
 
 mod book;
+mod carry;
+mod epoch;
 mod guest;
 mod item;
+mod keys;
 mod life;
 mod link;
 mod open_record;
+mod pulse;
 mod released;
 mod remote;
+mod takeup;
 mod writer;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -38,8 +43,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
+use weir_core::evidence::key::VerifyingKey;
+use weir_core::evidence::{EvidenceError, Hash};
 use weir_core::ids::{Boot, CallId, FlowId, Origin};
 use weir_core::mask::{Masked, Masker};
 use weir_core::record::{AgentEvent, Body, Completeness, DecisionRecord, Flow, Gap, Message, Written};
@@ -51,7 +59,9 @@ use item::{Answer, Command, Item};
 use life::Life;
 use writer::Writer;
 
+pub use carry::Carry;
 pub use guest::{Guest, MAX_GUESTS};
+pub use keys::{KeyError, LogKeys};
 pub use open_record::{DurableIntent, Intended, OpenRecord, QueuedIntent, Reserved};
 pub use released::{Handed, Released, TakenOver};
 
@@ -65,6 +75,10 @@ pub const GROUP_EVENTS: usize = 256;
 pub const GROUP_BYTES: usize = 4 << 20;
 /// How long a writer that could not write waits before it tries again of itself.
 pub const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// While events come, no segment goes longer than this without a checkpoint.
+pub const CHECKPOINT_EVERY: Duration = Duration::from_secs(10);
+/// The longest age of a segment that a collector may advise.
+pub const LONGEST_ADVISED: Duration = Duration::from_secs(60);
 /// With this many segments unshipped, segments are no longer sealed by age: nobody is fetching them.
 pub const MAX_SEALED_BY_AGE: u64 = 64;
 
@@ -72,6 +86,8 @@ pub const MAX_SEALED_BY_AGE: u64 = 64;
 pub type Text = Masked<String>;
 /// Gives the wall-clock time, microseconds since 1970.
 pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
+/// Gives the time since some moment, by a clock that nobody sets and that goes on while the host sleeps.
+pub type Monotonic = Arc<dyn Fn() -> Duration + Send + Sync>;
 /// Sees each event of this process once it is on disk, on the writer's thread; it must not wait. It sees none any more
 /// once the log was given away.
 pub type Tap = Arc<dyn Fn(&Written) + Send + Sync>;
@@ -88,17 +104,27 @@ pub struct LedgerConfig {
     /// Masks what the agent's own events say.
     pub masker: Masker,
     pub clock: Clock,
-    /// A segment is sealed when its first event is this old.
+    pub monotonic: Monotonic,
+    /// Where the log's key lies.
+    pub keys: Arc<dyn Storage>,
+    /// A segment is sealed when its first event is this old...
     pub seal_after: Duration,
+    /// ... or this, if there are heartbeats alone in it.
+    pub idle_seal_after: Duration,
+    /// When nothing was written for so long, a heartbeat is.
+    pub heartbeat: Duration,
+    /// The wall clock was set when it is off by more than this.
+    pub clock_tolerance: Duration,
     /// At most [`MAX_OPEN_RECORDS`].
     pub max_open: usize,
     pub tap: Option<Tap>,
 }
 
 impl LedgerConfig {
-    /// The usual limits, the host's clock, no tap.
+    /// The usual limits, the host's clocks, no tap; the key lies with the segments.
     pub fn new(storage: Arc<dyn Storage>, tenant: String, host: String, boot: Boot, masker: Masker) -> Self {
         Self {
+            keys: storage.clone(),
             storage,
             limits: Limits::default(),
             tenant,
@@ -106,7 +132,11 @@ impl LedgerConfig {
             boot,
             masker,
             clock: Arc::new(clock::now_us),
+            monotonic: Arc::new(clock::since_boot),
             seal_after: Duration::from_secs(1),
+            idle_seal_after: Duration::from_secs(15 * 60),
+            heartbeat: Duration::from_secs(60),
+            clock_tolerance: Duration::from_secs(1),
             max_open: MAX_OPEN_RECORDS,
             tap: None,
         }
@@ -129,6 +159,12 @@ pub enum LedgerError {
     /// The disk, or its owner, is at fault.
     #[error("nothing can be recorded: {0}")]
     Spool(Arc<SpoolError>),
+    /// The operator is at fault, or the disk.
+    #[error("the log's key cannot be used: {0}")]
+    Key(Arc<KeyError>),
+    /// The operator is at fault: the tenant's or the host's name is none that a log can have.
+    #[error("the log cannot be signed: {0}")]
+    Evidence(#[from] EvidenceError),
     /// The call must be refused.
     #[error("{0} calls are open already, which is as many as may be")]
     TooManyOpen(usize),
@@ -165,6 +201,43 @@ impl From<SpoolError> for LedgerError {
     fn from(error: SpoolError) -> Self {
         Self::Spool(Arc::new(error))
     }
+}
+
+impl From<KeyError> for LedgerError {
+    fn from(error: KeyError) -> Self {
+        Self::Key(Arc::new(error))
+    }
+}
+
+/// What is in the log and not sealed yet, with its proof.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unsealed {
+    /// A checkpoint over all that is on disk, as a signed note.
+    pub note: String,
+    /// The sequence number of the first of the leaves.
+    pub first_seq: u64,
+    /// The leaf hashes of the events that are not sealed.
+    pub leaves: Vec<Hash>,
+}
+
+/// The log's key was changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rotated {
+    /// The new key, under the log's name in its epoch.
+    pub key: VerifyingKey,
+    pub epoch: u32,
+    /// The sequence number of the epoch's first event.
+    pub first_seq: u64,
+}
+
+/// Where the log's evidence stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Standing {
+    pub epoch: u32,
+    /// The sequence number of the epoch's first event.
+    pub first_seq: u64,
+    /// Leaves of its tree.
+    pub size: u64,
 }
 
 /// What can be recorded outside a call's own record: everything but intents and outcomes.
@@ -217,6 +290,7 @@ struct Vitals {
     unable: AtomicBool,
     failed_groups: AtomicU64,
     fault: Mutex<Option<String>>,
+    standing: Mutex<Standing>,
     /// Cancelled when the process to which the log was given is gone.
     peer_gone: CancellationToken,
 }
@@ -224,6 +298,10 @@ struct Vitals {
 impl Vitals {
     fn fault(&self) -> MutexGuard<'_, Option<String>> {
         self.fault.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -393,6 +471,43 @@ impl Ledger {
     /// Changes the age at which segments are sealed.
     pub fn seal_after(&self, age: Duration) -> Result<(), LedgerError> {
         self.shared.send(Command::SealAfter(age))
+    }
+
+    /// The collector's advice of how old segments should grow: taken, up to [`LONGEST_ADVISED`], where it is longer than
+    /// what the operator has configured.
+    pub fn advise(&self, age: Duration) -> Result<(), LedgerError> {
+        self.shared.send(Command::Advise(age))
+    }
+
+    /// A checkpoint of all that is on disk, with the leaves of what is not sealed; `None` when all is.
+    pub async fn checkpoint(&self) -> Result<Option<Unsealed>, LedgerError> {
+        self.ask(|answer| Command::Checkpoint { answer }).await
+    }
+
+    /// Begins another epoch of the same key, since the tree of this one proves nothing any more to whoever says `why`.
+    pub async fn begin_epoch(&self, why: &str) -> Result<(), LedgerError> {
+        let why = why.to_owned();
+        self.ask(|answer| Command::BeginEpoch { why, answer }).await
+    }
+
+    /// Changes the log's key: the old one names the new one in the record, and another epoch begins. After an error the
+    /// old key signs as before.
+    pub async fn rotate_key(&self) -> Result<Rotated, LedgerError> {
+        self.ask(|answer| Command::RotateKey { answer }).await
+    }
+
+    /// Where the log's evidence stands.
+    pub fn standing(&self) -> Standing {
+        *self.shared.vitals.standing()
+    }
+
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T, LedgerError>>) -> Command,
+    ) -> Result<T, LedgerError> {
+        let (answer, answered) = oneshot::channel();
+        self.shared.send(command(answer))?;
+        answered.await.unwrap_or(Err(LedgerError::Stopped))
     }
 
     /// The sealed segments, the oldest first.

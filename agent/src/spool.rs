@@ -46,10 +46,13 @@ use std::io;
 
 use weir_core::segment::{FRAME_HEADER_LEN, HEADER_LEN, MAX_EVENTS, MAX_SEGMENT};
 
-pub use recovery::{DamagedSegment, Found, Left, Report, open, open_left};
+pub use recovery::{Begins, DamagedSegment, Found, Left, Report, Standing, open, open_left};
 pub use shelf::{SegmentFile, SetAside, Shelf, Usage};
 pub use storage::{Append, Folder, Lock, LockError, Storage};
-pub use writer::Spool;
+pub use writer::{Around, Group, Head, Spool};
+
+/// The room that is kept for the checkpoint which closes a segment.
+pub const CLOSING: u64 = 1024;
 
 /// How much a spool may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,6 +144,11 @@ impl SpoolError {
         matches!(self, Self::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
     }
 }
+
+/// The log's key, where it lies in this folder and not beside it; the spool leaves it alone.
+pub(crate) const KEY_FILE: &str = "log.key";
+pub(crate) const KEY_NEXT: &str = "log.key.next";
+pub(crate) const KEY_MAKING: &str = "log.key.new";
 
 const ORIGIN: &str = "origin";
 const LOCK: &str = "lock";

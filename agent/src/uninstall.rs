@@ -22,6 +22,8 @@ const LOOK: Duration = Duration::from_millis(50);
 /// What an agent keeps in its state folder. Jobs may trust the CA for as long as its key is there.
 const CA: &str = "ca";
 const STATE: [&str; 3] = ["keys", "spool", "run"];
+/// The log's key, and what the collector witnessed.
+const STATE_FILES: [&str; 5] = ["log.key", "log.key.next", "log.key.new", "log.witness", "log.witnessed"];
 
 /// Why something stays.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +74,9 @@ pub async fn uninstall(config: &Config, plan: Plan) -> Result<Vec<String>, Unins
     if plan.purge {
         for name in STATE {
             told.extend(remove_tree(&state.join(name))?);
+        }
+        for name in STATE_FILES {
+            told.extend(remove_file(&state.join(name))?);
         }
         told.extend(remove_empty(state)?);
     } else if state.exists() {

@@ -9,17 +9,40 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use weir::spool::faulty::Faulty;
-use weir::spool::{self, Folder, Found, Limits, Priority, SetAside, Spool, SpoolError, Storage};
+use weir::spool::{
+    self, Around, Begins, Folder, Found, Group, Head, Limits, Priority, SetAside, Spool, SpoolError, Storage,
+};
 use weir_core::segment::{FrameKind, Reader};
 
 const SMALL: Limits = Limits { max_bytes: 1 << 20, reserve_bytes: 1 << 14, seal_bytes: 700, seal_events: 8 };
+
+/// What stands around events, to the spool only bytes.
+struct Fixed(&'static str);
+
+impl Around for Fixed {
+    fn head(&self) -> Head {
+        head(self.0)
+    }
+
+    fn closing(&self) -> Vec<u8> {
+        b"closing".to_vec()
+    }
+
+    fn with_group(&self) -> Vec<u8> {
+        b"with the group".to_vec()
+    }
+}
+
+fn head(carry: &str) -> Head {
+    Head { tree: b"tree".to_vec(), carry: carry.as_bytes().to_vec() }
+}
 
 fn open(disk: &Faulty) -> Result<Found, SpoolError> {
     spool::open(Arc::new(disk.clone()), SMALL)
 }
 
 fn start(disk: &Faulty) -> Spool {
-    open(disk).unwrap().start(b"carry").unwrap()
+    open(disk).unwrap().start(&head("carry")).unwrap()
 }
 
 fn append(spool: &mut Spool, group: &[&str]) -> Result<std::ops::Range<u64>, SpoolError> {
@@ -32,12 +55,12 @@ fn append_as(
     priority: Priority,
 ) -> Result<std::ops::Range<u64>, SpoolError> {
     let group: Vec<_> = group.iter().map(|event| event.as_bytes().to_vec()).collect();
-    spool.append(&group, priority, &|| b"carry".to_vec())
+    spool.append(Group { events: &group, priority, checkpoint: false }, &Fixed("carry"))
 }
 
 /// All events that would be shipped. No sequence number may be among them twice.
 fn log(spool: &mut Spool) -> BTreeMap<u64, String> {
-    spool.seal(&|| b"carry".to_vec()).unwrap();
+    spool.seal(&Fixed("carry")).unwrap();
     let mut log = BTreeMap::new();
     for file in spool.shelf().sealed() {
         let bytes = spool.shelf().read(file.first_seq).unwrap();
@@ -72,10 +95,10 @@ fn what_was_appended_is_there_after_a_power_cut() {
         assert_eq!(append(&mut spool, &["c"]).unwrap(), 2..3);
         let disk = disk.power_cut(seed);
         let found = open(&disk).unwrap();
-        assert_eq!((found.next_seq, &found.carry), (3, &Some(b"carry".to_vec())));
+        assert_eq!((found.next_seq, &found.begins), (3, &Begins::Head(head("carry"))));
         assert_eq!(found.events, [b"a", b"b", b"c"]);
         assert_eq!(found.report, spool::Report::default());
-        let mut spool = found.start(b"").unwrap();
+        let mut spool = found.start(&head("")).unwrap();
         assert_eq!(values(&log(&mut spool)), ["a", "b", "c"]);
     }
 }
@@ -100,7 +123,7 @@ fn a_cut_at_each_byte_of_the_last_write_loses_only_that_write() {
     for cut in before..bytes.len() {
         let disk = disk.copy();
         disk.put(&name, &bytes[..cut]);
-        let mut spool = open(&disk).unwrap().start(b"").unwrap();
+        let mut spool = open(&disk).unwrap().start(&head("")).unwrap();
         let kept =
             if cut < before + 17 + 5 { vec!["first", "second"] } else { vec!["first", "second", "third"] };
         assert_eq!(append(&mut spool, &["next"]).unwrap().start, kept.len() as u64, "cut at {cut}");
@@ -126,12 +149,13 @@ fn a_damaged_sealed_segment_is_set_aside_and_the_rest_stays() {
     let mut spool = start(&disk);
     for event in ["a", "b", "c"] {
         append(&mut spool, &[event]).unwrap();
-        spool.seal(&|| b"carry".to_vec()).unwrap();
+        spool.seal(&Fixed("carry")).unwrap();
     }
     append(&mut spool, &["d"]).unwrap();
     let name = format!("{:020}.seg", 1);
     let bytes = disk.bytes(&name).unwrap();
-    for at in 0..bytes.len() {
+    // Behind the last event lies a checkpoint, which is no loss.
+    for at in 0..bytes.len() - (17 + "closing".len()) {
         let disk = disk.copy();
         let mut bad = bytes.clone();
         bad[at] ^= 4;
@@ -139,7 +163,7 @@ fn a_damaged_sealed_segment_is_set_aside_and_the_rest_stays() {
         let found = open(&disk).unwrap();
         assert_eq!((found.next_seq, found.report.damaged.len()), (4, 1), "byte {at}");
         assert_eq!(found.report.damaged[0].first_seq, 1);
-        let mut spool = found.start(b"").unwrap();
+        let mut spool = found.start(&head("")).unwrap();
         assert_eq!(values(&log(&mut spool)), ["a", "c", "d"], "byte {at}");
         assert_eq!(disk.bytes(&format!("{name}.damaged")), Some(bad), "byte {at}");
         drop(spool);
@@ -163,7 +187,7 @@ fn damage_inside_the_last_segment_keeps_what_lies_behind_it_for_a_human() {
     assert!(found.report.tail_kept && found.report.torn_bytes as usize == bytes.len() - end_of_a);
     assert_eq!(found.next_seq, 3, "a sequence number that was given away is not given again");
     assert_eq!(disk.bytes(&format!("{name}.tail")).as_deref(), bytes.get(end_of_a..));
-    let mut spool = found.start(b"").unwrap();
+    let mut spool = found.start(&head("")).unwrap();
     append(&mut spool, &["d"]).unwrap();
     assert_eq!(log(&mut spool), BTreeMap::from([(0, "a".into()), (3, "d".into())]));
 }
@@ -173,7 +197,7 @@ fn a_last_segment_cut_anywhere_before_its_first_event_goes_on_where_it_began() {
     let disk = Faulty::new();
     let mut spool = start(&disk);
     append(&mut spool, &["a", "b"]).unwrap();
-    spool.seal(&|| b"after b".to_vec()).unwrap();
+    spool.seal(&Fixed("after b")).unwrap();
     let (name, bytes) = last_segment(&disk);
     for cut in 0..bytes.len() {
         for alone in [false, true] {
@@ -184,8 +208,9 @@ fn a_last_segment_cut_anywhere_before_its_first_event_goes_on_where_it_began() {
             }
             let found = open(&disk).unwrap();
             assert_eq!(found.next_seq, 2, "cut at {cut}");
-            assert_eq!(found.carry.as_deref(), (!alone).then_some(&b"carry"[..]), "cut at {cut}");
-            let mut spool = found.start(b"").unwrap();
+            let begins = if alone { Begins::Unknown } else { Begins::Head(head("carry")) };
+            assert_eq!(found.begins, begins, "cut at {cut}");
+            let mut spool = found.start(&head("")).unwrap();
             assert_eq!(append(&mut spool, &["c"]).unwrap(), 2..3, "cut at {cut}");
             assert_eq!(log(&mut spool).len(), if alone { 1 } else { 3 });
         }
@@ -198,12 +223,12 @@ fn the_log_goes_on_where_it_was_when_all_segments_were_trimmed() {
     let mut spool = start(&disk);
     let origin = disk.bytes("origin").unwrap();
     append(&mut spool, &["a", "b"]).unwrap();
-    spool.seal(&|| b"two calls".to_vec()).unwrap();
+    spool.seal(&Fixed("two calls")).unwrap();
     spool.shelf().trim(0).unwrap();
     assert_eq!(spool.shelf().sealed(), []);
     let disk = disk.power_cut(1);
     let found = open(&disk).unwrap();
-    assert_eq!((found.next_seq, found.carry.as_deref()), (2, Some(&b"two calls"[..])));
+    assert_eq!((found.next_seq, &found.begins), (2, &Begins::Head(head("two calls"))));
     assert_eq!(found.events, Vec::<Vec<u8>>::new());
     assert_eq!(format!("{}\n", found.origin).as_bytes(), origin);
 }
@@ -240,7 +265,7 @@ fn segments_are_sealed_by_bytes_and_by_events() {
 #[test]
 fn an_event_may_be_as_large_as_a_frame_and_no_larger() {
     let disk = Faulty::new();
-    let mut spool = spool::open(Arc::new(disk), Limits::default()).unwrap().start(b"").unwrap();
+    let mut spool = spool::open(Arc::new(disk), Limits::default()).unwrap().start(&head("")).unwrap();
     let largest = "m".repeat(weir_core::segment::MAX_FRAME);
     append(&mut spool, &[&largest]).unwrap();
     let error = append(&mut spool, &[&format!("{largest}m")]).unwrap_err();
@@ -258,7 +283,7 @@ fn foreign_files_stay_and_are_reported() {
     disk.put(&format!("{:020}.seg.conflict", 4), b"kept");
     let found = open(&disk).unwrap();
     assert_eq!(found.report.foreign, ["7.seg", "notes.txt"]);
-    let spool = found.start(b"").unwrap();
+    let spool = found.start(&head("")).unwrap();
     assert_eq!(spool.shelf().usage().aside_bytes, 4);
     assert!(disk.names().contains(&"notes.txt".to_owned()));
 }
@@ -268,7 +293,7 @@ fn a_segment_that_is_set_aside_is_kept_counted_and_not_shipped() {
     let disk = Faulty::new();
     let mut spool = start(&disk);
     append(&mut spool, &["a"]).unwrap();
-    spool.seal(&Vec::new).unwrap();
+    spool.seal(&Fixed("")).unwrap();
     let bytes = spool.shelf().read(0).unwrap();
     spool.shelf().set_aside(0, SetAside::Conflict).unwrap();
     assert_eq!(spool.shelf().sealed(), []);
@@ -284,7 +309,7 @@ fn a_segment_that_is_set_aside_is_kept_counted_and_not_shipped() {
 fn a_second_writer_is_told_who_the_first_one_is() {
     let dir = tempfile::tempdir().unwrap();
     let folder = || Arc::new(Folder::open(dir.path().join("spool")).unwrap());
-    let first = spool::open(folder(), SMALL).unwrap().start(b"").unwrap();
+    let first = spool::open(folder(), SMALL).unwrap().start(&head("")).unwrap();
     let error = spool::open(folder(), SMALL).err().unwrap().to_string();
     assert!(error.contains(&format!("another weir agent (pid {})", std::process::id())), "{error}");
     drop(first);
@@ -295,7 +320,7 @@ fn a_second_writer_is_told_who_the_first_one_is() {
 fn a_real_folder_keeps_what_the_faulty_one_keeps() {
     let dir = tempfile::tempdir().unwrap();
     let folder = Arc::new(Folder::open(dir.path()).unwrap());
-    let mut spool = spool::open(folder.clone(), SMALL).unwrap().start(b"one").unwrap();
+    let mut spool = spool::open(folder.clone(), SMALL).unwrap().start(&head("one")).unwrap();
     for n in 0..20 {
         append(&mut spool, &[&n.to_string()]).unwrap();
     }
@@ -304,7 +329,7 @@ fn a_real_folder_keeps_what_the_faulty_one_keeps() {
     drop(spool);
     let found = spool::open(folder.clone(), SMALL).unwrap();
     assert_eq!((found.next_seq, found.events.len()), (20, 4));
-    let mut spool = found.start(b"two").unwrap();
+    let mut spool = found.start(&head("two")).unwrap();
     assert_eq!(log(&mut spool).keys().copied().collect::<Vec<_>>(), (8..20).collect::<Vec<_>>());
     let reserve = folder.list().unwrap().into_iter().find(|(name, _)| name == "reserve").unwrap();
     assert_eq!(reserve.1, SMALL.reserve_bytes);
@@ -314,7 +339,7 @@ fn a_real_folder_keeps_what_the_faulty_one_keeps() {
 fn a_full_spool_refuses_ordinary_groups_and_takes_reserved_ones() {
     let limits = Limits { max_bytes: 8192, reserve_bytes: 2048, seal_bytes: 1024, seal_events: 100 };
     let disk = Faulty::new();
-    let mut spool = spool::open(Arc::new(disk.clone()), limits).unwrap().start(b"").unwrap();
+    let mut spool = spool::open(Arc::new(disk.clone()), limits).unwrap().start(&head("")).unwrap();
     let event = "e".repeat(200);
     let fill = |spool: &mut Spool, priority| {
         (0..100).take_while(|_| append_as(spool, &[&event], priority).is_ok()).count()

@@ -6,10 +6,27 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use serde_json::{Value, json};
-use weir::spool::{self, Folder, Limits, Priority};
+use weir::spool::{self, Around, Folder, Group, Head, Limits, Priority};
 
 /// Events of one group.
 const GROUPS: [usize; 3] = [1, 64, 256];
+
+/// Bytes as many as a tree, a carry and a checkpoint have; what it costs to make them is measured beside this.
+struct Still;
+
+impl Around for Still {
+    fn head(&self) -> Head {
+        Head { tree: vec![b' '; 800], carry: vec![b' '; 200] }
+    }
+
+    fn closing(&self) -> Vec<u8> {
+        vec![b' '; 320]
+    }
+
+    fn with_group(&self) -> Vec<u8> {
+        self.closing()
+    }
+}
 
 pub fn measure(folder: &Path, events: &[Vec<u8>], seconds: Duration) -> Result<Value> {
     let mut rates = serde_json::Map::new();
@@ -22,12 +39,12 @@ pub fn measure(folder: &Path, events: &[Vec<u8>], seconds: Duration) -> Result<V
 
 fn rate(folder: &Path, events: &[Vec<u8>], group: usize, seconds: Duration) -> Result<f64> {
     let found = spool::open(Arc::new(Folder::open(folder)?), Limits::default())?;
-    let mut spool = found.start(b"[]")?;
+    let mut spool = found.start(&Still.head())?;
     let shelf = spool.shelf();
     let group: Vec<_> = events.iter().take(group).cloned().collect();
     let (began, mut records) = (Instant::now(), 0);
     while began.elapsed() < seconds {
-        spool.append(&group, Priority::Ordinary, &|| b"[]".to_vec())?;
+        spool.append(Group { events: &group, priority: Priority::Ordinary, checkpoint: false }, &Still)?;
         records += group.len();
         // As a collector's acknowledgements would.
         for sealed in shelf.sealed() {

@@ -6,6 +6,8 @@ use std::collections::BTreeSet;
 use weir_core::ids::CallId;
 use weir_core::record::{Body, Stored};
 
+use super::carry::Carry;
+
 /// The calls whose intent is on disk and whose outcome is not.
 #[derive(Debug, Default)]
 pub(super) struct Book {
@@ -16,11 +18,11 @@ impl Book {
     /// The state behind `events`, which follow `carry`. Also says how many of these could not be read.
     pub(super) fn replay(carry: Option<&[u8]>, events: &[Vec<u8>]) -> (Self, u64) {
         let mut unreadable = 0;
-        let open = carry.map(serde_json::from_slice).transpose().unwrap_or_else(|_| {
+        let carry = carry.map(Carry::read).transpose().unwrap_or_else(|_| {
             unreadable += 1;
             None
         });
-        let mut book = Self { open: open.unwrap_or_default() };
+        let mut book = Self { open: carry.unwrap_or_default().open };
         for event in events {
             match Stored::read(event) {
                 Ok(event) => book.apply(&event.body),
@@ -55,36 +57,15 @@ impl Book {
     pub(super) fn len(&self) -> usize {
         self.open.len()
     }
-
-    /// What a new segment carries over: a JSON array of call ids.
-    pub(super) fn carry(&self) -> Vec<u8> {
-        let ids: Vec<String> = self.open.iter().map(|id| format!("\"{id}\"")).collect();
-        format!("[{}]", ids.join(",")).into_bytes()
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::MAX_OPEN_RECORDS;
-    use weir_core::segment::MAX_FRAME;
-
-    #[test]
-    fn a_carry_reads_back_and_the_largest_fits_a_frame() {
-        let mut book = Book::default();
-        for n in 0..MAX_OPEN_RECORDS as u128 {
-            book.open.insert(CallId::from_random(n.to_be_bytes()));
-        }
-        let carry = book.carry();
-        assert!(carry.len() < MAX_FRAME / 4, "{}", carry.len());
-        let (read, unreadable) = Book::replay(Some(&carry), &[]);
-        assert_eq!((read.open, unreadable), (book.open, 0));
-    }
 
     #[test]
     fn what_cannot_be_read_is_counted() {
         let (book, unreadable) = Book::replay(Some(b"{"), &[b"nonsense".to_vec()]);
         assert_eq!((book.len(), unreadable), (0, 2));
-        assert_eq!(Book::default().carry(), b"[]");
     }
 }

@@ -12,11 +12,14 @@ use weir_core::segment::MAX_FRAME;
 use super::book::Book;
 use super::guest::GuestAnswer;
 use super::released::Release;
-use super::{LedgerError, Text};
+use super::{LedgerError, Rotated, Text, Unsealed};
 use crate::spool::Priority;
 
 /// Bytes of a payload's text that are left when the whole does not fit an event. Escaped, it is six times as much.
 const CUT_TEXT: usize = 512 << 10;
+
+/// The name of the event that says that nothing happens.
+pub(super) const HEARTBEAT: &str = "heartbeat";
 
 pub(super) enum Command {
     Put(Box<Item>),
@@ -25,6 +28,20 @@ pub(super) enum Command {
         answer: oneshot::Sender<Result<bool, LedgerError>>,
     },
     SealAfter(Duration),
+    /// The collector would have segments grow this old.
+    Advise(Duration),
+    /// A checkpoint of what is not sealed.
+    Checkpoint {
+        answer: oneshot::Sender<Result<Option<Unsealed>, LedgerError>>,
+    },
+    /// Another epoch of the same key.
+    BeginEpoch {
+        why: String,
+        answer: oneshot::Sender<Result<(), LedgerError>>,
+    },
+    RotateKey {
+        answer: oneshot::Sender<Result<Rotated, LedgerError>>,
+    },
     /// Says that this agent has begun, in another's place.
     Begin {
         replaces: String,
@@ -149,6 +166,11 @@ impl Placed {
             Placed::Own(event) => book.apply(&event.body),
             Placed::Guest(event) => book.apply(&event.body),
         }
+    }
+
+    /// Whether it only says that nothing happens.
+    pub(super) fn is_heartbeat(&self) -> bool {
+        matches!(self, Placed::Own(event) if matches!(&event.body, Body::Agent(event) if event.name == HEARTBEAT))
     }
 
     pub(super) fn seq(&self) -> u64 {

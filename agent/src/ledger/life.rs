@@ -97,11 +97,18 @@ fn refuse(closed: &Closed, command: Command, error: &LedgerError) -> Option<Opti
         Command::GuestLost { calls, .. } => drop(calls),
         Command::Seal { answer, .. } => drop(answer.send(Err(error.clone()))),
         Command::Release { answer } => drop(answer.send(Err(error.clone()))),
+        Command::Checkpoint { answer } => drop(answer.send(Err(error.clone()))),
+        Command::BeginEpoch { answer, .. } => drop(answer.send(Err(error.clone()))),
+        Command::RotateKey { answer } => drop(answer.send(Err(error.clone()))),
         Command::Stop { answer } => {
             let _ = answer.send(Err(error.clone()));
             return None;
         }
-        Command::SealAfter(_) | Command::Begin { .. } | Command::BeSilent | Command::GoOn => {}
+        Command::SealAfter(_)
+        | Command::Advise(_)
+        | Command::Begin { .. }
+        | Command::BeSilent
+        | Command::GoOn => {}
     }
     Some(None)
 }

@@ -93,7 +93,14 @@ impl Remote {
                 }
                 Command::Seal { answer, .. } => drop(answer.send(Err(LedgerError::GivenAway))),
                 Command::Release { answer } => drop(answer.send(Err(LedgerError::GivenAway))),
-                Command::SealAfter(_) | Command::Begin { .. } | Command::GuestLost { .. } => {}
+                // Tree and key are the writer's.
+                Command::Checkpoint { answer } => drop(answer.send(Err(LedgerError::GivenAway))),
+                Command::BeginEpoch { answer, .. } => drop(answer.send(Err(LedgerError::GivenAway))),
+                Command::RotateKey { answer } => drop(answer.send(Err(LedgerError::GivenAway))),
+                Command::SealAfter(_)
+                | Command::Advise(_)
+                | Command::Begin { .. }
+                | Command::GuestLost { .. } => {}
                 Command::Stop { answer } => {
                     let stopped = self.stop();
                     return drop(answer.send(stopped));

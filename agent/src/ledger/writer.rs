@@ -8,28 +8,53 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
+use weir_core::evidence::rotation::Rotation;
+use weir_core::evidence::{EvidenceError, Hash, TreeState};
 use weir_core::ids::{Boot, CallId, Origin};
 use weir_core::record::{self, AgentEvent, Body, CallResult, Event};
 
 use super::book::Book;
-use super::item::{Answer, Command, Content, Item, Placed, ended};
+use super::epoch::{Epoch, Frames};
+use super::item::{Answer, Command, Content, HEARTBEAT, Item, Placed, ended};
+use super::keys::LogKeys;
+use super::pulse::Pulse;
 use super::released::{Away, Release};
+use super::takeup::{ROTATED, STATEMENT, TakenUp, take_up};
 use super::{
-    GROUP_BYTES, GROUP_EVENTS, LedgerConfig, LedgerError, MAX_SEALED_BY_AGE, RETRY_AFTER, Recovered, Text,
-    Vitals,
+    CHECKPOINT_EVERY, GROUP_BYTES, GROUP_EVENTS, LONGEST_ADVISED, LedgerConfig, LedgerError,
+    MAX_SEALED_BY_AGE, RETRY_AFTER, Recovered, Rotated, Standing, Text, Unsealed, Vitals,
 };
-use crate::spool::{self, Found, Priority, Shelf, Spool, SpoolError};
+use crate::spool::{self, Begins, Found, Group, Priority, Shelf, Spool, SpoolError};
 
 /// The most bytes of one detail of the agent's own events.
 const MAX_DETAIL: usize = 4096;
 /// How long the thread sleeps when nothing is to be done.
 const IDLE: Duration = Duration::from_secs(3600);
+/// And at least, when something that is due could not be done.
+const NOW: Duration = Duration::from_millis(1);
 
 pub(super) struct Writer {
     config: LedgerConfig,
     origin: Origin,
     spool: Spool,
     book: Book,
+    epoch: Epoch,
+    /// The last checkpoint of an epoch that is over, and whose segment is not closed yet. Before anything else is written,
+    /// it must be.
+    ended: Option<String>,
+    keys: LogKeys,
+    /// The next key signs, and is not in the other's place yet.
+    unsettled: bool,
+    /// The leaves of the active segment.
+    leaves: Vec<Hash>,
+    pulse: Pulse,
+    /// By the monotonic clock: when the last checkpoint was written,
+    covered_at: Duration,
+    /// and since when there are events behind it.
+    bare_since: Option<Duration>,
+    /// The active segment has heartbeats alone.
+    idle: bool,
+    advised: Option<Duration>,
     waiting: VecDeque<Item>,
     /// Lost notes of which no event says so yet.
     lost: u64,
@@ -70,9 +95,10 @@ impl Writer {
         found: Found,
         vitals: Arc<Vitals>,
     ) -> Result<(Self, Recovered), LedgerError> {
-        let (mut writer, recovered) = Self::begin(config, found, watch::Sender::new(0), vitals)?;
+        let (mut writer, recovered, begun) = Self::begin(config, found, watch::Sender::new(0), vitals)?;
         let started = writer.started(&recovered);
         writer.waiting.push_back(Item::of(started));
+        writer.say_begun(begun);
         writer.close_unknown(&recovered.unknown);
         writer.commit_all()?;
         Ok((writer, recovered))
@@ -86,7 +112,8 @@ impl Writer {
         sealed_below: watch::Sender<u64>,
         vitals: Arc<Vitals>,
     ) -> Result<Self, LedgerError> {
-        let (mut writer, recovered) = Self::begin(config, found, sealed_below, vitals)?;
+        let (mut writer, recovered, begun) = Self::begin(config, found, sealed_below, vitals)?;
+        writer.say_begun(begun);
         let nobodys: Vec<_> = recovered.unknown.into_iter().filter(|call| !kept.contains(call)).collect();
         writer.close_unknown(&nobodys);
         writer.commit_all()?;
@@ -98,26 +125,58 @@ impl Writer {
         mut found: Found,
         sealed_below: watch::Sender<u64>,
         vitals: Arc<Vitals>,
-    ) -> Result<(Self, Recovered), LedgerError> {
-        let (book, unreadable) = Book::replay(found.carry.as_deref(), &std::mem::take(&mut found.events));
+    ) -> Result<(Self, Recovered, Option<&'static str>), LedgerError> {
+        let keys = LogKeys::new(config.keys.clone());
+        let TakenUp { epoch, begun, unsettled } = take_up(&config, &keys, &mut found)?;
+        let carry = match &found.begins {
+            Begins::Unknown => None,
+            Begins::Carry(carry) => Some(carry.clone()),
+            Begins::Head(head) => Some(head.carry.clone()),
+        };
+        let (book, unreadable) = Book::replay(carry.as_deref(), &std::mem::take(&mut found.events));
         let (origin, report) = (found.origin.clone(), found.report.clone());
-        let spool = found.start(&book.carry())?;
+        let spool = found.start(&epoch.head(&book))?;
         let recovered = Recovered { report, unknown: book.open().cloned().collect(), unreadable };
-        let writer = Self {
+        let (clock, monotonic) = (config.clock.clone(), config.monotonic.clone());
+        let pulse = Pulse::new(clock, monotonic, config.heartbeat, config.clock_tolerance);
+        let mut writer = Self {
             sealed_below,
-            config,
             origin,
             spool,
             book,
+            epoch,
+            ended: None,
+            keys,
+            unsettled,
+            leaves: Vec::new(),
+            covered_at: pulse.now(),
+            pulse,
+            bare_since: None,
+            idle: true,
+            advised: None,
             waiting: VecDeque::new(),
             lost: 0,
             active_since: None,
             seal_at: None,
             vitals,
+            config,
         };
+        writer.settle_key();
         writer.tell_sealed();
         writer.vitals.open_calls.store(writer.book.len() as u64, Ordering::Relaxed);
-        Ok((writer, recovered))
+        Ok((writer, recovered, begun))
+    }
+
+    fn say_begun(&mut self, why: Option<&str>) {
+        let Some(why) = why else { return };
+        tracing::warn!(epoch = self.epoch.tree.epoch, why, "another epoch of the log begins");
+        let detail = [
+            ("epoch", self.epoch.tree.epoch.to_string()),
+            ("first_seq", self.epoch.tree.first_seq.to_string()),
+            ("reason", why.to_owned()),
+        ];
+        let event = self.agent_event("log.epoch_begun", detail);
+        self.waiting.push_back(Item::new(event, Answer::Note, None));
     }
 
     fn close_unknown(&mut self, calls: &[CallId]) {
@@ -161,13 +220,23 @@ impl Writer {
                     next = commands.try_recv().ok();
                 }
             }
+            self.look_at_the_clocks();
             let written = self.commit_all();
+            self.end_what_is_over();
             match after {
                 None | Some(Command::Put(_)) => {}
                 Some(Command::Seal { age, answer }) => drop(answer.send(self.seal_if_older(age))),
                 Some(Command::SealAfter(age)) => {
                     self.config.seal_after = age;
-                    self.seal_at = self.active_since.map(|since| since + age);
+                    self.seal_at = self.active_since.map(|since| since + self.seal_after());
+                }
+                Some(Command::Advise(age)) => self.advised = Some(age),
+                Some(Command::Checkpoint { answer }) => drop(answer.send(Ok(self.unsealed()))),
+                Some(Command::BeginEpoch { why, answer }) => {
+                    drop(answer.send(written.and_then(|()| self.begin_epoch(&why))));
+                }
+                Some(Command::RotateKey { answer }) => {
+                    drop(answer.send(written.and_then(|()| self.rotate_key())));
                 }
                 Some(Command::Stop { answer }) => {
                     drop(answer.send(written.and(self.stop())));
@@ -193,13 +262,14 @@ impl Writer {
                 }
                 Some(Command::BeSilent | Command::GoOn) => {}
             }
+            self.cover_in_time();
             self.seal_by_age();
         }
     }
 
     fn release(self, answer: oneshot::Sender<Result<Release, LedgerError>>) -> Ran {
-        let Self { config, spool, book, sealed_below, vitals, .. } = self;
-        let left = spool.release(book.carry());
+        let Self { config, spool, book, epoch, sealed_below, vitals, .. } = self;
+        let left = spool.release(epoch.head(&book));
         let open: BTreeSet<_> = book.open().cloned().collect();
         let (decide, decision) = mpsc::channel();
         let release = Release { left, open: open.iter().cloned().collect(), decide };
@@ -223,8 +293,11 @@ impl Writer {
 
     fn patience(&self) -> Duration {
         let sealing = self.seal_at.map(|at| at.saturating_duration_since(Instant::now()));
-        let retry = (self.lost > 0 || !self.waiting.is_empty()).then_some(RETRY_AFTER);
-        sealing.into_iter().chain(retry).min().unwrap_or(IDLE)
+        let owes = self.lost > 0 || !self.waiting.is_empty() || self.ended.is_some() || self.unsettled;
+        let retry = owes.then_some(RETRY_AFTER);
+        let bare = self.bare_since.map(|since| (since + CHECKPOINT_EVERY).saturating_sub(self.pulse.now()));
+        let silence = (!owes).then(|| self.pulse.silence_left());
+        [sealing, retry, bare, silence].into_iter().flatten().min().unwrap_or(IDLE).clamp(NOW, IDLE)
     }
 
     /// Writes all that waits. After an error only outcomes still do.
@@ -247,12 +320,19 @@ impl Writer {
         }
         let priority = staged.iter().map(|staged| staged.event.priority()).min();
         let priority = priority.unwrap_or(Priority::Reserved);
-        match self.spool.append(&group, priority, &|| self.book.carry()) {
+        let mut after = self.epoch.tree.clone();
+        let leaves: Vec<Hash> = group.iter().map(|event| after.push(event)).collect();
+        // Early, so that it goes with events and needs no sync of its own.
+        let checkpoint = self.pulse.now().saturating_sub(self.covered_at) >= CHECKPOINT_EVERY / 2;
+        let written = self.end_epoch().and_then(|()| {
+            let Self { spool, epoch, book, config, .. } = self;
+            let frames = Frames { epoch, after: &after, book, ended: None, time_us: (config.clock)() };
+            spool.append(Group { events: &group, priority, checkpoint }, &frames)
+        });
+        match written {
             Ok(_) => {
-                if self.spool.active_events() == group.len() as u64 {
-                    self.active_since = Some(Instant::now());
-                    self.seal_at = self.active_since.map(|since| since + self.config.seal_after);
-                }
+                self.epoch.tree = after;
+                self.on_disk(leaves, staged.iter().all(|staged| staged.event.is_heartbeat()));
                 *self.vitals.fault() = None;
                 if priority == Priority::Ordinary {
                     self.vitals.unable.store(false, Ordering::Release);
@@ -262,6 +342,164 @@ impl Writer {
             }
             Err(error) => self.refuse(staged, priority, error),
         }
+    }
+
+    /// A group is in the active segment.
+    fn on_disk(&mut self, leaves: Vec<Hash>, idle: bool) {
+        let (was_idle, first) = (self.idle, self.spool.active_events() == leaves.len() as u64);
+        if first {
+            self.leaves.clear();
+            self.active_since = Some(Instant::now());
+        }
+        self.idle = idle && (first || was_idle);
+        if first || (was_idle && !self.idle) {
+            let age = if self.idle { self.config.idle_seal_after } else { self.seal_after() };
+            // A segment that was idle is as young as its first event that was none.
+            self.seal_at = Some(Instant::now() + age);
+        }
+        self.leaves.extend(leaves);
+        self.pulse.wrote();
+        self.bare_since = Some(self.bare_since.unwrap_or(self.pulse.now()));
+        self.covered();
+        *self.vitals.standing() = self.standing();
+    }
+
+    /// Notes whether the active segment ends with a checkpoint.
+    fn covered(&mut self) {
+        if self.spool.is_covered() || self.spool.active_events() == 0 {
+            (self.covered_at, self.bare_since) = (self.pulse.now(), None);
+        }
+    }
+
+    /// How old a segment with more than heartbeats may grow.
+    fn seal_after(&self) -> Duration {
+        self.advised.unwrap_or_default().min(LONGEST_ADVISED).max(self.config.seal_after)
+    }
+
+    fn standing(&self) -> Standing {
+        let tree = &self.epoch.tree;
+        Standing { epoch: tree.epoch, first_seq: tree.first_seq, size: tree.frontier.size() }
+    }
+
+    /// Says that the clock was set, or that nothing happens, when that is so.
+    fn look_at_the_clocks(&mut self) {
+        if let Some(step) = self.pulse.step() {
+            tracing::warn!(step_us = step.step_us, "the wall clock was set");
+            let detail = [("wall_us", step.wall_us.to_string()), ("step_us", step.step_us.to_string())];
+            let event = self.agent_event("clock.step", detail);
+            // Before what has the new time.
+            self.waiting.push_front(Item::new(event, Answer::Note, None));
+        }
+        if self.waiting.is_empty() && self.pulse.silence_left().is_zero() {
+            let detail = [("open_calls", self.book.len().to_string())];
+            self.waiting.push_back(Item::of(self.agent_event(HEARTBEAT, detail)));
+            // Whatever comes of it, not at once again.
+            self.pulse.wrote();
+        }
+    }
+
+    /// Writes a checkpoint when events have waited for one long enough.
+    fn cover_in_time(&mut self) {
+        let late = |since| self.pulse.now().saturating_sub(since) >= CHECKPOINT_EVERY;
+        if !self.bare_since.is_some_and(late) {
+            return;
+        }
+        let Self { spool, epoch, book, config, .. } = self;
+        let frames = Frames { epoch, after: &epoch.tree, book, ended: None, time_us: (config.clock)() };
+        let covered = spool.checkpoint(&frames);
+        if let Err(error) = covered {
+            tracing::error!(%error, "a checkpoint could not be written");
+        }
+        // A segment that cannot take it is given up by the next group, and closed then.
+        self.bare_since = None;
+        self.covered();
+    }
+
+    fn unsealed(&self) -> Option<Unsealed> {
+        let events = self.leaves.len() as u64;
+        if events == 0 || self.ended.is_some() {
+            return None;
+        }
+        let note = self.epoch.sign(&self.epoch.tree, (self.config.clock)());
+        Some(Unsealed { note, first_seq: self.spool.next_seq() - events, leaves: self.leaves.clone() })
+    }
+
+    /// Another epoch follows, whose first segment is to begin before anything else is written.
+    fn follow(&mut self, next: Epoch) {
+        let tree = &self.epoch.tree;
+        let last = self.ended.take().unwrap_or_else(|| self.epoch.sign(tree, (self.config.clock)()));
+        self.ended = Some(last);
+        self.epoch = next;
+        self.leaves.clear();
+        *self.vitals.standing() = self.standing();
+    }
+
+    /// Closes the segment in which an epoch ended, if it is not closed yet, and begins one of the epoch that follows.
+    fn end_epoch(&mut self) -> Result<(), SpoolError> {
+        let Some(ended) = &self.ended else { return Ok(()) };
+        let Self { spool, epoch, book, .. } = self;
+        spool.turn(&Frames { epoch, after: &epoch.tree, book, ended: Some(ended), time_us: 0 })?;
+        self.ended = None;
+        self.sealed();
+        self.settle_key();
+        Ok(())
+    }
+
+    /// Tries again what could not be done when an epoch ended.
+    fn end_what_is_over(&mut self) {
+        if let Err(error) = self.end_epoch() {
+            tracing::error!(%error, "the segment in which an epoch ended cannot be closed yet");
+        }
+        self.settle_key();
+    }
+
+    /// Puts the key that signs in the place of the one before, which signs no more.
+    fn settle_key(&mut self) {
+        if self.unsettled {
+            match self.keys.settle() {
+                Ok(()) => self.unsettled = false,
+                // The log says which of the two it is.
+                Err(error) => tracing::error!(%error, "the log's new key is not in the old one's place yet"),
+            }
+        }
+    }
+
+    fn begin_epoch(&mut self, why: &str) -> Result<(), LedgerError> {
+        if self.epoch.tree.frontier.size() > 0 {
+            self.end_epoch()?;
+            self.follow(self.epoch.following(self.spool.next_seq())?);
+            self.say_begun(Some(why));
+        }
+        self.commit_all()
+    }
+
+    fn rotate_key(&mut self) -> Result<Rotated, LedgerError> {
+        self.end_epoch()?;
+        if self.unsettled {
+            self.keys.settle()?;
+            self.unsettled = false;
+        }
+        let next = self.keys.next_or_new()?;
+        let first_seq = self.spool.next_seq() + 1;
+        let rotation = Rotation::next(self.epoch.log.clone(), first_seq, &next)?;
+        let statement = rotation.signed(&self.epoch.signing, &next)?.to_string();
+        let detail = [("epoch", rotation.epoch.to_string()), ("first_seq", first_seq.to_string())];
+        let Body::Agent(mut event) = self.agent_event(ROTATED, detail) else {
+            return Err(EvidenceError::Rotation("it has no event").into());
+        };
+        event.detail.insert(STATEMENT.to_owned(), rotation.recordable(&self.epoch.signing, &next)?);
+        // Nothing else waits, so it is a group of its own.
+        self.waiting.push_back(Item::of(Body::Agent(event)));
+        self.commit()?;
+        let tree = TreeState::begin(rotation.epoch, first_seq);
+        let epoch = Epoch::of(&self.epoch.log, tree, next, Some(statement))?;
+        let rotated = Rotated { key: epoch.key.clone(), epoch: rotation.epoch, first_seq };
+        self.unsettled = true;
+        self.follow(epoch);
+        if let Err(error) = self.end_epoch() {
+            tracing::error!(%error, "the new key's first segment cannot be begun yet");
+        }
+        Ok(rotated)
     }
 
     /// Gives sequence numbers to as many items as make a group. Items that cannot be written are answered.
@@ -386,7 +624,7 @@ impl Writer {
             return;
         }
         // Whatever comes of it, not at once again.
-        self.seal_at = Some(Instant::now() + self.config.seal_after.max(RETRY_AFTER));
+        self.seal_at = Some(Instant::now() + self.seal_after().max(RETRY_AFTER));
         if self.shelf().usage().segments <= MAX_SEALED_BY_AGE
             && let Err(error) = self.seal()
         {
@@ -399,10 +637,21 @@ impl Writer {
     }
 
     fn seal(&mut self) -> Result<bool, LedgerError> {
-        let sealed = self.spool.seal(&|| self.book.carry())?;
-        (self.active_since, self.seal_at) = (None, None);
+        let ended = self.ended.is_some();
+        self.end_epoch()?;
+        let Self { spool, epoch, book, config, .. } = self;
+        let frames = Frames { epoch, after: &epoch.tree, book, ended: None, time_us: (config.clock)() };
+        let sealed = spool.seal(&frames)?;
+        self.sealed();
+        Ok(sealed || ended)
+    }
+
+    /// There is a new active segment.
+    fn sealed(&mut self) {
+        (self.active_since, self.seal_at, self.idle) = (None, None, true);
+        self.leaves.clear();
+        self.covered();
         self.tell_sealed();
-        Ok(sealed)
     }
 
     fn tell_sealed(&self) {

@@ -411,7 +411,7 @@ impl Storage for Faulty {
         Ok(Box::new(Handle { disk: self.clone(), file: self.make(name)? }))
     }
 
-    fn cut(&self, name: &str, len: u64) -> io::Result<()> {
+    fn cut(&self, name: &str, len: u64) -> io::Result<Box<dyn Append>> {
         let id = *self.disk().names.get(name).ok_or(io::ErrorKind::NotFound)?;
         {
             let (mut disk, fault) = self.operation("cut", On::Name(name))?;
@@ -420,7 +420,8 @@ impl Storage for Faulty {
                 file.set_len(usize::try_from(len).map_err(io::Error::other)?);
             }
         }
-        self.sync(id)
+        self.sync(id)?;
+        Ok(Box::new(Handle { disk: self.clone(), file: id }))
     }
 
     fn preallocate(&self, name: &str, len: u64) -> io::Result<()> {
@@ -431,6 +432,10 @@ impl Storage for Faulty {
 
     fn remove(&self, name: &str) -> io::Result<()> {
         self.change_names("remove", name, |names| names.remove(name).map(drop))
+    }
+
+    fn exposure(&self, name: &str) -> io::Result<Option<String>> {
+        self.disk().names.get(name).map(|_| None).ok_or(io::ErrorKind::NotFound.into())
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {

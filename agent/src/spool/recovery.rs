@@ -7,14 +7,17 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use weir_core::ids::Origin;
-use weir_core::segment::{FrameKind, HEADER_LEN, Reader, SegmentError, last_whole_event};
+use weir_core::segment::{self, FrameKind, HEADER_LEN, Reader, SegmentError, last_whole_event};
 
 use crate::random;
 
 use super::shelf::{SegmentFile, SetAside, Shelf};
 use super::storage::{Lock, LockError, Storage};
-use super::writer::{Spool, create_file};
-use super::{LOCK, Limits, ORIGIN, RESERVE, SCRATCH, SpoolError, named_seq, segment_name};
+use super::writer::{Head, Spool, create_file};
+use super::{
+    KEY_FILE, KEY_MAKING, KEY_NEXT, LOCK, Limits, ORIGIN, RESERVE, SCRATCH, SpoolError, named_seq,
+    segment_name,
+};
 
 /// What was not as it should be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -43,13 +46,16 @@ pub struct Found {
     pub origin: Origin,
     /// The sequence number that the next event gets.
     pub next_seq: u64,
-    /// The last carry that can be read.
-    pub carry: Option<Vec<u8>>,
-    /// The bytes of the events behind that carry.
+    /// What begins the last segment of which that can be read.
+    pub begins: Begins,
+    /// The bytes of the events behind that.
     pub events: Vec<Vec<u8>>,
+    /// The segments with events, the oldest first.
+    pub segments: Vec<Standing>,
+    /// All this was told by the writer before, and not read.
+    pub told: bool,
     pub report: Report,
     fresh: bool,
-    sealed: Vec<SegmentFile>,
     superseded: Vec<u64>,
     unreadable: Vec<u64>,
     storage: Arc<dyn Storage>,
@@ -58,13 +64,45 @@ pub struct Found {
     aside_bytes: u64,
 }
 
+/// How the last segment begins.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Begins {
+    /// There is none, or none whose beginning can be read.
+    #[default]
+    Unknown,
+    /// It is of version 1, which has no trees.
+    Carry(Vec<u8>),
+    Head(Head),
+}
+
+impl Begins {
+    /// What it carries over.
+    pub fn carry(&self) -> Option<&[u8]> {
+        match self {
+            Begins::Unknown => None,
+            Begins::Carry(carry) | Begins::Head(Head { carry, .. }) => Some(carry),
+        }
+    }
+}
+
+/// A segment with events, as it stands in the folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    pub file: SegmentFile,
+    /// None in version 1.
+    pub tree: Option<Vec<u8>>,
+    /// Whether its last frame is a checkpoint.
+    pub covered: bool,
+}
+
 /// What a writer left behind that gave the folder up in good order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Left {
     /// The sequence number that the next event gets.
     pub next_seq: u64,
-    /// What the next segment carries over.
-    pub carry: Vec<u8>,
+    /// What the next segment begins with. None: it was given up by a Weir that knew no trees.
+    #[serde(default)]
+    pub head: Option<Head>,
     /// All segments with events.
     pub sealed: Vec<SegmentFile>,
 }
@@ -104,10 +142,11 @@ fn find(storage: Arc<dyn Storage>, limits: Limits, left: Option<Left>) -> Result
         fresh: origin.is_none(),
         origin: origin.unwrap_or_else(|| Origin::from_random(random::bytes())),
         next_seq: 0,
-        carry: None,
+        begins: Begins::Unknown,
         events: Vec::new(),
+        segments: Vec::new(),
+        told: false,
         report: Report { foreign: listing.foreign, ..Report::default() },
-        sealed: Vec::new(),
         superseded: Vec::new(),
         unreadable: Vec::new(),
         storage,
@@ -120,10 +159,13 @@ fn find(storage: Arc<dyn Storage>, limits: Limits, left: Option<Left>) -> Result
                      put the segments back, or remove `origin` too and so begin a new log";
         return Err(SpoolError::Inconsistent(fault));
     }
-    if let Some(left) = left.filter(|left| !found.fresh && left.is_of(&listing.segments)) {
+    if let Some(left) = left.filter(|left| !found.fresh && left.is_of(&listing.segments))
+        && let Some(head) = left.head
+    {
         found.next_seq = left.next_seq;
-        found.carry = Some(left.carry);
-        found.sealed = left.sealed;
+        found.begins = Begins::Head(head);
+        found.told = true;
+        found.segments = left.sealed.into_iter().map(Standing::told).collect();
         return Ok(found);
     }
     for (at, first_seq) in listing.segments.iter().enumerate() {
@@ -154,7 +196,7 @@ fn listing(storage: &dyn Storage) -> Result<Listing, SpoolError> {
             (None, RESERVE | SCRATCH) => {
                 storage.remove(&name).map_err(SpoolError::io("remove", &name))?;
             }
-            (None, LOCK) => {}
+            (None, LOCK | KEY_FILE | KEY_NEXT | KEY_MAKING) => {}
             (None, _) if SetAside::is_name(&name) => out.aside_bytes += len,
             (None, _) => out.foreign.push(name),
         }
@@ -186,12 +228,16 @@ impl Found {
         };
         let scan = Scan::of(&bytes, first_seq, next);
         self.next_seq = self.next_seq.max(scan.next_seq);
-        if let Some(carry) = scan.carry {
-            self.carry = bytes.get(carry).map(<[u8]>::to_vec);
+        let copy = |range: &Range<usize>| bytes.get(range.clone()).unwrap_or_default().to_vec();
+        let tree = scan.tree.as_ref().map(copy);
+        if let Some(carry) = scan.carry.as_ref().map(copy) {
+            self.begins = match (scan.version, tree.clone()) {
+                (1, _) => Begins::Carry(carry),
+                (_, tree) => Begins::Head(Head { tree: tree.unwrap_or_default(), carry }),
+            };
             self.events.clear();
         }
-        self.events
-            .extend(scan.events.iter().filter_map(|range| bytes.get(range.clone())).map(<[u8]>::to_vec));
+        self.events.extend(scan.events.iter().map(copy));
         let len = match scan.end {
             End::Whole => bytes.len(),
             End::Cut { at, beyond } => {
@@ -215,13 +261,38 @@ impl Found {
         } else if len < bytes.len() {
             self.storage.cut(&name, len as u64).map_err(SpoolError::io("cut", &name))?;
         }
-        self.sealed.push(SegmentFile { first_seq, events, bytes: len as u64 });
+        let file = SegmentFile { first_seq, events, bytes: len as u64 };
+        let tree = if scan.version == 1 { None } else { Some(tree.unwrap_or_default()) };
+        self.segments.push(Standing { file, tree, covered: scan.covered });
         Ok(())
     }
 
     fn damaged(&mut self, first_seq: u64, fault: String) {
         self.unreadable.push(first_seq);
         self.report.damaged.push(DamagedSegment { first_seq, fault });
+    }
+
+    /// Whether there was nothing at all.
+    pub fn is_fresh(&self) -> bool {
+        self.fresh
+    }
+
+    /// The bytes of a segment with events.
+    pub fn read(&self, file: SegmentFile) -> Result<Vec<u8>, SpoolError> {
+        let name = segment_name(file.first_seq);
+        let mut bytes = self.storage.read(&name).map_err(SpoolError::io("read", &name))?;
+        bytes.truncate(usize::try_from(file.bytes).unwrap_or(usize::MAX));
+        Ok(bytes)
+    }
+
+    /// Puts other bytes in the place of a segment with events: whole and on disk, or not at all.
+    pub fn rewrite(&mut self, first_seq: u64, bytes: &[u8]) -> Result<(), SpoolError> {
+        create_file(&*self.storage, &segment_name(first_seq), bytes)?;
+        if let Some(standing) = self.segments.iter_mut().find(|standing| standing.file.first_seq == first_seq)
+        {
+            standing.file.bytes = bytes.len() as u64;
+        }
+        Ok(())
     }
 
     fn cut_off(&mut self, first_seq: u64, tail: &[u8], keep: bool) -> Result<(), SpoolError> {
@@ -234,11 +305,12 @@ impl Found {
         Ok(())
     }
 
-    /// Makes the new active segment, which begins with `carry`, and only then gives up those that it stands
+    /// Makes the new active segment, which begins with `head`, and only then gives up those that it stands
     /// for: from here on the log can be written.
-    pub fn start(self, carry: &[u8]) -> Result<Spool, SpoolError> {
-        let shelf = Shelf::new(self.storage.clone(), self.lock, self.sealed, self.aside_bytes);
-        let spool = Spool::create(self.storage.clone(), self.limits, shelf, self.next_seq, carry)?;
+    pub fn start(self, head: &Head) -> Result<Spool, SpoolError> {
+        let sealed = self.segments.into_iter().map(|standing| standing.file).collect();
+        let shelf = Shelf::new(self.storage.clone(), self.lock, sealed, self.aside_bytes);
+        let spool = Spool::create(self.storage.clone(), self.limits, shelf, self.next_seq, head)?;
         if self.fresh {
             create_file(&*self.storage, ORIGIN, format!("{}\n", self.origin).as_bytes())?;
         }
@@ -256,6 +328,13 @@ impl Found {
     }
 }
 
+impl Standing {
+    /// One that its last writer told of.
+    fn told(file: SegmentFile) -> Self {
+        Self { file, tree: None, covered: true }
+    }
+}
+
 /// How far a segment can be read.
 enum End {
     Whole,
@@ -269,8 +348,12 @@ enum End {
 
 /// What is in a segment.
 struct Scan {
+    version: u32,
+    tree: Option<Range<usize>>,
     carry: Option<Range<usize>>,
     events: Vec<Range<usize>>,
+    /// Whether its last frame is a checkpoint.
+    covered: bool,
     /// Behind every event that was ever in it, as far as can be seen.
     next_seq: u64,
     end: End,
@@ -278,7 +361,15 @@ struct Scan {
 
 impl Scan {
     fn of(bytes: &[u8], named: u64, next: Option<u64>) -> Self {
-        let mut scan = Self { carry: None, events: Vec::new(), next_seq: named, end: End::Whole };
+        let mut scan = Self {
+            version: segment::VERSION,
+            tree: None,
+            carry: None,
+            events: Vec::new(),
+            covered: false,
+            next_seq: named,
+            end: End::Whole,
+        };
         let mut reader = match Reader::new(bytes) {
             Ok(reader) if reader.first_seq() == named => reader,
             Ok(_) => return scan.damaged(bytes, "its header says another sequence number than its name"),
@@ -289,6 +380,7 @@ impl Scan {
             }
             Err(error) => return scan.damaged(bytes, &error.to_string()),
         };
+        scan.version = reader.version();
         loop {
             let at = reader.offset();
             match reader.next() {
@@ -300,10 +392,12 @@ impl Scan {
                 }
                 Some(Ok(frame)) => {
                     let range = reader.offset() - frame.bytes.len()..reader.offset();
+                    scan.covered = frame.kind == FrameKind::Checkpoint;
                     match frame.kind {
                         FrameKind::Event => scan.events.push(range),
+                        FrameKind::Tree => scan.tree = Some(range),
                         FrameKind::Carry => scan.carry = Some(range),
-                        FrameKind::Checkpoint | FrameKind::Tree => {}
+                        FrameKind::Checkpoint => {}
                     }
                     scan.next_seq = reader.next_seq();
                 }

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// A folder of files. A name is one path component.
@@ -17,11 +17,13 @@ pub trait Storage: fmt::Debug + Send + Sync {
     fn read(&self, name: &str) -> io::Result<Vec<u8>>;
     /// Makes a file, or empties it, to be appended to.
     fn create(&self, name: &str) -> io::Result<Box<dyn Append>>;
-    /// Cuts a file to `len` bytes, and makes that last.
-    fn cut(&self, name: &str, len: u64) -> io::Result<()>;
+    /// Cuts a file to `len` bytes, makes that last, and gives it to be appended to.
+    fn cut(&self, name: &str, len: u64) -> io::Result<Box<dyn Append>>;
     /// Makes a file that takes up `len` bytes of the disk.
     fn preallocate(&self, name: &str, len: u64) -> io::Result<()>;
     fn remove(&self, name: &str) -> io::Result<()>;
+    /// Why others than the owner might read a file, if they might.
+    fn exposure(&self, name: &str) -> io::Result<Option<String>>;
     /// Renames a file over any other of that name. An open file stays open.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
     /// Makes what was created, removed and renamed last.
@@ -119,10 +121,12 @@ impl Storage for Folder {
         Ok(Box::new(self.write(name, true)?))
     }
 
-    fn cut(&self, name: &str, len: u64) -> io::Result<()> {
-        let file = self.write(name, false)?;
+    fn cut(&self, name: &str, len: u64) -> io::Result<Box<dyn Append>> {
+        let mut file = self.write(name, false)?;
         file.set_len(len)?;
-        file.sync_all()
+        file.sync_all()?;
+        file.seek(io::SeekFrom::Start(len))?;
+        Ok(Box::new(file))
     }
 
     fn preallocate(&self, name: &str, len: u64) -> io::Result<()> {
@@ -136,6 +140,18 @@ impl Storage for Folder {
 
     fn remove(&self, name: &str) -> io::Result<()> {
         std::fs::remove_file(self.path.join(name))
+    }
+
+    fn exposure(&self, name: &str) -> io::Result<Option<String>> {
+        let metadata = self.path.join(name).metadata()?;
+        let (mode, uid) = (metadata.mode() & 0o7777, metadata.uid());
+        Ok(if mode & 0o077 != 0 {
+            Some(format!("mode {mode:04o}"))
+        } else if uid != 0 && uid != nix::unistd::geteuid().as_raw() {
+            Some(format!("it belongs to uid {uid}"))
+        } else {
+            None
+        })
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -204,8 +220,8 @@ mod tests {
         file.sync_data().unwrap();
         folder.sync_folder().unwrap();
         assert_eq!(folder.read("b").unwrap(), b"abcdefgh");
-        folder.cut("b", 2).unwrap();
-        assert_eq!(folder.read("b").unwrap(), b"ab");
+        folder.cut("b", 2).unwrap().append(b"x").unwrap();
+        assert_eq!(folder.read("b").unwrap(), b"abx");
         folder.remove("b").unwrap();
         assert!(folder.list().unwrap().is_empty());
     }

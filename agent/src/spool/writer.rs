@@ -5,12 +5,41 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use weir_core::segment::{FRAME_HEADER_LEN, FrameKind, MAX_FRAME, MAX_SEGMENT, header, push_frame};
 
 use super::recovery::Left;
 use super::shelf::{SegmentFile, Shelf};
 use super::storage::{Append, Storage};
-use super::{Limits, Priority, RESERVE, SCRATCH, SpoolError, segment_name};
+use super::{CLOSING, Limits, Priority, RESERVE, SCRATCH, SpoolError, segment_name};
+
+/// What stands around events: their owner gives it when it is needed, and the spool does not know what it means.
+pub trait Around {
+    /// What a new segment begins with: the state behind the last group that is on disk.
+    fn head(&self) -> Head;
+    /// The checkpoint that closes the active segment, over all that is in it.
+    fn closing(&self) -> Vec<u8>;
+    /// A checkpoint over all that, and the group that is being written.
+    fn with_group(&self) -> Vec<u8>;
+}
+
+/// The payloads of the frames with which a segment begins.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// Of the `Tree` frame.
+    pub tree: Vec<u8>,
+    /// Of the `Carry` frame.
+    pub carry: Vec<u8>,
+}
+
+/// Events that are written together.
+#[derive(Debug, Clone, Copy)]
+pub struct Group<'a> {
+    pub events: &'a [Vec<u8>],
+    pub priority: Priority,
+    /// A checkpoint is due: it goes with them, without a sync of its own.
+    pub checkpoint: bool,
+}
 
 /// The one writer of a log.
 pub struct Spool {
@@ -29,6 +58,8 @@ struct Active {
     events: u64,
     /// Bytes that were synced. Behind them lies nothing, unless the last write failed.
     bytes: u64,
+    /// Whether its last frame is a checkpoint.
+    covered: bool,
     state: Tail,
 }
 
@@ -49,9 +80,9 @@ impl Spool {
         limits: Limits,
         shelf: Shelf,
         next_seq: u64,
-        carry: &[u8],
+        head: &Head,
     ) -> Result<Self, SpoolError> {
-        let active = new_segment(&*storage, next_seq, carry)?;
+        let active = new_segment(&*storage, next_seq, head)?;
         shelf.active_is(active.bytes, 0);
         let mut spool = Self { storage, limits, shelf, active, next_seq, reserve: false };
         // Without it ordinary groups are refused, and the first of them says so.
@@ -81,35 +112,58 @@ impl Spool {
         self.active.events
     }
 
+    /// Whether the last frame of the active segment is a checkpoint over all that is in it.
+    pub fn is_covered(&self) -> bool {
+        self.active.covered
+    }
+
     /// Appends a group, and returns its sequence numbers when it is on disk. After an error none of it is in
     /// the log, as long as this writer lives; should the process end first, recovery may still find it.
-    ///
-    /// `carry` gives what a new segment carries over: the state before this group.
-    pub fn append(
-        &mut self,
-        group: &[Vec<u8>],
-        priority: Priority,
-        carry: &dyn Fn() -> Vec<u8>,
-    ) -> Result<Range<u64>, SpoolError> {
-        self.with_reserve(priority, |spool| spool.append_once(group, priority, carry))
+    pub fn append(&mut self, group: Group<'_>, around: &dyn Around) -> Result<Range<u64>, SpoolError> {
+        self.with_reserve(group.priority, |spool| spool.append_once(group, around))
+    }
+
+    /// Writes a checkpoint into the active segment, unless it ends with one or is to be given up. Returns whether it did.
+    pub fn checkpoint(&mut self, around: &dyn Around) -> Result<bool, SpoolError> {
+        if self.active.events == 0 || self.active.covered || self.active.state != Tail::Sound {
+            return Ok(false);
+        }
+        self.with_reserve(Priority::Reserved, |spool| spool.close(around))?;
+        Ok(true)
     }
 
     /// Seals the active segment, if there is an event in it, so that it can be shipped. Returns whether it did.
-    pub fn seal(&mut self, carry: &dyn Fn() -> Vec<u8>) -> Result<bool, SpoolError> {
-        if self.active.events == 0 {
-            return Ok(false);
+    pub fn seal(&mut self, around: &dyn Around) -> Result<bool, SpoolError> {
+        let has_events = self.active.events > 0;
+        if has_events {
+            self.turn(around)?;
         }
+        Ok(has_events)
+    }
+
+    /// Begins a new segment, even where the active one has no event.
+    pub fn turn(&mut self, around: &dyn Around) -> Result<(), SpoolError> {
         // Shipping makes room, so this may use the reserve.
-        self.with_reserve(Priority::Reserved, |spool| spool.rotate(&carry()))?;
-        Ok(true)
+        self.with_reserve(Priority::Reserved, |spool| spool.rotate(around))
+    }
+
+    /// Puts other bytes in a sealed segment's place: whole and on disk, or not at all.
+    pub fn rewrite(&mut self, first_seq: u64, bytes: &[u8]) -> Result<(), SpoolError> {
+        let file = self.shelf.sealed().into_iter().find(|file| file.first_seq == first_seq);
+        let file = file.ok_or(SpoolError::NotSealed(first_seq))?;
+        self.with_reserve(Priority::Reserved, |spool| {
+            create_file(&*spool.storage, &segment_name(first_seq), bytes).map(drop)
+        })?;
+        self.shelf.put(SegmentFile { bytes: bytes.len() as u64, ..file });
+        Ok(())
     }
 
     /// Frees the folder for another writer, to whom what is left is to be told. Should there be events that are not
     /// sealed, that one will find them by reading.
-    pub fn release(self, carry: Vec<u8>) -> Left {
+    pub fn release(self, head: Head) -> Left {
         let Self { shelf, active, next_seq, .. } = self;
         drop(active);
-        let left = Left { next_seq, carry, sealed: shelf.sealed() };
+        let left = Left { next_seq, head: Some(head), sealed: shelf.sealed() };
         shelf.release();
         left
     }
@@ -132,12 +186,8 @@ impl Spool {
         result
     }
 
-    fn append_once(
-        &mut self,
-        group: &[Vec<u8>],
-        priority: Priority,
-        carry: &dyn Fn() -> Vec<u8>,
-    ) -> Result<Range<u64>, SpoolError> {
+    fn append_once(&mut self, group: Group<'_>, around: &dyn Around) -> Result<Range<u64>, SpoolError> {
+        let Group { events: group, priority, checkpoint } = group;
         let first = self.next_seq;
         let events = group.len() as u64;
         let bytes: usize = group.iter().map(|event| FRAME_HEADER_LEN + event.len()).sum();
@@ -148,27 +198,32 @@ impl Spool {
         }
         let sealed_by = !fits(self.limits.seal_bytes, self.active.bytes)
             || self.active.events + events > self.limits.seal_events;
-        let overflows = !fits(MAX_SEGMENT, self.active.bytes);
+        let overflows = !fits(MAX_SEGMENT, self.active.bytes + CLOSING);
         if self.active.state != Tail::Sound || (self.active.events > 0 && sealed_by) || overflows {
-            let carry = carry();
-            let head = header(first).len() + FRAME_HEADER_LEN + carry.len();
-            if !fits(MAX_SEGMENT, head as u64) {
+            let head = head_bytes(first, &around.head())?.len() as u64;
+            if !fits(MAX_SEGMENT, head + CLOSING) {
                 return Err(too_large);
             }
-            self.make_room(priority, (head + bytes) as u64)?;
-            self.rotate(&carry)?;
+            self.make_room(priority, head + bytes as u64 + CLOSING)?;
+            self.rotate(around)?;
         } else {
-            self.make_room(priority, bytes as u64)?;
+            self.make_room(priority, bytes as u64 + CLOSING)?;
         }
-        let mut frames = Vec::with_capacity(bytes);
+        let mut frames = Vec::with_capacity(bytes + CLOSING as usize);
         for (event, seq) in group.iter().zip(first..) {
             push_frame(&mut frames, FrameKind::Event, seq, event);
+        }
+        // Another group like this would not fit: then the segment is closed already, without a sync for that alone.
+        let last = !fits(self.limits.seal_bytes, self.active.bytes + bytes as u64)
+            || self.active.events + 2 * events > self.limits.seal_events;
+        let covered = checkpoint || last;
+        if covered {
+            push_frame(&mut frames, FrameKind::Checkpoint, first + events, &around.with_group());
         }
         self.write(&frames)?;
         self.next_seq += events;
         self.active.events += events;
-        self.active.bytes += bytes as u64;
-        self.shelf.active_is(self.active.bytes, self.active.events);
+        self.wrote(&frames, covered);
         Ok(first..self.next_seq)
     }
 
@@ -181,15 +236,35 @@ impl Spool {
         Ok(())
     }
 
-    /// Puts a new segment in the active one's place.
-    fn rotate(&mut self, carry: &[u8]) -> Result<(), SpoolError> {
-        let name = segment_name(self.active.first_seq);
+    fn wrote(&mut self, frames: &[u8], covered: bool) {
+        self.active.covered = covered;
+        self.active.bytes += frames.len() as u64;
+        self.shelf.active_is(self.active.bytes, self.active.events);
+    }
+
+    /// Makes sure that the active segment ends with a checkpoint, if there is anything in it, and with nothing unknown.
+    fn close(&mut self, around: &dyn Around) -> Result<(), SpoolError> {
         if self.active.state == Tail::Suspect {
-            self.storage.cut(&name, self.active.bytes).map_err(SpoolError::io("cut", &name))?;
+            let name = segment_name(self.active.first_seq);
+            let cut = self.storage.cut(&name, self.active.bytes);
+            // What lay behind is gone, and what is written there now is synced anew.
+            self.active.file = cut.map_err(SpoolError::io("cut", &name))?;
         }
+        if self.active.state != Tail::Ended && self.active.events > 0 && !self.active.covered {
+            let mut frame = Vec::new();
+            push_frame(&mut frame, FrameKind::Checkpoint, self.next_seq, &around.closing());
+            self.write(&frame)?;
+            self.wrote(&frame, true);
+        }
+        Ok(())
+    }
+
+    /// Puts a new segment in the active one's place.
+    fn rotate(&mut self, around: &dyn Around) -> Result<(), SpoolError> {
+        self.close(around)?;
         // Once the new one may be there, nothing more may be written into the old one.
         self.active.state = Tail::Ended;
-        let new = new_segment(&*self.storage, self.next_seq, carry)?;
+        let new = new_segment(&*self.storage, self.next_seq, &around.head())?;
         let old = std::mem::replace(&mut self.active, new);
         // An old one without events had the same name, and is gone.
         if old.events > 0 {
@@ -243,15 +318,23 @@ impl Spool {
     }
 }
 
-/// Makes a segment with nothing but its carry, whole and on disk, or not at all.
-fn new_segment(storage: &dyn Storage, first_seq: u64, carry: &[u8]) -> Result<Active, SpoolError> {
-    if carry.len() > MAX_FRAME {
-        return Err(SpoolError::TooLarge { bytes: carry.len(), events: 0 });
+fn head_bytes(first_seq: u64, head: &Head) -> Result<Vec<u8>, SpoolError> {
+    let Head { tree, carry } = head;
+    if tree.len().max(carry.len()) > MAX_FRAME {
+        return Err(SpoolError::TooLarge { bytes: tree.len() + carry.len(), events: 0 });
     }
     let mut bytes = header(first_seq).to_vec();
+    push_frame(&mut bytes, FrameKind::Tree, first_seq, tree);
     push_frame(&mut bytes, FrameKind::Carry, first_seq, carry);
+    Ok(bytes)
+}
+
+/// Makes a segment with nothing but its head, whole and on disk, or not at all.
+fn new_segment(storage: &dyn Storage, first_seq: u64, head: &Head) -> Result<Active, SpoolError> {
+    let bytes = head_bytes(first_seq, head)?;
     let file = create_file(storage, &segment_name(first_seq), &bytes)?;
-    Ok(Active { file, first_seq, events: 0, bytes: bytes.len() as u64, state: Tail::Sound })
+    let bytes = bytes.len() as u64;
+    Ok(Active { file, first_seq, events: 0, bytes, covered: false, state: Tail::Sound })
 }
 
 /// Makes a file that has all its bytes as soon as it has its name.

@@ -282,8 +282,8 @@ impl Storage for Unsynced {
         Ok(Box::new(UnsyncedFile(self.0.create(name)?)))
     }
 
-    fn cut(&self, name: &str, len: u64) -> std::io::Result<()> {
-        self.0.cut(name, len)
+    fn cut(&self, name: &str, len: u64) -> std::io::Result<Box<dyn Append>> {
+        Ok(Box::new(UnsyncedFile(self.0.cut(name, len)?)))
     }
 
     fn preallocate(&self, name: &str, len: u64) -> std::io::Result<()> {
@@ -292,6 +292,10 @@ impl Storage for Unsynced {
 
     fn remove(&self, name: &str) -> std::io::Result<()> {
         self.0.remove(name)
+    }
+
+    fn exposure(&self, name: &str) -> std::io::Result<Option<String>> {
+        self.0.exposure(name)
     }
 
     fn rename(&self, from: &str, to: &str) -> std::io::Result<()> {

@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use weir::ledger::Carry;
 use weir::ledger::{
     DurableIntent, Intended, Ledger, LedgerConfig, LedgerError, OpenRecord, QueuedIntent, Recovered, Text,
 };
 use weir::spool::faulty::Faulty;
 use weir::spool::{Limits, Storage};
+use weir_core::evidence::TreeState;
+use weir_core::evidence::checkpoint::Checkpoint;
 use weir_core::ids::{Boot, CallId, FlowId};
 use weir_core::mask::{MaskKey, Masker};
 use weir_core::policy::{Action, Verdict};
@@ -34,6 +37,7 @@ pub fn config(storage: impl Storage + 'static) -> LedgerConfig {
     LedgerConfig {
         limits: Limits { max_bytes: 4 << 20, reserve_bytes: 1 << 16, seal_bytes: 4000, seal_events: 40 },
         clock: Arc::new(|| 1_790_000_000_000_000),
+        monotonic: Arc::new(|| Duration::ZERO),
         seal_after: FOREVER,
         ..LedgerConfig::new(Arc::new(storage), "t".into(), "h".into(), boot, masker())
     }
@@ -111,18 +115,55 @@ pub fn log(disk: impl Storage + 'static) -> Vec<Stored> {
 }
 
 pub fn log_with_gaps(disk: impl Storage + 'static) -> Vec<Stored> {
-    let spool =
-        weir::spool::open(Arc::new(disk), config(Faulty::new()).limits).unwrap().start(b"[]").unwrap();
+    let found = weir::spool::open(Arc::new(disk), config(Faulty::new()).limits).unwrap();
     let mut events = BTreeMap::new();
-    for file in spool.shelf().sealed() {
-        let bytes = spool.shelf().read(file.first_seq).unwrap();
+    let mut before = None;
+    for standing in &found.segments {
+        let bytes = found.read(standing.file).unwrap();
         for frame in Reader::new(&bytes).unwrap().map(Result::unwrap).filter(|f| f.kind == FrameKind::Event) {
             let event = Stored::read(frame.bytes).unwrap();
             assert_eq!(event.seq, frame.seq);
             assert!(events.insert(event.seq, event).is_none(), "{} is there twice", frame.seq);
         }
+        let last = Some(standing) == found.segments.last();
+        assert!(standing.covered || standing.tree.is_none() || last, "a sealed segment is not closed");
+        before = proven(&bytes, before);
     }
     events.into_values().collect()
+}
+
+/// Computes a segment's tree anew, from its own head on, and checks each checkpoint in it: gives the tree behind it.
+pub fn proven(segment: &[u8], before: Option<TreeState>) -> Option<TreeState> {
+    let reader = Reader::new(segment).unwrap();
+    let first_seq = reader.first_seq();
+    let (mut tree, mut key) = (None, None);
+    for frame in reader.map(Result::unwrap) {
+        match frame.kind {
+            FrameKind::Tree => {
+                let read = TreeState::read(frame.bytes).unwrap();
+                assert_eq!(read.next_seq(), first_seq);
+                // Those between two may have been trimmed.
+                let before = before.as_ref().filter(|before| before.next_seq() == first_seq);
+                match before {
+                    Some(before) if before.epoch == read.epoch => assert_eq!(before, &read),
+                    Some(_) => assert_eq!(read.first_seq, first_seq, "an epoch begins with a segment"),
+                    None => {}
+                }
+                tree = Some(read);
+            }
+            FrameKind::Carry => key = Carry::read(frame.bytes).unwrap().key,
+            FrameKind::Event => drop(tree.as_mut().map(|tree| tree.push(frame.bytes))),
+            FrameKind::Checkpoint => {
+                let note = std::str::from_utf8(frame.bytes).unwrap().parse().unwrap();
+                let checkpoint = Checkpoint::open(&note, key.as_ref().unwrap()).unwrap();
+                assert_eq!(
+                    checkpoint,
+                    Checkpoint::of(&checkpoint.log, tree.as_ref().unwrap(), checkpoint.time_us)
+                );
+            }
+        }
+    }
+    tree
 }
 
 /// The outcomes of each intent, in the log's order. There is none without an intent before it.

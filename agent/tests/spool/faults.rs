@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 use weir::spool::faulty::{Fault, Faulty, Random};
 
-use super::{append, last_segment, log, open, start, values};
+use super::{Fixed, append, head, last_segment, log, open, start, values};
 
 /// Writes with one fault, then a kill: all that was acknowledged must be there, densely.
 fn with_fault_at(operation: u64, fault: Fault) {
     let disk = Faulty::new();
     disk.fail_at(operation, fault);
     let mut acknowledged = BTreeMap::new();
-    let started = open(&disk).and_then(|found| found.start(b"carry"));
+    let started = open(&disk).and_then(|found| found.start(&head("carry")));
     if let Ok(mut spool) = started {
         for n in 0..12 {
             let group: Vec<String> = (0..n % 3 + 1).map(|i| format!("{n}/{i} {}", "x".repeat(90))).collect();
@@ -20,7 +20,7 @@ fn with_fault_at(operation: u64, fault: Fault) {
                 acknowledged.extend(seqs.zip(group.iter().map(|event| (*event).to_owned())));
             }
             if n == 7 {
-                let _ = spool.seal(&|| b"carry".to_vec());
+                let _ = spool.seal(&Fixed("carry"));
             }
         }
         if fault != Fault::Off {
@@ -73,7 +73,7 @@ fn with_power_cut(operation: u64, fault: Fault, seed: u64) {
     let disk = Faulty::new();
     disk.fail_at(operation, fault);
     let mut acknowledged = BTreeMap::new();
-    if let Ok(mut spool) = open(&disk).and_then(|found| found.start(b"carry")) {
+    if let Ok(mut spool) = open(&disk).and_then(|found| found.start(&head("carry"))) {
         for n in 0..9 {
             let event = format!("{n} {}", "z".repeat(150));
             if let Ok(seqs) = append(&mut spool, &[&event, &event, &event]) {
@@ -84,7 +84,7 @@ fn with_power_cut(operation: u64, fault: Fault, seed: u64) {
     let disk = disk.power_cut(seed);
     let found = open(&disk).unwrap();
     let (report, next_seq) = (found.report.clone(), found.next_seq);
-    let mut spool = found.start(b"").unwrap();
+    let mut spool = found.start(&head("")).unwrap();
     assert_eq!(report.damaged, [], "{fault:?} at {operation}, seed {seed}");
     let log = log(&mut spool);
     for (seq, event) in &acknowledged {
@@ -135,7 +135,7 @@ fn random_history(seed: u64) {
                     must.extend(seqs.zip(group.iter().map(|event| (*event).to_owned())));
                 }
             }
-            6 => drop(spool.seal(&|| b"carry".to_vec())),
+            6 => drop(spool.seal(&Fixed("carry"))),
             7 => {
                 let sealed = spool.shelf().sealed();
                 let Some(file) = sealed.get(random.below(sealed.len().max(1) as u64) as usize) else {

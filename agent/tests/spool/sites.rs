@@ -9,7 +9,7 @@ use weir::spool::faulty::{Fault, Faulty, Site};
 use weir::spool::{self, Limits, Priority, SetAside, Spool};
 use weir_tests::soak::{Draw, Soak};
 
-use super::{append_as, last_segment, log};
+use super::{Fixed, append_as, head, last_segment, log};
 
 /// Small enough to be filled.
 const LIMITS: Limits = Limits { max_bytes: 6000, reserve_bytes: 1500, seal_bytes: 700, seal_events: 8 };
@@ -77,7 +77,9 @@ impl History {
         self.spool = None;
         let mut errors = Vec::new();
         for _ in 0..TRIES {
-            match spool::open(Arc::new(self.disk.clone()), LIMITS).and_then(|found| found.start(b"carry")) {
+            match spool::open(Arc::new(self.disk.clone()), LIMITS)
+                .and_then(|found| found.start(&head("carry")))
+            {
                 Ok(spool) => {
                     self.spool = Some(spool);
                     return;
@@ -125,9 +127,9 @@ impl History {
         for what in ["one", "two", "three"] {
             self.append(what, Priority::Ordinary);
         }
-        let _ = self.spool().seal(&|| b"carry".to_vec());
+        let _ = self.spool().seal(&Fixed("carry"));
         self.append("four", Priority::Ordinary);
-        let _ = self.spool().seal(&|| b"carry".to_vec());
+        let _ = self.spool().seal(&Fixed("carry"));
         if let Some(first_seq) = self.oldest() {
             self.forget(first_seq);
             let _ = self.spool().shelf().set_aside(first_seq, SetAside::Conflict);
@@ -178,7 +180,7 @@ impl History {
 
         // A sealed segment whose bytes have changed.
         self.append("before the damage", Priority::Ordinary);
-        let _ = self.spool().seal(&|| b"carry".to_vec());
+        let _ = self.spool().seal(&Fixed("carry"));
         let last = self.spool().shelf().sealed().pop();
         if let Some(file) = last {
             self.forget(file.first_seq);

@@ -13,6 +13,7 @@ use super::EvidenceError;
 use super::checkpoint::LogName;
 use super::key::{SigningKey, VerifyingKey};
 use super::note::SignedNote;
+use crate::mask::Masked;
 
 const HEAD: &str = "weir key rotation v1";
 
@@ -48,6 +49,11 @@ impl Rotation {
         note.sign(old, &self.from.to_string())?;
         note.sign(new, self.key.name())?;
         Ok(note)
+    }
+
+    /// The same as text for a record. It holds a log's names, numbers, public keys and signatures: nothing of a job's.
+    pub fn recordable(&self, old: &SigningKey, new: &SigningKey) -> Result<Masked<String>, EvidenceError> {
+        Ok(Masked::vouched_for(self.signed(old, new)?.to_string()))
     }
 
     /// Reads what a note says, and believes it if the old key and the new one have signed it.
