@@ -2,6 +2,7 @@
 //! its file, line and column; nothing is guessed, and an unknown key is a mistake.
 
 mod approval;
+mod collector;
 mod egress;
 mod intercept;
 mod lifecycle;
@@ -20,6 +21,7 @@ use weir_core::policy::{Action, Policy, PolicyError, Rule};
 
 use approval::ApprovalSection;
 pub use approval::{Approval, Ladder};
+pub use collector::{CollectorPlace, CollectorUrl, identity_folder};
 pub use egress::{Egress, Treatment};
 pub use intercept::InterceptList;
 pub use lifecycle::{Failure, Kernel, Mode, Refusal};
@@ -27,6 +29,7 @@ pub use limits::{Limits, Spool};
 pub use select::{Reach, Select, SelectEntry, Stdio, UserName};
 pub use upstream::{ClientAuth, ClientCertificate, Upstream};
 
+use collector::CollectorSection;
 use intercept::{Bypass, Intercept};
 
 /// Everything the operator decides.
@@ -41,8 +44,8 @@ pub struct Config {
     pub listen: Listen,
     pub kernel: Kernel,
     pub failure: Failure,
-    /// The collector's socket; without one, records wait in the spool.
-    pub collector: Option<PathBuf>,
+    /// Where records go; without a collector they wait in the spool.
+    pub collector: Option<CollectorPlace>,
     /// Ports of Weir's own that selected cgroups may not reach.
     pub protected_ports: Vec<u16>,
     pub intercept: InterceptList,
@@ -116,7 +119,7 @@ struct Document {
     kernel: Kernel,
     #[serde(default)]
     failure: Failure,
-    collector: Option<CollectorSection>,
+    collector: Option<Spanned<CollectorSection>>,
     #[serde(default)]
     protect: ProtectSection,
     #[serde(default)]
@@ -138,12 +141,6 @@ struct Document {
     spool: Spool,
     #[serde(default)]
     accounting: Accounting,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct CollectorSection {
-    socket: PathBuf,
 }
 
 #[derive(Default, Deserialize)]
@@ -236,6 +233,14 @@ impl Config {
                 return Err(wrong(0..0, message));
             }
         }
+        let collector = match document.collector {
+            Some(section) => {
+                let span = section.span();
+                let checked = section.into_inner().checked(&document.state_dir);
+                Some(checked.map_err(|message| wrong(span, message))?)
+            }
+            None => None,
+        };
         let listed = document.intercept.into_iter().map(Spanned::into_inner).collect();
         let intercept = InterceptList::new(listed, document.bypass);
         Ok(Self {
@@ -247,7 +252,7 @@ impl Config {
             listen: document.listen,
             kernel: document.kernel,
             failure: document.failure,
-            collector: document.collector.map(|section| section.socket),
+            collector,
             protected_ports: document.protect.ports,
             intercept,
             egress: document.egress,
@@ -372,6 +377,11 @@ mod tests {
                 &format!("{HEAD}[upstream]\nclient_auth = \"pass\"\n"),
                 "weir.toml:4:15: unknown variant `pass`",
             ),
+            (
+                &format!("{HEAD}[collector]\nurl = \"http://c\"\n"),
+                "weir.toml:3:1: \"http://c\" is no address",
+            ),
+            (&format!("{HEAD}[collector]\n"), "weir.toml:3:1: a collector is named"),
             (&format!("{HEAD}[limits]\nflows = 0\n"), "weir.toml:3:1: a limit of 0"),
             (&format!("{HEAD}[limits]\nflows = 65537\n"), "weir.toml:3:1: flows and holds"),
             (

@@ -32,7 +32,7 @@ use crate::process::Processes;
 use crate::random;
 use crate::select::Selection;
 use crate::share::Shares;
-use crate::ship::{Collector, Shipper};
+use crate::ship::{Collector, Exempt, Shipper};
 use crate::spool::{Folder, Limits};
 use crate::tasks::Tasks;
 use crate::tls::{Minter, UpstreamTls};
@@ -135,7 +135,7 @@ impl Agent {
         // Only now is the folder this agent's alone: the bundle may be another's, that is running.
         authority.write_bundle(&config.upstream.roots)?;
         let place = Place { tenant: config.tenant.clone(), host, origin: ledger.origin().clone() };
-        let collector = config.collector.clone().map(Collector::new);
+        let collector = config.collector.as_ref().map(|place| Collector::of(place, Some(exempt(&hooks))));
         let approvals = Approvals::new(collector.clone(), place.origin.clone());
         let gate = Arc::new(Gate {
             policy: config.policy,
@@ -217,6 +217,9 @@ impl Agent {
         let accepting = tokio::spawn(interceptor.accept(listeners, opened));
         if let Some(shipper) = shipper.clone() {
             // A collector that does not answer must not keep the agent from ending.
+            let collector = shipper.collector.clone();
+            duties
+                .push(tokio::spawn(until(on_duty.clone(), async move { collector.keep_certified().await })));
             duties.push(tokio::spawn(until(on_duty.clone(), async move { shipper.run().await })));
         }
         Ok(Self {
@@ -361,6 +364,12 @@ async fn until(ending: CancellationToken, work: impl Future<Output = ()>) {
     }
 }
 
+/// What keeps the hooks off the agent's own connections, should its cgroup or its user be selected.
+fn exempt(hooks: &Arc<Hooks>) -> Exempt {
+    let hooks = hooks.clone();
+    Arc::new(move |socket| hooks.exempt(socket).map_err(std::io::Error::other))
+}
+
 async fn sweep(accounts: Arc<Accounts>) {
     loop {
         tokio::time::sleep(SWEEP).await;
@@ -373,7 +382,7 @@ async fn sweep(accounts: Arc<Accounts>) {
 }
 
 /// Others may pass through (jobs read the CA's bundle below it), and may not look.
-fn make_state_dir(path: &Path) -> Result<()> {
+pub fn make_state_dir(path: &Path) -> Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o711).create(path).with_context(|| {
         format!("cannot make the state folder {}; set state_dir to one that can be", path.display())
     })

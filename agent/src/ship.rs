@@ -2,6 +2,9 @@
 //! never take is set aside, and said. While it cannot be reached, everything waits in the spool.
 
 mod client;
+pub mod enrol;
+mod fault;
+mod remote;
 
 use std::time::Duration;
 
@@ -12,6 +15,7 @@ use weir_core::segment::{FrameKind, Reader, SegmentError, batch_digest};
 use weir_core::wire::{self, Reason, SegmentAck};
 
 pub use client::{Collector, PostError};
+pub use remote::{Exempt, Remote};
 
 use crate::ledger::{Ledger, LedgerError};
 use crate::spool::{SegmentFile, SetAside};

@@ -18,6 +18,7 @@
 
 mod authority;
 mod disk;
+mod enrolment;
 mod identity;
 mod roots;
 mod secret;
@@ -29,7 +30,9 @@ use std::path::PathBuf;
 
 pub(crate) use authority::random_serial;
 pub use authority::{Authority, CA_BACKDATED, CA_LIFETIME};
+pub use enrolment::{Enrolment, Identity, PendingKey};
 pub use identity::{MAX_CRL_FILE, client_identity, revocation_lists};
+pub(crate) use roots::read_certificates as certificates;
 pub use roots::{MAX_ROOTS_FILE, Roots};
 pub use secret::secret;
 
@@ -53,6 +56,8 @@ pub enum TrustError {
     Roots { path: PathBuf, fault: String },
     #[error("{path} cannot serve as a client's certificate or key: {fault}; see [[upstream.client_certificate]]", path = path.display())]
     Identity { path: PathBuf, fault: String },
+    #[error("{path} cannot serve as this host's identity at the collector: {fault}; enrol the host again with `weir enrol`", path = path.display())]
+    Enrolment { path: PathBuf, fault: String },
     #[error("{path} cannot serve as a list of revoked certificates: {fault}; name a PEM or DER file in upstream.crls", path = path.display())]
     Crls { path: PathBuf, fault: String },
     #[error("a list in upstream.crls cannot be used: {0}")]

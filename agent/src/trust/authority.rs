@@ -237,7 +237,7 @@ fn moment(unix: i64) -> SystemTime {
 }
 
 /// RFC 7468, section 2.
-fn to_pem(label: &str, der: &[u8]) -> String {
+pub(super) fn to_pem(label: &str, der: &[u8]) -> String {
     let body = STANDARD.encode(der);
     let mut text = format!("-----BEGIN {label}-----\n");
     let mut rest = body.as_str();

@@ -75,7 +75,7 @@ impl Roots {
     }
 }
 
-pub(super) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+pub(crate) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let mut pem = Vec::new();
     File::open(path)
         .and_then(|file| file.take(MAX_ROOTS_FILE + 1).read_to_end(&mut pem))
