@@ -186,7 +186,8 @@ impl<'a> Reader<'a> {
             if seq != self.next_seq {
                 return Err(SegmentError::Damaged { at, what: "a sequence number out of order" });
             }
-            self.next_seq += 1;
+            let next = seq.checked_add(1);
+            self.next_seq = next.ok_or(SegmentError::Damaged { at, what: "the last number of all" })?;
         }
         self.at = at + FRAME_HEADER_LEN + length;
         Ok(Frame { kind, seq, bytes })
@@ -327,6 +328,14 @@ mod tests {
             let whole = Reader::new(&bad).is_ok_and(|reader| reader.into_iter().all(|frame| frame.is_ok()));
             assert!(!whole, "byte {at}");
         }
+    }
+
+    #[test]
+    fn no_event_has_the_last_number_of_all() {
+        let mut bytes = header(u64::MAX).to_vec();
+        push_frame(&mut bytes, FrameKind::Event, u64::MAX, b"last");
+        let damaged = SegmentError::Damaged { at: HEADER_LEN, what: "the last number of all" };
+        assert_eq!(Reader::new(&bytes).unwrap().next(), Some(Err(damaged)));
     }
 
     #[test]
