@@ -83,6 +83,7 @@ class Log:
 
     def key(self, k):
         old, self.keys[k["epoch"]] = self.keys.get(k["epoch"]), k
+        if self.pin and k["epoch"] == self.pin["epoch"] and k["key"] != vkey_of(self.pin["key"]): self.find("another_key", k["epoch"], k["first_seq"], k["first_seq"], "key")
         if self.name is None and k["key"].split("/")[2:3] == [self.origin]: self.name = k["key"].split("+")[0].rsplit("/", 1)[0]
         if old and old["key"] != k["key"]: self.find("another_key", k["epoch"], k["first_seq"], k["first_seq"], "key")
 
@@ -151,6 +152,7 @@ class Log:
         if self.epoch and self.epoch["n"] == epoch: return self.epoch["first"] == first
         key = self.key_at(epoch)
         self.end_epoch(False)
+        if epoch in self.keys and self.keys[epoch]["first_seq"] != first: self.find("projection", epoch, first, first, "key")
         expected, hole = (self.next if self.v.dense else None), None
         if expected is not None and expected < first: hole = (expected, first - 1)
         if expected is not None and expected > first: self.find("forked", epoch, first, expected - 1, "log")
@@ -172,15 +174,16 @@ class Log:
             fork = cur and (cur["epoch"], cur["first"], cur["last"]) == place and cur["leaves"] != leaves and c
             return self.find("forked" if fork else "doubled", n, first, min(last, self.next - 1), "batch")
         self.end_batch()
-        if self.v.dense and self.next is not None and self.next < first:
-            self.find("deleted", n, self.next, first - 1, "batch"); self.epoch["tree"] = None
+        if self.next is not None and self.next < first:
+            if self.v.dense: self.find("deleted", n, self.next, first - 1, "batch")
+            self.epoch["tree"] = None
         if c and c["next"] != last + 1: self.find("altered", *place, "batch"); c = None
         if c and (c["size"], c["first"], [c["root"]]) != (b["size"], b["epoch_first_seq"], hashes(b["root"])): self.find("projection", *place, "batch")
         size, nodes, after = first - self.epoch["first"], hashes(b["frontier"]), None
         if size < 0 or nodes is None or len(nodes) != size.bit_count(): self.find("altered", *place, "batch")
         else: after = self.grow(Tree(size, nodes), leaves, c, place)
         self.epoch["tree"], self.epoch["next"], self.next = after, last + 1, last + 1
-        self.current = dict(epoch=n, first=first, last=last, leaves=leaves, seen=set(), only=b.get("only"), late=-1)
+        self.current = dict(epoch=n, first=first, last=last, leaves=leaves, seen=set(), only=b.get("only") if self.v.scope == "run" else None, late=-1)
 
     def grow(self, tree, leaves, c, place):
         known, end = self.epoch["tree"], tree.size + len(leaves)

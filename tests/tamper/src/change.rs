@@ -120,6 +120,9 @@ pub fn change(act: Act, lines: &mut Vec<Line>, dice: &mut Dice) -> Result<Done> 
         Act::Column => column(lines, from, to, dice)?,
         Act::DeleteRow => {
             let at = signed_event(lines, from, to, dice)?;
+            if dice.below(2) == 0 {
+                leave_out(lines, at);
+            }
             one(&lines.remove(at))
         }
         Act::DeleteBatch => {
@@ -257,8 +260,24 @@ fn change_leaf(lines: &mut [Line], event: usize) {
     }
 }
 
+/// Has the event's batch say that its other events alone come, as in an export of one run.
+fn leave_out(lines: &mut [Line], event: usize) {
+    let seq = lines[event].number("seq");
+    let Some(batch) = (0..event).rev().find(|at| lines[*at].is('B')) else { return };
+    let batch = &mut lines[batch];
+    let others = (batch.number("first_seq")..batch.next_seq()).filter(|other| *other != seq);
+    batch.set("only", others.collect::<Vec<u64>>().into());
+}
+
 fn column(lines: &mut [Line], from: usize, to: usize, dice: &mut Dice) -> Result<(u64, u64)> {
-    match dice.below(4) {
+    match dice.below(5) {
+        4 => {
+            let keys = of(lines, from, to, |line| line.is('K'));
+            let at = *dice.pick(&keys).context("no key")?;
+            let seq = lines[at].number("first_seq");
+            lines[at].set("first_seq", (seq + 1).into());
+            Ok((seq, seq))
+        }
         0 => {
             let at = signed_event(lines, from, to, dice)?;
             if let Line::Event { leaf, .. } = &mut lines[at] {

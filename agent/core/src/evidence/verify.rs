@@ -284,3 +284,6 @@ fn of_log(kind: Kind, origin: &Origin, epoch: u32, seq: u64, detail: &str) -> Fi
         detail: detail.into(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -187,6 +187,12 @@ impl Log {
             self.name = named.filter(|name| name.origin == self.origin);
         }
         let (epoch, first_seq) = (key.epoch, key.first_seq);
+        if let Some(pin) = self.pinned.as_ref().filter(|pin| pin.epoch == epoch)
+            && pin.key.to_string() != key.key
+        {
+            let why = "the store names another key than the pinned one";
+            findings.push(self.find(Kind::AnotherKey, epoch, (first_seq, first_seq), "key", why));
+        }
         if let Some(other) = self.keys.insert(epoch, key.clone())
             && other.key != key.key
         {
@@ -368,6 +374,10 @@ impl Log {
         }
         let key = self.key_of(epoch, findings);
         self.end_epoch(false, findings);
+        if self.keys.get(&epoch).is_some_and(|stored| stored.first_seq != first_seq) {
+            let why = "the store has the epoch begin at another number";
+            findings.push(self.find(Kind::Projection, epoch, (first_seq, first_seq), "key", why));
+        }
         let expected = self.next_seq.filter(|_| self.scope.is_dense());
         let mut hole = None;
         match expected {

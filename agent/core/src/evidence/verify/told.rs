@@ -120,7 +120,10 @@ impl Told {
         )]
         let step = step_us as i64;
         // A step to a later time looks like a silence; the agent's own word explains it.
-        if self.jump.is_some_and(|jump| jump.delta_us.saturating_sub(step).abs() <= self.silence_us) {
+        if self
+            .jump
+            .is_some_and(|jump| jump.delta_us.saturating_sub(step).saturating_abs() <= self.silence_us)
+        {
             self.jump = None;
         }
         let detail = format!("the host's clock was set by {step} us, as the agent saw");
@@ -195,6 +198,8 @@ mod tests {
         let step = format!("{{\"step_us\":\"{hour}\",\"wall_us\":\"1\"}}");
         let told = tales(&[("{}", "a", 0), ("{}", "b", hour + S), (&step, "clock.step", hour + S)], None);
         assert_eq!(told, [(Kind::ClockStep, 2)]);
+        let huge = [("{}", "a", hour), ("{\"step_us\":\"1e300\"}", "clock.step", 0)];
+        assert_eq!(tales(&huge, None), [(Kind::ClockStep, 1), (Kind::ClockStep, 1)]);
         assert_eq!(tales(&[("{}", "a", hour), ("{}", "b", 0)], None), [(Kind::ClockStep, 1)]);
         assert_eq!(tales(&[("{}", "a", hour), ("{}", "b", hour - S)], None), []);
     }

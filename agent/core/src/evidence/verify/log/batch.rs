@@ -4,8 +4,8 @@ use base64::prelude::{BASE64_STANDARD, Engine};
 
 use super::{Log, MAX_LEAVES, Source};
 use crate::evidence::checkpoint::Checkpoint;
-use crate::evidence::verify::StoredBatch;
 use crate::evidence::verify::finding::{EVENT, Finding, Findings, Kind};
+use crate::evidence::verify::{Scope, StoredBatch};
 use crate::evidence::{Frontier, HASH_LEN, Hash};
 
 /// The batch whose events come.
@@ -127,15 +127,12 @@ impl Log {
     ) {
         let place = (batch.first_seq, batch.last_seq);
         let found = |log: &Self, kind, why: &str| log.find(kind, batch.epoch, place, "batch", why);
-        if let Some(next) = self.next_seq.filter(|next| self.scope.is_dense() && *next < batch.first_seq) {
-            let missing = (next, batch.first_seq - 1);
-            findings.push(self.find(
-                Kind::Deleted,
-                batch.epoch,
-                missing,
-                "batch",
-                "no batch has these numbers",
-            ));
+        if let Some(next) = self.next_seq.filter(|next| *next < batch.first_seq) {
+            if self.scope.is_dense() {
+                let missing = (next, batch.first_seq - 1);
+                let why = "no batch has these numbers";
+                findings.push(self.find(Kind::Deleted, batch.epoch, missing, "batch", why));
+            }
             self.forget_tree();
         }
         let opened = opened.filter(|opened| {
@@ -173,7 +170,8 @@ impl Log {
             last_seq: batch.last_seq,
             seen: vec![false; leaves.len()],
             leaves,
-            only: batch.only,
+            // Whoever could say so of another part could leave out what they like.
+            only: batch.only.filter(|_| self.scope == Scope::Run),
             last: None,
         });
     }

@@ -1,0 +1,118 @@
+use base64::prelude::{BASE64_STANDARD, Engine};
+
+use super::*;
+use crate::evidence::checkpoint::{Checkpoint, LogName};
+use crate::evidence::key::SigningKey;
+use crate::evidence::{TreeState, leaf_hash};
+
+/// An honest log of one epoch, and what its batches are.
+struct Honest {
+    name: LogName,
+    key: SigningKey,
+    tree: TreeState,
+}
+
+impl Honest {
+    fn begin() -> Self {
+        let origin = Origin::from_random([1; 16]);
+        let name = LogName { tenant: "t".into(), host: "h".into(), origin, epoch: 1 };
+        Self { name, key: SigningKey::from_seed(&[1; 32]), tree: TreeState::begin(1, 0) }
+    }
+
+    fn vkey(&self) -> VerifyingKey {
+        self.key.verifying(&self.name.to_string()).unwrap()
+    }
+
+    fn trust(&self) -> Trust {
+        let pin = Pin { key: self.vkey(), first_seq: 0, stored: None, witnessed: None };
+        Trust { v: 1, witnesses: Vec::new(), heartbeat_s: HEARTBEAT_S, logs: vec![pin] }
+    }
+
+    fn stored_key(&self) -> StoredKey {
+        StoredKey { epoch: 1, first_seq: 0, key: self.vkey().to_string(), rotation: String::new() }
+    }
+
+    fn event(seq: u64) -> Vec<u8> {
+        format!("{{\"seq\":{seq},\"time_us\":{seq},\"v\":1}}").into_bytes()
+    }
+
+    /// The next events, as a batch.
+    fn batch(&mut self, events: u64) -> StoredBatch {
+        let before = self.tree.clone();
+        let paper = |hashes: &[Hash]| BASE64_STANDARD.encode(hashes.concat());
+        let leaves: Vec<Hash> =
+            (0..events).map(|_| self.tree.push(&Self::event(self.tree.next_seq()))).collect();
+        let checkpoint = Checkpoint::of(&self.name, &self.tree, 1);
+        StoredBatch {
+            epoch: 1,
+            epoch_first_seq: 0,
+            first_seq: before.next_seq(),
+            last_seq: self.tree.next_seq() - 1,
+            size: checkpoint.size,
+            root: paper(&[checkpoint.root]),
+            frontier: paper(before.frontier.nodes()),
+            leaves: paper(&leaves),
+            note: checkpoint.signed(&self.key).unwrap().to_string(),
+            only: None,
+        }
+    }
+
+    /// What is found of these batches, with the events of these numbers.
+    fn found(
+        &self,
+        scope: Scope,
+        key: StoredKey,
+        batches: &[StoredBatch],
+        seqs: &[u64],
+    ) -> Vec<(Kind, u64, u64)> {
+        let mut verifier = Verifier::new(&self.trust(), scope, None).unwrap();
+        verifier.take(Item::Log { origin: self.name.origin.clone() }, None);
+        verifier.take(Item::Key(key), None);
+        for batch in batches {
+            verifier.take(Item::Batch(batch.clone()), None);
+            for seq in seqs.iter().filter(|seq| (batch.first_seq..=batch.last_seq).contains(seq)) {
+                let canonical = Self::event(*seq);
+                let leaf_hash = leaf_hash(&canonical);
+                let event = StoredEvent { epoch: 1, seq: *seq, canonical: &canonical, leaf_hash };
+                verifier.take(Item::Event(event), None);
+            }
+        }
+        let report = verifier.end(None);
+        report.findings.iter().map(|one| (one.kind, one.first_seq, one.last_seq)).collect()
+    }
+}
+
+#[test]
+fn only_a_part_of_one_run_may_leave_events_out() {
+    let mut log = Honest::begin();
+    let batch = StoredBatch { only: Some(vec![1]), ..log.batch(3) };
+    for scope in [Scope::All, Scope::Origin, Scope::Range] {
+        let found = log.found(scope, log.stored_key(), std::slice::from_ref(&batch), &[1]);
+        assert_eq!(found, [(Kind::Deleted, 0, 0), (Kind::Deleted, 2, 2)], "{scope:?}");
+    }
+    assert_eq!(log.found(Scope::Run, log.stored_key(), std::slice::from_ref(&batch), &[1]), []);
+    let without = log.found(Scope::Run, log.stored_key(), &[batch], &[]);
+    assert_eq!(without, [(Kind::Deleted, 1, 1)]);
+}
+
+#[test]
+fn batches_of_a_run_need_not_follow_each_other() {
+    let mut log = Honest::begin();
+    let batches = [log.batch(3), log.batch(2), log.batch(3)];
+    let seqs: Vec<u64> = (0..8).collect();
+    let ends = [batches[0].clone(), batches[2].clone()];
+    assert_eq!(log.found(Scope::Run, log.stored_key(), &ends, &seqs), []);
+    assert_eq!(log.found(Scope::Range, log.stored_key(), &ends, &seqs), [(Kind::Deleted, 3, 4)]);
+    assert_eq!(log.found(Scope::All, log.stored_key(), &batches, &seqs), []);
+}
+
+#[test]
+fn a_stored_key_that_is_not_the_pinned_one_is_found() {
+    let mut log = Honest::begin();
+    let batch = log.batch(1);
+    let other = SigningKey::from_seed(&[9; 32]).verifying(&log.name.to_string()).unwrap();
+    let key = StoredKey { key: other.to_string(), ..log.stored_key() };
+    assert_eq!(log.found(Scope::All, key, std::slice::from_ref(&batch), &[0]), [(Kind::AnotherKey, 0, 0)]);
+    let moved = StoredKey { first_seq: 7, ..log.stored_key() };
+    assert_eq!(log.found(Scope::All, moved, &[batch], &[0]), [(Kind::Projection, 0, 0)]);
+}
