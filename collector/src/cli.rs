@@ -35,6 +35,8 @@ The configuration (another one by --config):
   socket = \"/run/weir/collector.sock\"
   agent_uids = [0]                            # the users that agents run as
   tls = \"0.0.0.0:8443\"                      # for agents of other hosts; see `weir-collector ca init`
+  [witness]                                   # may be left out
+  key_file = \"/etc/weir/witness.key\"         # made on first use, beside the configuration
 
 Exit codes: 0 done, 1 failed (the reason is on stderr), 2 wrong usage or configuration.")]
 pub struct Cli {
@@ -64,6 +66,11 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Print the key by which this collector cosigns checkpoints, and make it if there is none
+    ///
+    /// One line, as C2SP writes a verifier's key. Whoever verifies records pins it. Collectors of one database have the same
+    /// key: copy [witness] key_file from the first one.
+    WitnessKey,
     /// Ask ClickHouse: free SQL, or a question by its name (reads only)
     ///
     /// The views are calls, messages, flows, jobs, unrecorded and gaps, over the tables events, holds, decisions and findings;

@@ -25,6 +25,18 @@ pub const CA_FOLDER: &str = "/var/lib/weir-collector/ca";
 pub struct Config {
     pub store: Store,
     pub listen: Listen,
+    pub witness: Witness,
+}
+
+/// The collector as a witness of what it stores.
+#[derive(Debug, Clone)]
+pub struct Witness {
+    /// Made on first use; collectors of one database have the same.
+    pub key_file: PathBuf,
+    /// Under which it signs.
+    pub name: String,
+    /// Where each cosigned checkpoint is put besides, for a further witness.
+    pub publish_dir: Option<PathBuf>,
 }
 
 /// Which ClickHouse, and as whom.
@@ -87,6 +99,8 @@ pub enum ConfigError {
 #[serde(deny_unknown_fields)]
 struct Document {
     store: StoreSection,
+    #[serde(default)]
+    witness: WitnessSection,
     listen: Spanned<ListenSection>,
 }
 
@@ -140,6 +154,25 @@ struct StoreSection {
     database: Spanned<String>,
 }
 
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WitnessSection {
+    key_file: Option<PathBuf>,
+    name: Option<String>,
+    publish_dir: Option<PathBuf>,
+}
+
+impl WitnessSection {
+    /// The key is beside the configuration unless that says otherwise.
+    fn checked(self, config: &Path) -> Witness {
+        Witness {
+            key_file: self.key_file.unwrap_or_else(|| config.with_file_name("witness.key")),
+            name: self.name.unwrap_or_else(|| "weir-collector".into()),
+            publish_dir: self.publish_dir,
+        }
+    }
+}
+
 fn default_user() -> String {
     "default".into()
 }
@@ -180,7 +213,8 @@ impl Config {
             Some(file) => password(file.get_ref()).map_err(|message| wrong(file.span(), message))?,
         };
         let store = Store { url: url.into_inner(), user, password, database: database.into_inner() };
-        Ok(Self { store, listen })
+        let witness = document.witness.checked(path);
+        Ok(Self { store, listen, witness })
     }
 }
 

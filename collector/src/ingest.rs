@@ -2,9 +2,13 @@
 //! ([`weir_core::wire`]). Who a peer is, the kernel says, or its certificate. What is acknowledged is in ClickHouse, once, and was
 //! read back. Then, and in nobody's way, the jobs whose sums it states are checked ([`crate::completeness`]).
 
+mod checkpoints;
 mod coding;
+mod evidence;
 mod holds;
 mod http;
+mod keys;
+mod load;
 mod logs;
 mod poll;
 mod segments;
@@ -27,7 +31,9 @@ pub use http::Waits;
 pub use socket::{Socket, SocketError};
 pub use tls::{Tls, TlsError};
 
+use self::checkpoints::Idle;
 use self::http::Peer;
+use self::load::Load;
 use self::logs::Logs;
 use self::share::{Share, Shares};
 use self::tls::{Acceptor, Shown};
@@ -35,6 +41,7 @@ use crate::agent::Agent;
 use crate::completeness::Watch;
 use crate::enrol::{Enrolment, Registry, Revoked};
 use crate::store::{Store, StoreError};
+use crate::witness::Witness;
 
 /// Connections at a time; more wait in the kernel's backlog.
 const MAX_CONNECTIONS: usize = 256;
@@ -64,6 +71,9 @@ struct Ingest {
     logs: Logs,
     watch: Arc<Watch>,
     receiving: Semaphore,
+    witness: Arc<Witness>,
+    idle: Idle,
+    load: Load,
     segments: Semaphore,
     /// Of enrolled agents, by their enrolment.
     requests: Arc<Shares<String>>,
@@ -102,7 +112,8 @@ fn unavailable(error: StoreError) -> Refusal {
 }
 
 /// Serves agents until `stop`; then ends what has begun. Says whether all of it ended in time.
-pub async fn serve(doors: Doors, store: Store, stop: CancellationToken) -> bool {
+pub async fn serve(doors: Doors, store: Store, witness: Witness, stop: CancellationToken) -> bool {
+    let (idle, posts) = Idle::new();
     let watch = Arc::new(Watch::new(store.clone()));
     let watching = tokio::spawn(watch.clone().run(stop.clone()));
     let Doors { socket, agent_uids, tls, waits } = doors;
@@ -114,6 +125,9 @@ pub async fn serve(doors: Doors, store: Store, stop: CancellationToken) -> bool 
         logs: Logs::default(),
         watch,
         receiving: Semaphore::new(MAX_RECEIVED_AT_ONCE),
+        witness: Arc::new(witness),
+        idle,
+        load: Load::default(),
         segments: Semaphore::new(MAX_SEGMENTS_AT_ONCE),
         requests: Shares::of(MAX_REQUESTS_EACH),
         bodies: Shares::of(MAX_BODIES_EACH),
@@ -123,6 +137,7 @@ pub async fn serve(doors: Doors, store: Store, stop: CancellationToken) -> bool 
         work: TaskTracker::new(),
         stop: stop.clone(),
     });
+    let witnessing = tokio::spawn(posts.run(Arc::downgrade(&ingest), stop.clone()));
     let connections = TaskTracker::new();
     tokio::join!(at_socket(socket, &ingest, &connections), at_tls(tls, &ingest, &connections));
     connections.close();
@@ -130,6 +145,9 @@ pub async fn serve(doors: Doors, store: Store, stop: CancellationToken) -> bool 
         connections.wait().await;
         ingest.work.close();
         ingest.work.wait().await;
+        if let Err(error) = witnessing.await {
+            tracing::error!(%error, "the witness of idle logs broke");
+        }
         if let Err(error) = watching.await {
             tracing::error!(%error, "the check of completeness broke");
         }

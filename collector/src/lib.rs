@@ -21,4 +21,5 @@ pub mod masked;
 pub mod query;
 pub mod rows;
 pub mod store;
+pub mod witness;
 pub use weir_core::visible;

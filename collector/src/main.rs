@@ -21,6 +21,7 @@ use weir_collector::ingest::{self, Doors, Socket, Tls};
 use weir_collector::query::{self, Shape};
 use weir_collector::store::Store;
 use weir_collector::store::migrate::{MIGRATIONS, check, migrate};
+use weir_collector::witness::Witness;
 use weir_core::approval::Answer;
 
 use crate::cli::{Answering, Approvals, Asking, Cli, Command, Counting, Serving, usage};
@@ -67,7 +68,8 @@ async fn run(cli: Cli) -> Result<ExitCode> {
     let store = Store::new(&config.store);
     match cli.command {
         Command::Serve(serving) => serve(config, store, serving).await,
-        Command::Migrate { json } => migrated(&store, json).await,
+        Command::Migrate { json } => migrated(&config, &store, json).await,
+        Command::WitnessKey => witness_key(&config),
         Command::Query(asking) => ask(&store, asking).await,
         Command::Completeness(counting) => completeness(&store, counting).await,
         Command::Approvals { command } => approvals(&store, command).await,
@@ -93,6 +95,8 @@ async fn serve(config: Config, store: Store, serving: Serving) -> Result<ExitCod
             Some(Tls::bind(address, Arc::new(Authority::open(&ca)?), &certificate, &key).await?)
         }
     };
+    let witness = Witness::open(&config.witness)?;
+    tracing::info!(key = %witness.public(), "witness");
     let address = at_tls.as_ref().map(Tls::address).transpose()?.map(|address| address.to_string());
     tracing::info!(?socket, tls = address, store = store.url(), database = store.database(), "ready");
     if serving.json {
@@ -100,7 +104,7 @@ async fn serve(config: Config, store: Store, serving: Serving) -> Result<ExitCod
         say(&ready.to_string())?;
     }
     let doors = Doors { socket: at_socket, agent_uids, tls: at_tls, ..Doors::default() };
-    let ended = ingest::serve(doors, store, stop).await;
+    let ended = ingest::serve(doors, store, witness, stop).await;
     anyhow::ensure!(ended, "requests were still running at the end; agents will send them again");
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
@@ -122,8 +126,14 @@ fn stop_on_signal() -> Result<CancellationToken> {
     Ok(stop)
 }
 
-async fn migrated(store: &Store, as_json: bool) -> Result<ExitCode> {
+fn witness_key(config: &Config) -> Result<ExitCode> {
+    say(&Witness::open(&config.witness)?.public().to_string())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn migrated(config: &Config, store: &Store, as_json: bool) -> Result<ExitCode> {
     let applied = migrate(store, &MIGRATIONS, now_us()).await?;
+    Witness::open(&config.witness)?;
     let version = MIGRATIONS.last().map_or(0, |last| last.version);
     if as_json {
         let names: Vec<_> = applied.iter().map(|m| json!({ "version": m.version, "name": m.name })).collect();

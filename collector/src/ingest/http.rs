@@ -18,9 +18,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::task::TaskTracker;
+use weir_core::evidence::note::MAX_NOTE;
 use weir_core::segment::{MAX_FRAME, MAX_SEGMENT};
 use weir_core::wire::{self, CertificateRequest, Reason, Refusal};
 
+use super::checkpoints::MAX_POST_BODY;
 use super::coding::Coding;
 use super::tls::Certified;
 use super::{Ingest, now_us, refusal};
@@ -35,6 +37,8 @@ const MAX_HOLD_BODY: usize = MAX_FRAME;
 const MAX_POLL_BODY: usize = 512 << 10;
 /// The most bytes of a request for a certificate.
 const MAX_CERTIFICATE_BODY: usize = 16 << 10;
+/// The most bytes of a key to enrol: a statement in it is a note.
+const MAX_ENROL_BODY: usize = 2 * MAX_NOTE;
 /// The most bytes of a request's head.
 const MAX_HEAD: usize = 16 << 10;
 /// Requests at a time on a connection of HTTP/2.
@@ -215,6 +219,14 @@ async fn led(ingest: Arc<Ingest>, peer: Peer, request: Request<Incoming>) -> Res
             };
             let Ok(_slot) = ingest.segments.acquire().await else { return Err(stopping()) };
             to_its_end(&ingest, ingest.clone().put_segment(body, agent)).await.map(|ack| json(&ack))
+        }
+        wire::CHECKPOINTS => {
+            let body = body(request, MAX_POST_BODY, &ingest).await?;
+            ingest.put_checkpoint(body, agent).await.map(|ack| json(&ack))
+        }
+        wire::ENROL => {
+            let body = body(request, MAX_ENROL_BODY, &ingest).await?;
+            to_its_end(&ingest, ingest.clone().put_key(body, agent)).await.map(|ack| json(&ack))
         }
         wire::HOLDS => {
             let body = body(request, MAX_HOLD_BODY, &ingest).await?;

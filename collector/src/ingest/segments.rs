@@ -1,32 +1,27 @@
 //! `POST /v1/segments`: a sealed segment comes in, a [`SegmentAck`] goes out once its events are in ClickHouse
 //! exactly once. Before the insert and after it, what stands at the segment's place in the log is read: nothing,
-//! this very batch, or something else, which is a fork and is refused.
+//! this very batch, or something else, which is a fork and is refused. Then its checkpoint is cosigned, if all before it is
+//! proven ([`prove`]).
+
+mod prove;
+mod read;
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use clickhouse::Row;
 use serde::Deserialize;
-use weir_core::ids::Origin;
-use weir_core::record::Stored;
-use weir_core::segment::{FrameKind, MAX_EVENTS, Reader, batch_digest};
-use weir_core::wire::{Reason, Refusal, SegmentAck};
+use weir_core::wire::{Advice, Reason, Refusal, SegmentAck};
 
+use self::read::{Segment, read};
 use super::{Ingest, now_us, refusal, unavailable};
 use crate::agent::Agent;
 use crate::completeness::Told;
-use crate::rows::{Batch, EventRow};
+use crate::rows::EventRow;
 use crate::store::{TOKENS, again};
-
-/// A segment, read and found whole.
-struct Segment {
-    origin: Origin,
-    first_seq: u64,
-    last_seq: u64,
-    digest: String,
-    rows: Vec<EventRow>,
-}
+use crate::witness::judge::{Fault, FaultReason, Standing as Proof};
 
 /// What stands at a place of the log: one of these for each batch that reaches into it.
 #[derive(Debug, Row, Deserialize)]
@@ -56,34 +51,68 @@ impl Ingest {
         body: Bytes,
         agent: Agent,
     ) -> Result<SegmentAck, Refusal> {
-        let read = tokio::task::spawn_blocking(move || read(&body, &agent, now_us()));
+        let sent_by = agent.clone();
+        let read = tokio::task::spawn_blocking(move || read(&body, &sent_by, now_us()));
         let segment = read.await.unwrap_or_else(|error| {
             tracing::error!(%error, "reading a segment broke");
             Err(refusal(Reason::Malformed, "the collector cannot read this segment; its log says more"))
         })?;
         let origin = segment.origin.clone();
         let told = Told::of(&segment.rows);
-        let ack = self.logs.alone(&origin, self.store_once(segment)).await?;
+        let began = Instant::now();
+        let ack = self.logs.alone(&origin, self.store_once(&segment, &agent)).await?;
+        self.load.took(&origin, began.elapsed());
         told.into_iter().for_each(|told| self.watch.tell(told));
-        Ok(ack)
+        Ok(SegmentAck { advice: Advice { seal_after_ms: self.load.seal_after_ms(), ..ack.advice }, ..ack })
     }
 
-    async fn store_once(&self, segment: Segment) -> Result<SegmentAck, Refusal> {
-        let mut place = self.place(&segment).await?;
+    /// What a segment brings is judged before anything is stored and again behind that: between the two another collector
+    /// may have stored something else, and of two that do so each sees the other's then.
+    async fn store_once(&self, segment: &Segment, agent: &Agent) -> Result<SegmentAck, Refusal> {
+        let Some(proof) = &segment.proof else {
+            self.has_no_epoch_yet(segment).await?;
+            self.store_events(segment).await?;
+            return Ok(segment.ack());
+        };
+        let (_, known) = tokio::try_join!(self.is_signed(segment, proof, agent), self.known(segment, proof))?;
+        self.judged(segment, proof, &known).await?;
+        if !self.was_retired(segment, &known).await? {
+            self.store_events(segment).await?;
+        }
+        self.store_policies(segment).await?;
+        let known = self.store_batch(segment, proof, agent, known).await?;
+        let (checkpoint, begin_epoch) = match self.judged(segment, proof, &known).await? {
+            Proof::Proven => (self.witnessed(proof, &known).await?, false),
+            Proof::BehindHole => {
+                self.report_hole(segment, proof).await;
+                (proof.note().map(ToString::to_string), true)
+            }
+        };
+        let advice = Advice { begin_epoch, ..Advice::default() };
+        Ok(SegmentAck { checkpoint, advice, ..segment.ack() })
+    }
+
+    /// The events, each once, read back.
+    async fn store_events(&self, segment: &Segment) -> Result<(), Refusal> {
+        let mut place = self.place(segment).await?;
         if place == Place::Done {
             tracing::info!(origin = %segment.origin, first_seq = segment.first_seq, "a segment that is stored already");
-            return Ok(segment.ack());
+            return Ok(());
         }
         // A token names the place, not the contents: of two forks, ClickHouse takes one.
+        let name = match segment.epoch {
+            0 => format!("{}/{}", segment.origin, segment.first_seq),
+            epoch => format!("{}/{epoch}/{}", segment.origin, segment.first_seq),
+        };
         for attempt in 0..TOKENS {
             let missing = match place {
                 Place::Free => segment.rows.iter().collect(),
-                Place::Partly => self.missing(&segment).await?,
+                Place::Partly => self.missing(segment).await?,
                 Place::Done | Place::Fork(_) => break,
             };
-            let token = again(format!("{}/{}", segment.origin, segment.first_seq), attempt);
+            let token = again(name.clone(), attempt);
             self.store.insert("events", &token, missing).await.map_err(unavailable)?;
-            place = self.place(&segment).await?;
+            place = self.place(segment).await?;
             if matches!(place, Place::Free | Place::Partly) {
                 tracing::warn!(origin = %segment.origin, first_seq = segment.first_seq, token, "a burnt token");
             }
@@ -92,9 +121,15 @@ impl Ingest {
             Place::Done => {
                 let events = segment.rows.len();
                 tracing::debug!(origin = %segment.origin, first_seq = segment.first_seq, events, "stored a segment");
-                Ok(segment.ack())
+                Ok(())
             }
-            Place::Fork(what) => Err(conflict(&segment, &what)),
+            Place::Fork(what) => {
+                if segment.proof.is_some() {
+                    let fault = Fault::new(FaultReason::Fork, format!("there stands {what}"));
+                    self.report(&segment.accused(), &fault).await;
+                }
+                Err(conflict(segment, &what))
+            }
             Place::Free | Place::Partly => {
                 let message = "the store took the segment and does not show it; nothing is acknowledged";
                 tracing::error!(origin = %segment.origin, first_seq = segment.first_seq, message);
@@ -142,9 +177,8 @@ fn conflict(segment: &Segment, what: &str) -> Refusal {
 }
 
 impl Segment {
-    fn ack(self) -> SegmentAck {
-        let Self { origin, first_seq, last_seq, digest, rows: _ } = self;
-        SegmentAck::new(origin, first_seq, last_seq, digest)
+    fn ack(&self) -> SegmentAck {
+        SegmentAck::new(self.origin.clone(), self.first_seq, self.last_seq, self.digest.clone())
     }
 
     fn place_among(&self, standing: &[Standing]) -> Place {
@@ -173,60 +207,21 @@ impl Segment {
     }
 }
 
-/// Reads a segment front to back: whole frames, canonical events, one log, dense.
-fn read(bytes: &[u8], agent: &Agent, now_us: i64) -> Result<Segment, Refusal> {
-    let malformed = |message: String| refusal(Reason::Malformed, message);
-    let mut reader = Reader::new(bytes).map_err(|e| malformed(e.to_string()))?;
-    let first_seq = reader.first_seq();
-    let mut events: Vec<(Stored, &[u8])> = Vec::new();
-    for frame in reader.by_ref() {
-        let frame = frame.map_err(|e| malformed(e.to_string()))?;
-        if frame.kind != FrameKind::Event {
-            continue;
-        }
-        if events.len() as u64 == MAX_EVENTS {
-            return Err(malformed(format!("the segment has more than {MAX_EVENTS} events")));
-        }
-        let at = frame.seq;
-        let event = Stored::read(frame.bytes).map_err(|e| malformed(format!("event {at}: {e}")))?;
-        if event.seq != at {
-            return Err(malformed(format!("the event in the place of {at} says that it is {}", event.seq)));
-        }
-        agent.speaks_for(&event.tenant, &event.host)?;
-        if events.first().is_some_and(|(first, _)| first.origin != event.origin) {
-            return Err(malformed(format!("event {at} is of another log than the first")));
-        }
-        events.push((event, frame.bytes));
-    }
-    let Some(origin) = events.first().map(|(first, _)| first.origin.clone()) else {
-        return Err(malformed("the segment holds no event".into()));
-    };
-    let last_seq = reader.next_seq().saturating_sub(1);
-    let digest = batch_digest(events.iter().map(|(_, bytes)| *bytes));
-    let batch = Batch {
-        epoch: 0,
-        first_seq,
-        digest: digest.clone(),
-        sealed_us: now_us.unsigned_abs(),
-        agent_uid: agent.uid(),
-        agent_identity: agent.identity(),
-        ingested_us: now_us,
-    };
-    let rows = events.into_iter().map(|(event, bytes)| EventRow::of(event, bytes.to_vec(), &batch)).collect();
-    Ok(Segment { origin, first_seq, last_seq, digest, rows })
-}
-
 #[cfg(test)]
 mod tests {
+    use weir_core::ids::Origin;
+
     use super::*;
 
     fn segment() -> Segment {
         Segment {
             origin: Origin::from_random([1; 16]),
+            epoch: 0,
             first_seq: 10,
             last_seq: 12,
             digest: "d".into(),
             rows: vec![EventRow::default(); 3],
+            proof: None,
         }
     }
 

@@ -6,6 +6,9 @@ use std::collections::BTreeMap;
 use clickhouse::Row;
 use serde::{Deserialize, Serialize};
 use weir_core::evidence::Hash;
+use weir_core::evidence::checkpoint::Checkpoint;
+
+use super::{EventRow, time};
 
 /// A row of `batches`: one stored segment of an epoch with a tree.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Row, Serialize, Deserialize)]
@@ -64,9 +67,8 @@ pub struct ClaimRow {
     pub first_seq: u64,
     pub tree_size: u64,
     pub root: Hash,
-    /// The tree's size before the first of `leaf_hashes`.
-    pub leaves_from: u64,
-    pub leaf_hashes: Vec<Hash>,
+    /// The agent's clock.
+    pub time: i64,
     pub note: String,
     pub claimed_at: i64,
 }
@@ -121,4 +123,60 @@ pub struct TombstoneRow {
     pub retired_by: String,
     /// The signed statement of all this.
     pub note: String,
+}
+
+impl CheckpointRow {
+    /// `note` is the checkpoint's, with both signatures.
+    pub fn of(checkpoint: &Checkpoint, note: String, idle: bool, witnessed_us: i64) -> Self {
+        Self {
+            tenant: checkpoint.log.tenant.clone(),
+            host_name: checkpoint.log.host.clone(),
+            origin: checkpoint.log.origin.to_string(),
+            epoch: checkpoint.log.epoch,
+            first_seq: checkpoint.first_seq,
+            tree_size: checkpoint.size,
+            root: checkpoint.root,
+            time: time(checkpoint.time_us),
+            note,
+            idle,
+            witnessed_at: witnessed_us,
+        }
+    }
+}
+
+impl ClaimRow {
+    /// `note` is the checkpoint's, as the agent signed it.
+    pub fn of(checkpoint: &Checkpoint, note: String, claimed_us: i64) -> Self {
+        let CheckpointRow {
+            tenant, host_name, origin, epoch, first_seq, tree_size, root, time, note, ..
+        } = CheckpointRow::of(checkpoint, note, true, claimed_us);
+        Self {
+            tenant,
+            host_name,
+            origin,
+            epoch,
+            first_seq,
+            tree_size,
+            root,
+            time,
+            note,
+            claimed_at: claimed_us,
+        }
+    }
+}
+
+impl PolicyRow {
+    /// Of an event `policy.loaded`.
+    pub fn of(event: &EventRow) -> Self {
+        Self {
+            tenant: event.tenant.clone(),
+            host_name: event.host_name.clone(),
+            origin: event.origin.clone(),
+            seq: event.seq,
+            time: event.time,
+            policy_digest: event.event_detail.get("digest").cloned().unwrap_or_default(),
+            event_detail: event.event_detail.clone(),
+            ingested_at: event.ingested_at,
+        }
+    }
 }

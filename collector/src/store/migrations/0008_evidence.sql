@@ -100,8 +100,8 @@ SETTINGS
     fsync_part_directory = 1,
     min_rows_to_fsync_after_merge = 1;
 
--- Claims: checkpoints of idle logs as they came, each before it is cosigned: of two that contradict one another each
--- collector sees at least one. A stored segment says the same for good, so they may go after a while.
+-- Claims: checkpoints of idle logs as they came, each before it is cosigned: of two that contradict one another at least
+-- one collector sees both. What was cosigned is in `checkpoints` for good, so they may go after a while.
 CREATE TABLE IF NOT EXISTS claims
 (
     tenant LowCardinality(String),
@@ -111,20 +111,20 @@ CREATE TABLE IF NOT EXISTS claims
     first_seq UInt64,
     tree_size UInt64,
     root FixedString(32) CODEC(NONE),
-    leaves_from UInt64,
-    leaf_hashes Array(FixedString(32)) CODEC(NONE),
+    time DateTime64(6, 'UTC') CODEC(Delta(8), ZSTD(1)),
     note String CODEC(ZSTD(1)),
     claimed_at DateTime64(6, 'UTC') CODEC(Delta(8), ZSTD(1))
 )
 ENGINE = MergeTree
-PARTITION BY toYYYYMM(claimed_at)
+PARTITION BY toYYYYMMDD(claimed_at)
 ORDER BY (tenant, origin, epoch, tree_size)
-TTL toDateTime(claimed_at) + INTERVAL 90 DAY
+TTL toDateTime(claimed_at) + INTERVAL 7 DAY
 SETTINGS
     non_replicated_deduplication_window = 100000,
     fsync_after_insert = 1,
     fsync_part_directory = 1,
-    min_rows_to_fsync_after_merge = 1;
+    min_rows_to_fsync_after_merge = 1,
+    ttl_only_drop_parts = 1;
 
 -- Identities: which key signs which epoch of which log, and who said so.
 CREATE TABLE IF NOT EXISTS identities

@@ -1,0 +1,147 @@
+//! `POST /v1/checkpoints`: an idle log's checkpoint comes in, with the hashes of the leaves behind the last stored segment; it
+//! goes out cosigned. No event is stored for it. Those of many logs go into ClickHouse together, so that a thousand quiet hosts
+//! are a few inserts each second at most.
+//!
+//! A checkpoint is claimed before it is cosigned: it is written, all that is known of its log is read again, and only then, if
+//! nothing contradicts it, is it cosigned. A segment's batch is written before its own judgement is made, too. So of two that
+//! contradict one another, at whatever collectors, at least one is judged with the other in sight.
+//!
+//! # Limits
+//! [`MAX_WAITING`] posts wait, [`MAX_GROUP`] of them are gone through at a time, and they gather for [`GATHER`].
+
+mod group;
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use weir_core::evidence::Hash;
+use weir_core::evidence::checkpoint::Checkpoint;
+use weir_core::evidence::note::SignedNote;
+use weir_core::wire::{CheckpointAck, CheckpointPost, MAX_POSTED_LEAVES, Reason, Refusal};
+
+use super::{Ingest, refusal};
+use crate::agent::Agent;
+
+/// The most bytes of a post: [`MAX_POSTED_LEAVES`] hashes, and a note.
+pub(super) const MAX_POST_BODY: usize = 2 << 20;
+/// Posts that wait; whoever comes behind them is asked to come again.
+const MAX_WAITING: usize = 2048;
+/// Posts that are gone through together.
+const MAX_GROUP: usize = 256;
+/// How long the first of a group waits for others.
+const GATHER: Duration = Duration::from_millis(200);
+
+/// One that waits.
+struct Posted {
+    agent: Agent,
+    checkpoint: Checkpoint,
+    note: SignedNote,
+    first_seq: u64,
+    leaves: Vec<Hash>,
+    answer: oneshot::Sender<Result<CheckpointAck, Refusal>>,
+}
+
+/// The way to whoever goes through them.
+#[derive(Debug)]
+pub(super) struct Idle(mpsc::Sender<Posted>);
+
+/// The other end, before it runs.
+pub(super) struct Posts(mpsc::Receiver<Posted>);
+
+impl Idle {
+    pub(super) fn new() -> (Self, Posts) {
+        let (sender, receiver) = mpsc::channel(MAX_WAITING);
+        (Self(sender), Posts(receiver))
+    }
+}
+
+impl Posts {
+    /// Goes through what comes until the stop, and then through what waits.
+    pub(super) async fn run(mut self, ingest: Weak<Ingest>, stop: CancellationToken) {
+        loop {
+            let first = tokio::select! {
+                biased;
+                first = self.0.recv() => first,
+                () = stop.cancelled() => self.0.try_recv().ok(),
+            };
+            let (Some(first), Some(ingest)) = (first, ingest.upgrade()) else { return };
+            let mut group = vec![first];
+            let gathered = tokio::time::sleep(GATHER);
+            tokio::pin!(gathered);
+            while group.len() < MAX_GROUP {
+                tokio::select! {
+                    biased;
+                    more = self.0.recv() => match more {
+                        Some(more) => group.push(more),
+                        None => break,
+                    },
+                    () = &mut gathered => break,
+                    () = stop.cancelled() => break,
+                }
+            }
+            ingest.go_through(group).await;
+        }
+    }
+}
+
+impl Ingest {
+    pub(super) async fn put_checkpoint(
+        self: Arc<Self>,
+        body: Bytes,
+        agent: Agent,
+    ) -> Result<CheckpointAck, Refusal> {
+        let (answer, answered) = oneshot::channel();
+        let posted = read(&body, agent, answer)?;
+        posted.agent.speaks_for(&posted.checkpoint.log.tenant, &posted.checkpoint.log.host)?;
+        let busy = || refusal(Reason::Unavailable, "too many checkpoints wait; send it again");
+        self.idle.0.try_send(posted).map_err(|_| busy())?;
+        answered.await.unwrap_or_else(|_| Err(refusal(Reason::Unavailable, "the collector is stopping")))
+    }
+}
+
+fn read(
+    body: &[u8],
+    agent: Agent,
+    answer: oneshot::Sender<Result<CheckpointAck, Refusal>>,
+) -> Result<Posted, Refusal> {
+    let malformed = |what: String| refusal(Reason::Malformed, what);
+    let CheckpointPost { note, first_seq, leaves } =
+        serde_json::from_slice(body).map_err(|e| malformed(format!("not a checkpoint to witness: {e}")))?;
+    if leaves.len() > MAX_POSTED_LEAVES {
+        return Err(malformed(format!("it brings more than {MAX_POSTED_LEAVES} leaves")));
+    }
+    let leaves: Option<Vec<Hash>> = leaves.iter().map(|leaf| hash(leaf)).collect();
+    let leaves = leaves.ok_or_else(|| malformed("a leaf is not 64 lower-case hex digits".into()))?;
+    let note: SignedNote = note.parse().map_err(|e| malformed(format!("{e}")))?;
+    let checkpoint = Checkpoint::read(&note).map_err(|e| malformed(e.to_string()))?;
+    let end = first_seq.checked_add(leaves.len() as u64);
+    if first_seq < checkpoint.first_seq || end != Some(checkpoint.next_seq()) {
+        return Err(malformed("its leaves do not end where the checkpoint does".into()));
+    }
+    Ok(Posted { agent, checkpoint, note, first_seq, leaves, answer })
+}
+
+/// 64 lower-case hex digits.
+fn hash(text: &str) -> Option<Hash> {
+    let digit = |byte: u8| char::from(byte).to_digit(16).filter(|_| !byte.is_ascii_uppercase());
+    let (pairs, []) = text.as_bytes().as_chunks::<2>() else { return None };
+    let bytes: Option<Vec<u8>> =
+        pairs.iter().map(|[high, low]| u8::try_from(digit(*high)? << 4 | digit(*low)?).ok()).collect();
+    bytes?.try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_64_lower_case_hex_digits_are_a_leaf() {
+        assert_eq!(hash(&"0a".repeat(32)), Some([10; 32]));
+        for bad in ["", "0a", &"0A".repeat(32), &"0g".repeat(32), &"0a".repeat(33), &"é".repeat(32)] {
+            assert_eq!(hash(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! `POST /v1/enrol`: the key of a log's epoch comes in, the witness's key goes out once the first one is in ClickHouse. The first
+//! key of a log is taken on the connection's word (the kernel's, a certificate's); each later one must be the same, or be handed
+//! over by a statement that both keys signed. A log has one key for each epoch, whoever asks for another.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use weir_core::evidence::checkpoint::LogName;
+use weir_core::evidence::key::{Algorithm, VerifyingKey};
+use weir_core::evidence::note::SignedNote;
+use weir_core::evidence::rotation::Rotation;
+use weir_core::wire::{EnrolAck, EnrolRequest, Reason, Refusal};
+
+use super::evidence::Accused;
+use super::{Ingest, now_us, refusal, unavailable};
+use crate::agent::Agent;
+use crate::rows::IdentityRow;
+use crate::store::{TOKENS, again};
+use crate::witness::judge::{Fault, FaultReason};
+use crate::witness::known;
+
+/// What is asked, understood.
+struct Asked {
+    log: LogName,
+    key: VerifyingKey,
+    first_seq: u64,
+    rotation: Option<String>,
+}
+
+/// What the keys that are known say to a request.
+enum Answer {
+    /// That very key is enrolled.
+    Known,
+    /// It may be, on this word.
+    New {
+        certified_by: String,
+    },
+    Refused(Refusal),
+    Fault(Fault),
+}
+
+impl Ingest {
+    pub(super) async fn put_key(self: Arc<Self>, body: Bytes, agent: Agent) -> Result<EnrolAck, Refusal> {
+        let asked = read(&body)?;
+        agent.speaks_for(&asked.log.tenant, &asked.log.host)?;
+        let origin = asked.log.origin.clone();
+        self.logs.alone(&origin, self.enrolled(&asked, &agent)).await?;
+        Ok(EnrolAck { witness: self.witness.public().clone() })
+    }
+
+    async fn enrolled(&self, asked: &Asked, agent: &Agent) -> Result<(), Refusal> {
+        let log = &asked.log;
+        for attempt in 0..=TOKENS {
+            let keys = known::identities(&self.store, &[&log.origin]).await.map_err(unavailable)?;
+            let keys = keys.get(log.origin.as_str()).map(Vec::as_slice).unwrap_or_default();
+            let certified_by = match answer(asked, keys, agent) {
+                Answer::Known => return Ok(()),
+                Answer::New { certified_by } => certified_by,
+                Answer::Refused(refusal) => return Err(refusal),
+                Answer::Fault(fault) => {
+                    let accused = Accused::of(log, asked.first_seq);
+                    self.report(&accused, &fault).await;
+                    return Err(refusal(Reason::Conflict, fault.detail));
+                }
+            };
+            self.is_behind_all(asked).await?;
+            if attempt == TOKENS {
+                break;
+            }
+            let row = IdentityRow {
+                tenant: log.tenant.clone(),
+                host_name: log.host.clone(),
+                origin: log.origin.to_string(),
+                epoch: log.epoch,
+                first_seq: asked.first_seq,
+                key: asked.key.to_string(),
+                certified_by,
+                certified_at: now_us(),
+                rotation: asked.rotation.clone().unwrap_or_default(),
+                certificate: match agent {
+                    Agent::Local { .. } => String::new(),
+                    Agent::Enrolled(own) => own.fingerprint.clone(),
+                },
+            };
+            // It names the epoch and not the key: of two at once, ClickHouse takes one, and the next round sees which.
+            let token = again(format!("identity/{}/{}", log.origin, log.epoch), attempt);
+            self.store.insert("identities", &token, [&row]).await.map_err(unavailable)?;
+        }
+        Err(refusal(Reason::Unavailable, "the store took the key and does not show it"))
+    }
+
+    /// A new epoch begins behind all events that are stored.
+    async fn is_behind_all(&self, asked: &Asked) -> Result<(), Refusal> {
+        let question = self
+            .store
+            .query("SELECT count() FROM events WHERE tenant = ? AND origin = ? AND seq >= ?")
+            .bind(&asked.log.tenant)
+            .bind(asked.log.origin.as_str())
+            .bind(asked.first_seq);
+        let stored: Vec<u64> = self.store.rows(question).await.map_err(unavailable)?;
+        if stored.first().is_none_or(|stored| *stored == 0) {
+            return Ok(());
+        }
+        let detail = format!(
+            "events from {} on are stored, and epoch {} would begin there",
+            asked.first_seq, asked.log.epoch
+        );
+        let fault = Fault::new(FaultReason::Rollback, detail);
+        let accused = Accused::of(&asked.log, asked.first_seq);
+        self.report(&accused, &fault).await;
+        Err(refusal(Reason::Conflict, fault.detail))
+    }
+}
+
+fn read(body: &[u8]) -> Result<Asked, Refusal> {
+    let malformed = |what: String| refusal(Reason::Malformed, what);
+    let EnrolRequest { key, first_seq, rotation } =
+        serde_json::from_slice(body).map_err(|e| malformed(format!("not a key to enrol: {e}")))?;
+    let log: LogName = key.name().parse().map_err(|e| malformed(format!("the key names no log: {e}")))?;
+    if key.algorithm() != Algorithm::Ed25519 {
+        return Err(malformed("the key is a witness's, not a log's".into()));
+    }
+    Ok(Asked { log, key, first_seq, rotation })
+}
+
+fn answer(asked: &Asked, keys: &[IdentityRow], agent: &Agent) -> Answer {
+    let log = &asked.log;
+    if keys.iter().any(|key| (&key.tenant, &key.host_name) != (&log.tenant, &log.host)) {
+        let message = format!("the log {} is enrolled for another host", log.origin);
+        return Answer::Refused(refusal(Reason::Forbidden, message));
+    }
+    if let Some(known) = keys.iter().find(|key| key.epoch == log.epoch) {
+        if (&known.key, known.first_seq) == (&asked.key.to_string(), asked.first_seq) {
+            return Answer::Known;
+        }
+        let detail =
+            format!("epoch {} of the log {} has another key, or begins elsewhere", log.epoch, log.origin);
+        return Answer::Fault(Fault::new(FaultReason::SecondKey, detail));
+    }
+    let Some(last) = keys.last() else {
+        return Answer::New { certified_by: agent.identity() };
+    };
+    if last.epoch.checked_add(1) != Some(log.epoch) || asked.first_seq < last.first_seq {
+        let detail =
+            format!("behind epoch {} of the log {} comes no epoch {}", last.epoch, log.origin, log.epoch);
+        return Answer::Fault(Fault::new(FaultReason::Rollback, detail));
+    }
+    let Ok(old) = last.key.parse::<VerifyingKey>() else {
+        return Answer::Refused(refusal(Reason::Unavailable, "the key of the epoch before cannot be read"));
+    };
+    if old.bytes() == asked.key.bytes() {
+        return Answer::New { certified_by: "same key".into() };
+    }
+    let note = asked.rotation.as_deref().map(str::parse::<SignedNote>);
+    let rotation = note.and_then(Result::ok).map(|note| Rotation::open(&note, &old));
+    match rotation {
+        Some(Ok(rotation)) if (&rotation.key, rotation.first_seq) == (&asked.key, asked.first_seq) => {
+            Answer::New { certified_by: "rotation".into() }
+        }
+        _ => {
+            let detail = format!(
+                "no statement by the key of epoch {} of the log {} names this key",
+                last.epoch, log.origin
+            );
+            Answer::Fault(Fault::new(FaultReason::SecondKey, detail))
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! The collector as a witness: what it cosigns, what it refuses and tells of, and that two of them at once are as one.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::Barrier;
+use weir_core::evidence::checkpoint::Checkpoint;
+use weir_core::evidence::key::{SigningKey, VerifyingKey};
+use weir_core::evidence::note::SignedNote;
+use weir_core::record::{AgentEvent, Body};
+use weir_core::wire::{CHECKPOINTS, CheckpointAck, ENROL, EnrolAck, Reason, Refusal, SEGMENTS, SegmentAck};
+use weir_tests::Collector;
+
+use crate::agent::{Agent, reason};
+use crate::log::Log;
+use crate::records::text;
+use crate::world::World;
+
+/// Forks that race, of each kind.
+const RACES: u8 = 20;
+
+async fn enrol(agent: &Agent, log: &Log) -> Result<VerifyingKey, Refusal> {
+    agent.post::<EnrolAck>(ENROL, log.enrolment()).await.map(|ack| ack.witness)
+}
+
+async fn put(agent: &Agent, bytes: Vec<u8>) -> Result<SegmentAck, Refusal> {
+    agent.post(SEGMENTS, bytes).await
+}
+
+async fn post(agent: &Agent, body: Vec<u8>) -> Result<CheckpointAck, Refusal> {
+    agent.post(CHECKPOINTS, body).await
+}
+
+/// The tree's size that a witness has cosigned in a note; 0 when it has not.
+fn cosigned(note: &str, witness: &VerifyingKey) -> u64 {
+    let note: SignedNote = note.parse().expect("a note");
+    note.cosigned(witness).map_or(0, |_| Checkpoint::read(&note).expect("a checkpoint").size)
+}
+
+fn findings(world: &World) -> Vec<(String, String)> {
+    let rows = world.sql("SELECT DISTINCT origin, reason FROM findings FINAL ORDER BY found_at");
+    let text = |value: &serde_json::Value| value.as_str().expect("text").to_owned();
+    rows.iter().map(|row| (text(&row["origin"]), text(&row["reason"]))).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_is_cosigned_as_it_grows_with_segments_and_without_and_over_a_change_of_its_key() {
+    let world = World::start();
+    let agent = Agent::at(world.collector.socket());
+    let mut log = Log::new(1);
+    let first = log.clone().outcomes(1, 3);
+    assert_eq!(reason(put(&agent, first).await), Reason::UnknownKey, "nobody said whose log it is");
+    let witness = enrol(&agent, &log).await.expect("a witness's key");
+    assert_eq!(enrol(&agent, &log).await.expect("again"), witness);
+    let (_, told, _) = world.run(&["witness-key"]);
+    assert_eq!(told.trim(), witness.to_string(), "the command prints the key that it is");
+
+    let loaded = AgentEvent {
+        name: "policy.loaded".into(),
+        detail: [("digest".into(), text("d1")), ("rules".into(), text("3"))].into(),
+    };
+    let segments = [log.sealed(vec![Body::Agent(loaded)]), log.outcomes(1, 4)];
+    let mut acked = Vec::new();
+    for bytes in &segments {
+        let ack = put(&agent, bytes.clone()).await.expect("an ack");
+        assert!(!ack.advice.begin_epoch);
+        acked.push(cosigned(&ack.checkpoint.clone().expect("a note"), &witness));
+        let again = put(&agent, bytes.clone()).await.expect("again");
+        assert_eq!(again.checkpoint, ack.checkpoint, "to the letter");
+    }
+    assert_eq!(acked, [1, 5]);
+    // Idle: two heartbeats, witnessed without an event; then they come with their segment.
+    for (text, size) in [("one", 6), ("two", 7)] {
+        let ack = post(&agent, log.idle(text)).await.expect("an ack");
+        assert_eq!(cosigned(&ack.checkpoint, &witness), size);
+    }
+    assert_eq!(world.number("SELECT count() FROM events"), 5, "no event was stored for it");
+    let ack = put(&agent, log.sealed_bytes(vec![b"\xffthree".to_vec()])).await.expect("an ack");
+    assert_eq!(cosigned(&ack.checkpoint.expect("a note"), &witness), 8);
+
+    log.begin_epoch(Some(SigningKey::from_seed(&[99; 32])));
+    enrol(&agent, &log).await.expect("the statement of both keys");
+    let ack = put(&agent, log.outcomes(2, 2)).await.expect("an ack");
+    assert_eq!(cosigned(&ack.checkpoint.expect("a note"), &witness), 2);
+    log.begin_epoch(None);
+    enrol(&agent, &log).await.expect("the same key");
+    let keys = world.sql(
+        "SELECT epoch, first_seq, certified_by, rotation != '' AS rotated FROM identities ORDER BY epoch",
+    );
+    let told: Vec<_> = keys
+        .iter()
+        .map(|key| {
+            (
+                key["first_seq"].as_u64().unwrap(),
+                key["certified_by"].as_str().unwrap(),
+                key["rotated"].as_u64().unwrap(),
+            )
+        })
+        .collect();
+    assert_eq!(told, [(0, "uid:0", 0), (8, "rotation", 1), (10, "same key", 0)]);
+
+    let policies = world.sql("SELECT policy_digest, event_detail['rules'] AS rules FROM policies");
+    assert_eq!(
+        (policies.len(), &policies[0]["policy_digest"], &policies[0]["rules"]),
+        (1, &"d1".into(), &"3".into())
+    );
+    assert_eq!(world.number("SELECT countIf(parse_error != '') FROM events"), 3, "any leaf is kept");
+    assert_eq!(
+        world.number("SELECT count() FROM events WHERE leaf_hash = SHA256(concat(unhex('00'), canonical)) AND epoch > 0"),
+        10
+    );
+    let leaves = "SELECT count() FROM batches AS b ARRAY JOIN b.leaf_hashes AS leaf, arrayEnumerate(b.leaf_hashes) AS n \
+                  INNER JOIN events AS e ON e.origin = b.origin AND e.seq = toUInt64(b.first_seq + n - 1) AND e.leaf_hash = leaf";
+    assert_eq!(world.number(leaves), 10, "each batch has its events' leaves");
+    assert_eq!(findings(&world), []);
+}
+
+fn is_fork(refused: &Refusal) -> bool {
+    matches!(refused.reason, Reason::Conflict | Reason::Unproven)
+}
+
+/// Another collector of the same store, with the same witness's key.
+fn beside(world: &World) -> (Collector, PathBuf) {
+    let folder = world.folder.path().join("beside");
+    std::fs::create_dir(&folder).expect("a folder");
+    std::fs::copy(world.folder.path().join("witness.key"), folder.join("witness.key")).expect("a key");
+    let collector = Collector::start(&world.store, &folder, "info", false).expect("a collector");
+    (collector, folder)
+}
+
+/// Both at once.
+async fn at_once<A: Send + 'static, B: Send + 'static>(
+    one: impl Future<Output = A> + Send + 'static,
+    two: impl Future<Output = B> + Send + 'static,
+) -> (A, B) {
+    let barrier = Arc::new(Barrier::new(2));
+    let other = barrier.clone();
+    let one = tokio::spawn(async move {
+        barrier.wait().await;
+        one.await
+    });
+    let two = tokio::spawn(async move {
+        other.wait().await;
+        two.await
+    });
+    (one.await.expect("one"), two.await.expect("two"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_forks_at_two_collectors_at_once_one_is_cosigned_and_the_other_is_refused_and_told_of() {
+    let world = World::start();
+    let (second, _folder) = beside(&world);
+    let agents = [Agent::at(world.collector.socket()), Agent::at(second.socket())];
+    for n in 1..=RACES {
+        let mut log = Log::new(n);
+        let witness = enrol(&agents[usize::from(n) % 2], &log).await.expect("a key");
+        put(&agents[0], log.outcomes(1, 2)).await.expect("an ack");
+        let mut fork = log.clone();
+        // Forks of one length and of different ones.
+        let forks = [log.outcomes(1, 3), fork.outcomes(2, 3 + u64::from(n % 3))];
+        let [one, two] = agents.clone();
+        let [first, other] = forks.clone();
+        let (one, two) =
+            at_once(async move { put(&one, first).await }, async move { put(&two, other).await }).await;
+        let winner = match (&one, &two) {
+            (Ok(_), Err(refused)) if is_fork(refused) => 0,
+            (Err(refused), Ok(_)) if is_fork(refused) => 1,
+            both => panic!("race {n}: {both:?}"),
+        };
+        // Whichever collector is asked again.
+        let ack = put(&agents[1 - winner], forks[winner].clone()).await.expect("again");
+        assert!(cosigned(&ack.checkpoint.expect("a note"), &witness) > 2);
+        let refused = put(&agents[winner], forks[1 - winner].clone()).await.expect_err("a fork");
+        assert!(is_fork(&refused), "{refused}");
+        let origin = log.origin();
+        let of =
+            |table: &str| world.number(&format!("SELECT count() FROM {table} WHERE origin = '{origin}'"));
+        assert_eq!((of("batches"), of("checkpoints")), (2, 2), "race {n}");
+        assert!(findings(&world).contains(&(origin.to_string(), "fork".into())), "race {n}");
+        let rows = format!("SELECT count() - uniqExact(seq) FROM events WHERE origin = '{origin}'");
+        assert_eq!(world.number(&rows), 0, "race {n}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_an_idle_fork_at_once_with_another_or_with_a_segment_at_most_one_is_cosigned() {
+    let world = World::start();
+    let (second, _folder) = beside(&world);
+    let [one, two] = [Agent::at(world.collector.socket()), Agent::at(second.socket())];
+    let (mut cosigned_once, mut forks) = (0, 0);
+    for n in 1..=RACES {
+        let mut log = Log::new(n);
+        let witness = enrol(&one, &log).await.expect("a key");
+        put(&one, log.outcomes(1, 2)).await.expect("an ack");
+        let mut fork = log.clone();
+        // Two idle ones of different lengths, or a segment and an idle one.
+        let idle = fork.idle("a fork");
+        let note = |ack: CheckpointAck| ack.checkpoint;
+        let (agent, other) = (one.clone(), two.clone());
+        let results = if n % 2 == 0 {
+            log.idle("first");
+            let body = log.idle("second");
+            let (a, b) =
+                at_once(async move { post(&agent, body).await }, async move { post(&other, idle).await })
+                    .await;
+            [a.map(note), b.map(note)]
+        } else {
+            let bytes = log.outcomes(1, 2);
+            let (a, b) =
+                at_once(async move { put(&agent, bytes).await }, async move { post(&other, idle).await })
+                    .await;
+            [a.map(|ack| ack.checkpoint.expect("a note")), b.map(note)]
+        };
+        let good = results.iter().flatten().filter(|note| cosigned(note, &witness) > 2).count();
+        assert!(good <= 1, "race {n}: both forks are cosigned: {results:?}");
+        cosigned_once += good;
+        forks += usize::from(findings(&world).iter().any(|(origin, _)| *origin == log.origin().to_string()));
+    }
+    assert!(cosigned_once > 0 && forks > 0, "{cosigned_once} {forks}");
+}
