@@ -82,6 +82,11 @@ pub enum Command {
     /// jobs that were closed long ago. Exits with 0 when the sums close (each connect has its row, or an agent's own gap
     /// tells why not), with 1 when they do not.
     Completeness(Counting),
+    /// Delete events that the policy no longer keeps, and prove what is left
+    Retention {
+        #[command(subcommand)]
+        command: Retention,
+    },
     /// Held calls: list, show, approve, refuse
     Approvals {
         #[command(subcommand)]
@@ -205,6 +210,35 @@ pub struct Asking {
     /// At most so many rows (named questions) [default: 50]
     #[arg(long, value_name = "ROWS", conflicts_with = "sql")]
     pub limit: Option<u32>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Retention {
+    /// Delete whole segments that are older than the policy keeps, and sign tombstones for them
+    ///
+    /// Leaves, roots and checkpoints stay: `verify` passes as before, and says what was retired by which policy. What the
+    /// policy keeps (keep_runs, keep_origins) stays, and so does a segment whose events are not those that came: it is told
+    /// as altered, and the exit code is 1. Cut off anywhere, the same command ends the work.
+    #[command(after_help = "\
+The configuration:
+  [retention]
+  name = \"audit-7y\"                          # what tombstones call it
+  events_days = 2557
+  keep_runs = [\"7312905518\"]                 # legal hold: runs that are kept whatever their age
+  keep_origins = []                            # the same for logs
+
+Examples:
+  weir-collector retention apply --dry-run
+  weir-collector retention apply --json | jq 'select(.state != \"retired\")'
+  weir-collector query 'SELECT policy, host_name, first_seq, last_seq, retired_at FROM tombstones'")]
+    Apply {
+        /// Say what would be retired, and do nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Print one JSON object for each stretch of segments
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -33,7 +33,8 @@
 //! # Reasons
 //! What is missing is named in this order: `ring_full` as far as the kernel counted connects that its ring could not
 //! tell and no gap tells of them; `rows_deleted` as far as numbers are missing in the job's logs, each for one row;
-//! `unexplained` for the rest. What is too much is `surplus`, and negative.
+//! `unexplained` for the rest. Numbers that retention took out of a log ([`crate::retention`]) explain what is missing, as
+//! a gap `retired`: whether their tombstones are signed is for `verify` to say. What is too much is `surplus`, and negative.
 
 mod accounts;
 mod report;
@@ -103,8 +104,10 @@ pub struct Account {
 pub struct Log {
     pub tenant: String,
     pub host: String,
-    /// Numbers below its last one that no row has.
+    /// Numbers below its last one that no row has, and no tombstone.
     pub missing: u64,
+    /// Those that no row has, and a tombstone tells of.
+    pub retired: u64,
     /// Rows beyond the first of their number.
     pub doubled: u64,
 }
@@ -274,13 +277,17 @@ impl Account {
         let lost = statement.map_or(0, |one| one.lost.of(verdict)).saturating_sub(told);
         let untold = short.min(lost);
         let deleted = self.take(logs, short - untold, |log| &mut log.missing);
+        let retired = self.take(logs, short - untold - deleted, |log| &mut log.retired);
+        if retired > 0 {
+            line.gaps.insert(GapReason::Retired, retired);
+        }
         let doubled = recorded.rows.saturating_sub(recorded.events);
         self.take(logs, doubled, |log| &mut log.doubled);
         let over = if is_final { accounted.saturating_sub(kernel) } else { 0 };
         let is_early = over > 0 && statement.is_some_and(|one| !one.is_settled(now_us));
         line.find(GapReason::RingFull, signed(untold));
         line.find(GapReason::RowsDeleted, signed(deleted));
-        line.find(GapReason::Unexplained, signed(short - untold - deleted));
+        line.find(GapReason::Unexplained, signed(short - untold - deleted - retired));
         line.find(GapReason::Surplus, -signed(doubled.saturating_add(if is_early { 0 } else { over })));
         judged.is_early |= is_early;
         judged.lines.push(line);

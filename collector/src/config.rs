@@ -20,12 +20,17 @@ const MAX_PASSWORD_FILE: u64 = 4096;
 /// Where the agents' CA is unless the configuration says otherwise.
 pub const CA_FOLDER: &str = "/var/lib/weir-collector/ca";
 
+/// The most bytes of a retention policy's name.
+const MAX_POLICY_NAME: usize = 200;
+
 /// Everything the operator decides.
 #[derive(Debug, Clone)]
 pub struct Config {
     pub store: Store,
     pub listen: Listen,
     pub witness: Witness,
+    /// What is kept for how long; all of it for ever, when absent.
+    pub retention: Option<Retention>,
 }
 
 /// The collector as a witness of what it stores.
@@ -70,6 +75,37 @@ pub struct ListenTls {
     pub key: PathBuf,
 }
 
+/// How long events are kept.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Retention {
+    /// What tombstones call it.
+    pub name: String,
+    /// Events of segments that were sealed before so many days are retired; at least 1.
+    pub events_days: u32,
+    /// Runs that are kept whatever their age, by their ids.
+    #[serde(default)]
+    pub keep_runs: Vec<String>,
+    /// Logs that are kept whatever their age.
+    #[serde(default)]
+    pub keep_origins: Vec<String>,
+}
+
+impl Retention {
+    fn checked(self) -> Result<Self, &'static str> {
+        if self.events_days == 0 {
+            return Err("events_days must be at least 1: the day that runs is never retired");
+        }
+        if self.name.is_empty()
+            || self.name.len() > MAX_POLICY_NAME
+            || self.name.chars().any(char::is_control)
+        {
+            return Err("name must be one line of at most 200 bytes, such as \"audit-7y\"");
+        }
+        Ok(self)
+    }
+}
+
 /// A password. Its `Debug` says nothing.
 #[derive(Clone, Default)]
 pub struct Password(String);
@@ -102,6 +138,7 @@ struct Document {
     #[serde(default)]
     witness: WitnessSection,
     listen: Spanned<ListenSection>,
+    retention: Option<Spanned<Retention>>,
 }
 
 #[derive(Deserialize)]
@@ -208,13 +245,20 @@ impl Config {
         }
         let span = document.listen.span();
         let listen = document.listen.into_inner().checked().map_err(|message| wrong(span, message.into()))?;
+        let retention = match document.retention {
+            None => None,
+            Some(retention) => {
+                let span = retention.span();
+                Some(retention.into_inner().checked().map_err(|message| wrong(span, message.into()))?)
+            }
+        };
         let password = match password_file {
             None => Password::default(),
             Some(file) => password(file.get_ref()).map_err(|message| wrong(file.span(), message))?,
         };
         let store = Store { url: url.into_inner(), user, password, database: database.into_inner() };
         let witness = document.witness.checked(path);
-        Ok(Self { store, listen, witness })
+        Ok(Self { store, listen, witness, retention })
     }
 }
 

@@ -19,6 +19,7 @@ pub mod enrol;
 pub mod ingest;
 pub mod masked;
 pub mod query;
+pub mod retention;
 pub mod rows;
 pub mod store;
 pub mod witness;

@@ -19,12 +19,13 @@ use weir_collector::completeness;
 use weir_collector::config::{Config, ConfigError, Listen, ListenTls};
 use weir_collector::ingest::{self, Doors, Socket, Tls};
 use weir_collector::query::{self, Shape};
+use weir_collector::retention::{self, RetentionError};
 use weir_collector::store::Store;
 use weir_collector::store::migrate::{MIGRATIONS, check, migrate};
 use weir_collector::witness::Witness;
 use weir_core::approval::Answer;
 
-use crate::cli::{Answering, Approvals, Asking, Cli, Command, Counting, Serving, usage};
+use crate::cli::{Answering, Approvals, Asking, Cli, Command, Counting, Retention, Serving, usage};
 
 /// The widest cell of a table on a terminal, characters.
 const CELL_WIDTH: usize = 48;
@@ -72,6 +73,9 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Command::WitnessKey => witness_key(&config),
         Command::Query(asking) => ask(&store, asking).await,
         Command::Completeness(counting) => completeness(&store, counting).await,
+        Command::Retention { command: Retention::Apply { dry_run, json } } => {
+            retire(&config, &store, dry_run, json).await
+        }
         Command::Approvals { command } => approvals(&store, command).await,
         Command::EnrolToken(offering) => fleet::offer(&config, &store, offering).await,
         Command::Agents { command } => fleet::agents(&store, command).await,
@@ -124,6 +128,21 @@ fn stop_on_signal() -> Result<CancellationToken> {
         });
     }
     Ok(stop)
+}
+
+async fn retire(config: &Config, store: &Store, dry_run: bool, json: bool) -> Result<ExitCode> {
+    let policy = config.retention.as_ref().ok_or(RetentionError::NoPolicy)?;
+    check(store, &MIGRATIONS).await?;
+    let witness = Witness::open(&config.witness)?;
+    let report = retention::apply(store, policy, &witness, now_us(), dry_run).await?;
+    if json {
+        for line in report.json() {
+            say(&line.to_string())?;
+        }
+    } else {
+        print!("{}", report.table(std::io::stdout().is_terminal().then_some(CELL_WIDTH)));
+    }
+    Ok(if report.is_sound() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn witness_key(config: &Config) -> Result<ExitCode> {

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use weir_core::evidence::EvidenceError;
 use weir_core::evidence::key::{SigningKey, VerifyingKey};
 use weir_core::evidence::note::SignedNote;
+use weir_core::evidence::tombstone::Tombstone;
 
 pub use key::KeyError;
 
@@ -45,6 +46,11 @@ impl Witness {
         let mut note = note.clone();
         note.cosign(&self.key, self.public.name(), now_us.unsigned_abs() / 1_000_000)?;
         Ok(note)
+    }
+
+    /// Signs that events were deleted. Only who has deleted them by a policy may say so ([`crate::retention`]).
+    pub fn buried(&self, stone: &Tombstone) -> Result<SignedNote, EvidenceError> {
+        stone.signed(&self.key, self.public.name())
     }
 
     /// Whether it has signed this note already.

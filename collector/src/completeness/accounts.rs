@@ -198,16 +198,60 @@ pub(super) async fn logs(store: &Store, origins: &BTreeSet<String>) -> Result<Lo
         )
         .bind(origins);
     let rows: Vec<LogRow> = store.rows(question).await?;
+    let ends = rows.iter().map(|row| (row.origin.as_str(), row.last_seq)).collect();
+    let retired = retired(store, &ends).await?;
     let log = |row: LogRow| {
+        let absent = row.last_seq.saturating_add(1).saturating_sub(row.events);
+        let retired = retired.get(&row.origin).copied().unwrap_or(0).min(absent);
         let log = Log {
             tenant: row.tenant,
             host: row.host,
-            missing: row.last_seq.saturating_add(1).saturating_sub(row.events),
+            missing: absent - retired,
+            retired,
             doubled: row.rows.saturating_sub(row.events),
         };
         (row.origin, log)
     };
     Ok(rows.into_iter().map(log).collect())
+}
+
+/// How many numbers below the end of each log no row has and a tombstone tells of.
+async fn retired(store: &Store, ends: &BTreeMap<&str, u64>) -> Result<BTreeMap<String, u64>, StoreError> {
+    #[derive(Row, Deserialize)]
+    struct Stone {
+        origin: String,
+        first_seq: u64,
+        last_seq: u64,
+    }
+    let question = store
+        .query("SELECT DISTINCT origin, first_seq, last_seq FROM tombstones WHERE origin IN ? ORDER BY origin, first_seq")
+        .bind(ends.keys().collect::<Vec<_>>());
+    let stones: Vec<Stone> = store.rows(question).await?;
+    let mut stretches: Vec<Stone> = Vec::new();
+    for stone in stones {
+        match stretches.last_mut() {
+            // Side by side, or over one another.
+            Some(last)
+                if last.origin == stone.origin && stone.first_seq <= last.last_seq.saturating_add(1) =>
+            {
+                last.last_seq = last.last_seq.max(stone.last_seq);
+            }
+            _ => stretches.push(stone),
+        }
+    }
+    let mut retired = BTreeMap::new();
+    for Stone { origin, first_seq, last_seq } in stretches {
+        let last_seq = ends.get(origin.as_str()).map_or(last_seq, |end| last_seq.min(*end));
+        if last_seq < first_seq {
+            continue;
+        }
+        let question =
+            store.query("SELECT groupBitmap(seq) FROM events WHERE origin = ? AND seq BETWEEN ? AND ?");
+        let there: Vec<u64> = store.rows(question.bind(&origin).bind(first_seq).bind(last_seq)).await?;
+        let numbers = last_seq.saturating_sub(first_seq).saturating_add(1);
+        *retired.entry(origin).or_default() += numbers.saturating_sub(there.first().copied().unwrap_or(0));
+    }
+    Ok(retired)
 }
 
 /// The runs of numbers that a log lacks between rows that stand in `range`, the first `at_most` of them.

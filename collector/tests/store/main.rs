@@ -13,6 +13,7 @@ mod migrations;
 mod named;
 mod questions;
 mod records;
+mod retention;
 mod store_faults;
 mod witness;
 mod world;

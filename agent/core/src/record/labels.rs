@@ -268,6 +268,8 @@ labels! {
         Unexplained = "unexplained",
         /// More is recorded than was counted.
         Surplus = "surplus",
+        /// Retention has deleted events of the log; a tombstone says which.
+        Retired = "retired",
     }
 }
 

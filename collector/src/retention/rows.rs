@@ -1,0 +1,121 @@
+//! What retention asks the store.
+
+use std::collections::BTreeSet;
+
+use clickhouse::Row;
+use serde::Deserialize;
+use weir_core::evidence::Hash;
+
+use super::Stretch;
+use crate::config::Retention;
+use crate::store::{Store, StoreError};
+
+/// A segment with a tree, of which events are there.
+#[derive(Debug, Clone, Row, Deserialize)]
+pub(super) struct Segment {
+    pub tenant: String,
+    pub host_name: String,
+    pub origin: String,
+    pub epoch: u32,
+    pub first_seq: u64,
+    pub last_seq: u64,
+    pub events: u64,
+    pub has_tombstone: bool,
+}
+
+#[derive(Debug, Row, Deserialize)]
+pub(super) struct Event {
+    pub seq: u64,
+    pub canonical: String,
+}
+
+#[derive(Debug, Row, Deserialize)]
+struct Place {
+    origin: String,
+    batch_first_seq: u64,
+}
+
+/// The segments that were sealed before a moment, microseconds since 1970, in the order of their logs.
+pub(super) async fn due(store: &Store, before_us: i64) -> Result<Vec<Segment>, StoreError> {
+    let question = store
+        .query(
+            "SELECT tenant, host_name, origin, epoch, first_seq, last_seq, events, \
+                    arrayExists(one -> one.1 <= first_seq AND last_seq <= one.2, stones) AS has_tombstone \
+             FROM batches LEFT JOIN ( \
+                 SELECT origin, epoch, groupArray((first_seq, last_seq)) AS stones FROM tombstones GROUP BY origin, epoch \
+             ) AS buried USING (origin, epoch) \
+             WHERE sealed_at < fromUnixTimestamp64Micro(?) AND (origin, first_seq) IN ( \
+                 SELECT DISTINCT origin, batch_first_seq FROM events WHERE sealed_at < fromUnixTimestamp64Micro(?)) \
+             ORDER BY tenant, origin, epoch, first_seq",
+        )
+        .bind(before_us)
+        .bind(before_us);
+    store.rows(question).await
+}
+
+/// The segments in which something of a run is that the policy keeps.
+pub(super) async fn held(
+    store: &Store,
+    policy: &Retention,
+    before_us: i64,
+) -> Result<BTreeSet<(String, u64)>, StoreError> {
+    if policy.keep_runs.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    // An outcome or a message names its call or its connection alone.
+    let question = store
+        .query(
+            "WITH runs AS (SELECT call_id, flow_id, job_key FROM events WHERE cicd_pipeline_run_id IN ?) \
+             SELECT DISTINCT origin, batch_first_seq FROM events \
+             WHERE sealed_at < fromUnixTimestamp64Micro(?) AND ( \
+                 cicd_pipeline_run_id IN ? \
+                 OR (call_id != '' AND call_id IN (SELECT call_id FROM runs)) \
+                 OR (flow_id != '' AND flow_id IN (SELECT flow_id FROM runs)) \
+                 OR (job_key != '' AND job_key IN (SELECT job_key FROM runs)))",
+        )
+        .bind(&policy.keep_runs)
+        .bind(before_us)
+        .bind(&policy.keep_runs);
+    let places: Vec<Place> = store.rows(question).await?;
+    Ok(places.into_iter().map(|place| (place.origin, place.batch_first_seq)).collect())
+}
+
+/// The leaves that came with a segment.
+pub(super) async fn leaves(store: &Store, segment: &Segment) -> Result<Vec<Hash>, StoreError> {
+    #[derive(Row, Deserialize)]
+    struct Leaves {
+        leaf_hashes: Vec<Hash>,
+    }
+    let question = store
+        .query("SELECT leaf_hashes FROM batches WHERE origin = ? AND epoch = ? AND first_seq = ? AND last_seq = ?")
+        .bind(&segment.origin)
+        .bind(segment.epoch)
+        .bind(segment.first_seq)
+        .bind(segment.last_seq);
+    let found: Vec<Leaves> = store.rows(question).await?;
+    Ok(found.into_iter().flat_map(|row| row.leaf_hashes).collect())
+}
+
+/// The events that stand in a segment's place now: of one segment, so that memory is bounded.
+pub(super) async fn events(store: &Store, segment: &Segment) -> Result<Vec<Event>, StoreError> {
+    let question = store
+        .query("SELECT seq, canonical FROM events WHERE origin = ? AND seq BETWEEN ? AND ? ORDER BY seq")
+        .bind(&segment.origin)
+        .bind(segment.first_seq)
+        .bind(segment.last_seq);
+    store.rows(question).await
+}
+
+/// Whether a stretch has its tombstone.
+pub(super) async fn is_buried(store: &Store, stretch: &Stretch) -> Result<bool, StoreError> {
+    let question = store
+        .query(
+            "SELECT count() FROM tombstones WHERE origin = ? AND epoch = ? AND first_seq <= ? AND last_seq >= ?",
+        )
+        .bind(&stretch.origin)
+        .bind(stretch.epoch)
+        .bind(stretch.first_seq)
+        .bind(stretch.last_seq);
+    let found: Vec<u64> = store.rows(question).await?;
+    Ok(found.first().is_some_and(|n| *n > 0))
+}
