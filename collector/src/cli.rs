@@ -61,10 +61,19 @@ pub enum Command {
     /// An event is acknowledged once it is in ClickHouse and was read back. On SIGTERM what has begun ends first.
     Serve(Serving),
     /// Bring the database to this program's tables; does nothing when it is there
+    ///
+    /// Also makes the witness's key, if there is none. For a cluster, migrate any single server first (an empty embedded store
+    /// will do), print the statements, and run them on the cluster by your own means.
     Migrate {
         /// Print one JSON object
         #[arg(long)]
         json: bool,
+        /// Make nothing: print what makes this database's tables on a cluster, replicated and distributed by log
+        #[arg(long, value_name = "NAME", requires = "print", conflicts_with = "json")]
+        cluster: Option<String>,
+        /// Print SQL instead of running it (with --cluster)
+        #[arg(long, requires = "cluster")]
+        print: bool,
     },
     /// Print the key by which this collector cosigns checkpoints, and make it if there is none
     ///

@@ -20,8 +20,8 @@ use weir_collector::config::{Config, ConfigError, Listen, ListenTls};
 use weir_collector::ingest::{self, Doors, Socket, Tls};
 use weir_collector::query::{self, Shape};
 use weir_collector::retention::{self, RetentionError};
-use weir_collector::store::Store;
 use weir_collector::store::migrate::{MIGRATIONS, check, migrate};
+use weir_collector::store::{Store, cluster};
 use weir_collector::witness::Witness;
 use weir_core::approval::Answer;
 
@@ -69,7 +69,8 @@ async fn run(cli: Cli) -> Result<ExitCode> {
     let store = Store::new(&config.store);
     match cli.command {
         Command::Serve(serving) => serve(config, store, serving).await,
-        Command::Migrate { json } => migrated(&config, &store, json).await,
+        Command::Migrate { cluster: Some(cluster), .. } => for_cluster(&store, &cluster).await,
+        Command::Migrate { json, .. } => migrated(&config, &store, json).await,
         Command::WitnessKey => witness_key(&config),
         Command::Query(asking) => ask(&store, asking).await,
         Command::Completeness(counting) => completeness(&store, counting).await,
@@ -143,6 +144,15 @@ async fn retire(config: &Config, store: &Store, dry_run: bool, json: bool) -> Re
         print!("{}", report.table(std::io::stdout().is_terminal().then_some(CELL_WIDTH)));
     }
     Ok(if report.is_sound() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn for_cluster(store: &Store, name: &str) -> Result<ExitCode> {
+    if !cluster::is_name(name) {
+        usage("a cluster's name consists of letters, digits, _ and -");
+    }
+    check(store, &MIGRATIONS).await?;
+    say(cluster::print(store, name).await?.trim_end())?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn witness_key(config: &Config) -> Result<ExitCode> {

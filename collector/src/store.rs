@@ -1,6 +1,7 @@
 //! The store: ClickHouse, whichever it is, over its HTTP interface. Rows and questions go in; rows and errors
 //! that name the mend come out. It knows tables and settings, but not what a column means ([`crate::rows`]).
 
+pub mod cluster;
 pub mod error;
 pub mod migrate;
 

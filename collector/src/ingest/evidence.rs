@@ -10,7 +10,7 @@ use weir_core::wire::{Reason, Refusal};
 use super::{Ingest, now_us, refusal};
 use crate::agent::Agent;
 use crate::rows::{FindingRow, IdentityRow};
-use crate::witness::judge::Fault;
+use crate::witness::judge::{Fault, FaultReason};
 
 /// Whose evidence is at fault, and where.
 #[derive(Debug, Clone)]
@@ -50,6 +50,13 @@ pub(super) fn key_of<'k>(
             format!("the key of epoch {} of the log {} is not known; enrol it", log.epoch, log.origin);
         refusal(Reason::UnknownKey, message)
     })
+}
+
+/// Whether a later epoch of the log had begun before `end`: the number behind the last leaf that is signed for.
+pub(super) fn begun_before(keys: &[IdentityRow], log: &LogName, end: u64) -> Option<Fault> {
+    let next = keys.iter().find(|key| key.epoch > log.epoch && key.first_seq < end)?;
+    let detail = format!("epoch {} had begun at {} already", next.epoch, next.first_seq);
+    Some(Fault::new(FaultReason::Fork, detail))
 }
 
 impl Ingest {

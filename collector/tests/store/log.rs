@@ -6,7 +6,7 @@ use weir_core::evidence::rotation::Rotation;
 use weir_core::evidence::{TreeState, leaf_hash};
 use weir_core::ids::{Origin, hex};
 use weir_core::record::{Body, CallResult};
-use weir_core::segment::{FrameKind, header, push_frame};
+use weir_core::segment::{FrameKind, Reader, header, push_frame};
 use weir_core::wire::{CheckpointPost, EnrolRequest};
 
 use crate::records::{TIME_US, Text, event, outcome};
@@ -66,6 +66,7 @@ impl Log {
         self.key = new.unwrap_or_else(|| self.key.clone());
         self.tree = TreeState::begin(self.name.epoch, first_seq);
         self.shipped = self.tree.clone();
+        self.open.clear();
     }
 
     /// So many outcomes of this call, sealed.
@@ -110,8 +111,34 @@ impl Log {
     pub fn idle(&mut self, text: &str) -> Vec<u8> {
         self.tree.push(text.as_bytes());
         self.open.push(text.as_bytes().to_vec());
+        self.idle_without_leaf()
+    }
+
+    /// The checkpoint of the tree as it is, posted without a new leaf.
+    pub fn idle_without_leaf(&mut self) -> Vec<u8> {
         let leaves = self.open.iter().map(|leaf| hex(&leaf_hash(leaf))).collect();
         let post = CheckpointPost { note: self.checkpoint(), first_seq: self.shipped.next_seq(), leaves };
         serde_json::to_vec(&post).expect("JSON")
     }
+
+    /// As a host that was set back to before it was idle.
+    pub fn forget_idle(&mut self) {
+        self.open.clear();
+        self.tree = self.shipped.clone();
+    }
+}
+
+/// A sealed segment with another note at its end.
+pub fn with_last_note(segment: &[u8], note: &str) -> Vec<u8> {
+    let mut reader = Reader::new(segment).expect("a segment");
+    let mut end = reader.offset();
+    let mut next = reader.next_seq();
+    while let Some(frame) = reader.next() {
+        if frame.expect("a frame").kind != FrameKind::Checkpoint {
+            (end, next) = (reader.offset(), reader.next_seq());
+        }
+    }
+    let mut out = segment[..end].to_vec();
+    push_frame(&mut out, FrameKind::Checkpoint, next, note.as_bytes());
+    out
 }

@@ -201,3 +201,51 @@ async fn the_change_of_partitions_can_be_cut_off_behind_any_statement_and_run_ag
         assert!(left.is_empty(), "{cut}: {left:?}");
     }
 }
+
+#[test]
+fn the_tables_of_a_cluster_are_printed_as_the_engine_reads_them() {
+    let world = World::start();
+    let (code, printed, told) = world.run(&["migrate", "--cluster", "west", "--print"]);
+    assert_eq!(code, 0, "{told}");
+    let statements: Vec<&str> = printed.split(";\n").map(str::trim).filter(|one| !one.is_empty()).collect();
+    let tables = world
+        .sql("SELECT name, engine FROM system.tables WHERE database = 'weir' AND NOT startsWith(name, '.')");
+    for table in &tables {
+        let (name, engine) =
+            (table["name"].as_str().expect("a name"), table["engine"].as_str().expect("an engine"));
+        let of = |start: String| statements.iter().filter(|one| one.contains(&start)).count();
+        let on = |name: &str| of(format!(" weir.{name} ON CLUSTER 'west'"));
+        let expected = match engine {
+            "View" => (0, 1),
+            "MaterializedView" => (1, 0),
+            _ => (1, 1),
+        };
+        assert_eq!((on(&format!("{name}_local")), on(name)), expected, "{name}: {engine}");
+    }
+    let many = |part: &str| statements.iter().filter(|one| one.contains(part)).count();
+    for table in ["events", "batches", "checkpoints", "claims", "identities", "findings", "tombstones"] {
+        assert_eq!(
+            many(&format!("Distributed('west', 'weir', '{table}_local', cityHash64(origin))")),
+            1,
+            "{table}"
+        );
+    }
+    assert_eq!(many("INSERT INTO weir.migrations"), MIGRATIONS.len());
+    assert!(!printed.contains("non_replicated") && !printed.contains("ENGINE = MergeTree"), "{printed}");
+    let roles: Vec<String> = include_str!("../../../docs/roles.sql")
+        .split(";\n")
+        .map(|one| one.lines().filter(|line| !line.starts_with("--")).collect::<Vec<_>>().join("\n"))
+        .filter(|one| !one.trim().is_empty())
+        .collect();
+    assert!(roles.len() > 15, "{roles:?}");
+    for statement in statements.into_iter().chain(roles.iter().map(String::as_str)) {
+        // What the engine's own parser takes for one, to the last word.
+        let quoted = statement.replace('\\', "\\\\").replace('\'', "\\'");
+        let read = world.sql(&format!("SELECT formatQuery('{quoted}') AS read"));
+        assert!(!read[0]["read"].as_str().expect("text").is_empty(), "{statement}");
+    }
+    for wrong in [&["--cluster", "west"][..], &["--print"], &["--cluster", "a'b", "--print"]] {
+        let (code, _, told) = world.run(&[&["migrate"], wrong].concat());
+        assert_eq!(code, 2, "{wrong:?}: {told}");
+    }
+}

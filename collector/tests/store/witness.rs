@@ -12,8 +12,8 @@ use weir_core::wire::{CHECKPOINTS, CheckpointAck, ENROL, EnrolAck, Reason, Refus
 use weir_tests::Collector;
 
 use crate::agent::{Agent, reason};
-use crate::log::Log;
-use crate::records::text;
+use crate::log::{Log, with_last_note};
+use crate::records::{many, text};
 use crate::world::World;
 
 /// Forks that race, of each kind.
@@ -217,4 +217,161 @@ async fn of_an_idle_fork_at_once_with_another_or_with_a_segment_at_most_one_is_c
         forks += usize::from(findings(&world).iter().any(|(origin, _)| *origin == log.origin().to_string()));
     }
     assert!(cosigned_once > 0 && forks > 0, "{cosigned_once} {forks}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_proven_is_refused_told_of_and_stops_its_own_log_alone() {
+    let world = World::start();
+    let agent = Agent::at(world.collector.socket());
+    let mut other = Log::new(200);
+    enrol(&agent, &other).await.expect("a key");
+    let mut expected = Vec::new();
+    let mut refused =
+        async |n: u8, reason: &'static str, change: fn(&mut Log) -> Vec<u8>, path: &'static str| {
+            let mut log = Log::new(n);
+            let witness = enrol(&agent, &log).await.expect("a key");
+            put(&agent, log.outcomes(1, 3)).await.expect("an ack");
+            post(&agent, log.idle("one")).await.expect("an ack");
+            let mut bad = log.clone();
+            let body = change(&mut bad);
+            let answer = agent.post::<serde_json::Value>(path, body).await.expect_err(reason);
+            assert_eq!(answer.reason, Reason::Unproven, "{reason}: {answer}");
+            expected.push((log.origin().to_string(), reason.to_owned()));
+            // What is true still comes in, of this log and of any other.
+            let ack = put(&agent, log.outcomes(1, 1)).await.expect(reason);
+            assert_eq!(cosigned(&ack.checkpoint.expect("a note"), &witness), 5);
+            let ack = put(&agent, other.outcomes(1, 1)).await.expect("another log");
+            assert!(cosigned(&ack.checkpoint.expect("a note"), &witness) > 0);
+        };
+    let another_key = |log: &mut Log| {
+        log.key = SigningKey::from_seed(&[77; 32]);
+        log.outcomes(1, 2)
+    };
+    // The same frames with a checkpoint of another tree.
+    let another_root = |log: &mut Log| {
+        let mut forged = log.clone();
+        forged.sealed_bytes(vec![b"another".to_vec(), b"story".to_vec()]);
+        with_last_note(&log.outcomes(1, 2), &forged.checkpoint())
+    };
+    refused(1, "bad_signature", another_key, SEGMENTS).await;
+    refused(2, "bad_root", another_root, SEGMENTS).await;
+    refused(
+        3,
+        "fork",
+        |log| {
+            log.forget_idle();
+            log.sealed_bytes(vec![b"another".to_vec(), b"story".to_vec()])
+        },
+        SEGMENTS,
+    )
+    .await;
+    refused(
+        4,
+        "fork",
+        |log| {
+            log.forget_idle();
+            log.idle("another")
+        },
+        CHECKPOINTS,
+    )
+    .await;
+    refused(
+        5,
+        "rollback",
+        |log| {
+            log.forget_idle();
+            log.idle_without_leaf()
+        },
+        CHECKPOINTS,
+    )
+    .await;
+    refused(
+        6,
+        "bad_signature",
+        |log| {
+            log.key = SigningKey::from_seed(&[77; 32]);
+            log.idle("two")
+        },
+        CHECKPOINTS,
+    )
+    .await;
+    // Nothing that has no checkpoint comes in behind the first epoch's beginning.
+    refused(7, "bad_signature", |log| many(log.origin(), 3, 2), SEGMENTS).await;
+    assert_eq!(findings(&world), expected);
+    let (_, shown, _) = world.run(&["query", "SELECT reason, detail FROM findings WHERE detail = ''"]);
+    assert_eq!(shown.trim().lines().count(), 2, "each tells what it saw: {shown}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_has_one_host_one_first_key_and_hands_over_by_both() {
+    let world = World::start();
+    let agent = Agent::at(world.collector.socket());
+    let mut log = Log::new(1);
+    enrol(&agent, &log).await.expect("a key");
+    let refused = async |log: &Log, expected: Reason| {
+        let answer = enrol(&agent, log).await.expect_err("a refusal");
+        assert_eq!(answer.reason, expected, "{answer}");
+    };
+    let mut second = log.clone();
+    second.key = SigningKey::from_seed(&[9; 32]);
+    refused(&second, Reason::Conflict).await;
+    let mut elsewhere = log.clone();
+    elsewhere.name.host = "runner-2".into();
+    refused(&elsewhere, Reason::Forbidden).await;
+    put(&agent, log.outcomes(1, 3)).await.expect("an ack");
+
+    // Without the old key's word, with an epoch left out, and in the middle of what is stored.
+    let mut taken_over = log.clone();
+    taken_over.key = SigningKey::from_seed(&[9; 32]);
+    taken_over.begin_epoch(None);
+    refused(&taken_over, Reason::Conflict).await;
+    let mut leaped = log.clone();
+    leaped.begin_epoch(None);
+    leaped.begin_epoch(None);
+    refused(&leaped, Reason::Conflict).await;
+    let mut back = Log::new(1);
+    back.outcomes(1, 2);
+    back.begin_epoch(None);
+    refused(&back, Reason::Conflict).await;
+
+    log.begin_epoch(Some(SigningKey::from_seed(&[9; 32])));
+    enrol(&agent, &log).await.expect("both keys' statement");
+    put(&agent, log.outcomes(1, 1)).await.expect("an ack");
+    assert_eq!(world.number("SELECT count() FROM identities"), 2);
+    let reasons: Vec<String> = findings(&world).into_iter().map(|(_, reason)| reason).collect();
+    assert!(reasons.contains(&"second_key".into()) && reasons.contains(&"rollback".into()), "{reasons:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn behind_a_hole_events_are_kept_and_nothing_is_cosigned_until_another_epoch_begins() {
+    let world = World::start();
+    let agent = Agent::at(world.collector.socket());
+    let mut log = Log::new(1);
+    let witness = enrol(&agent, &log).await.expect("a key");
+    put(&agent, log.outcomes(1, 3)).await.expect("an ack");
+    let lost = log.outcomes(1, 4);
+    for _ in 0..2 {
+        let ack = put(&agent, log.outcomes(1, 2)).await.expect("an ack");
+        assert!(ack.advice.begin_epoch);
+        assert_eq!(cosigned(&ack.checkpoint.expect("a note"), &witness), 0);
+    }
+    let ack = post(&agent, log.idle("one")).await.expect("an ack");
+    assert!(ack.advice.begin_epoch && cosigned(&ack.checkpoint, &witness) == 0);
+    assert_eq!(world.number("SELECT count() FROM events"), 7);
+    assert_eq!(findings(&world), [(log.origin().to_string(), "hole".into())]);
+    let mut next = log.clone();
+    next.begin_epoch(None);
+    enrol(&agent, &next).await.expect("the same key");
+    let ack = put(&agent, next.outcomes(1, 2)).await.expect("an ack");
+    assert!(!ack.advice.begin_epoch && cosigned(&ack.checkpoint.expect("a note"), &witness) == 2);
+    // What was lost turns up after all, and closes the hole.
+    let ack = put(&agent, lost).await.expect("an ack");
+    assert_eq!(cosigned(&ack.checkpoint.expect("a note"), &witness), 7);
+    let ack = post(&agent, log.idle_without_leaf()).await.expect("an ack");
+    assert_eq!(cosigned(&ack.checkpoint, &witness), 12, "and what stands behind it is proven by it");
+    assert_eq!(
+        reason(post(&agent, log.idle("two")).await),
+        Reason::Unproven,
+        "the next epoch has begun there"
+    );
 }

@@ -9,7 +9,7 @@ use weir_core::ids::{Origin, hex};
 use weir_core::wire::{Advice, CheckpointAck, Reason, Refusal};
 
 use super::Posted;
-use crate::ingest::evidence::{Accused, key_of};
+use crate::ingest::evidence::{Accused, begun_before, key_of};
 use crate::ingest::{Ingest, now_us, refusal, unavailable};
 use crate::rows::{CheckpointRow, ClaimRow};
 use crate::store::{StoreError, TOKENS, again};
@@ -92,10 +92,13 @@ impl Ingest {
                     let detail = format!("epoch {} began at {}", log.epoch, identity.first_seq);
                     Fault::new(FaultReason::BadRoot, detail)
                 }
-                Ok(_) => {
-                    signed.push(posted);
-                    continue;
-                }
+                Ok(checkpoint) => match begun_before(keys, log, checkpoint.next_seq()) {
+                    Some(fault) => fault,
+                    None => {
+                        signed.push(posted);
+                        continue;
+                    }
+                },
             };
             self.fault(posted, fault).await;
         }

@@ -9,7 +9,7 @@ use weir_core::wire::{Reason, Refusal};
 
 use super::read::{Proof, Segment};
 use crate::agent::Agent;
-use crate::ingest::evidence::{Accused, key_of};
+use crate::ingest::evidence::{Accused, begun_before, key_of};
 use crate::ingest::{Ingest, now_us, refusal, unavailable};
 use crate::rows::{BatchRow, CheckpointRow, FindingRow, PolicyRow};
 use crate::store::{TOKENS, again};
@@ -82,11 +82,8 @@ impl Ingest {
         } else if proof.run.checkpoint.first_seq != identity.first_seq {
             let detail = format!("epoch {} began at {}, by its enrolment", log.epoch, identity.first_seq);
             Fault::new(FaultReason::BadRoot, detail)
-        } else if let Some(next) =
-            keys.iter().find(|key| key.epoch > log.epoch && key.first_seq <= segment.last_seq)
-        {
-            let detail = format!("epoch {} had begun at {} already", next.epoch, next.first_seq);
-            Fault::new(FaultReason::Fork, detail)
+        } else if let Some(fault) = begun_before(keys, log, segment.last_seq.saturating_add(1)) {
+            fault
         } else {
             return Ok(());
         };

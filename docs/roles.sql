@@ -1,0 +1,59 @@
+-- Roles on a ClickHouse server (the embedded store has one user and no roles). Run it as an administrator, once, after
+-- `weir-collector migrate`; on a cluster add ON CLUSTER to each statement. Then give each program and person a user of its own.
+
+-- Makes and alters the tables: `weir-collector migrate`. Nobody else needs DDL.
+CREATE ROLE IF NOT EXISTS weir_owner;
+GRANT CREATE DATABASE, CREATE TABLE, CREATE VIEW, DROP TABLE, DROP VIEW, ALTER, SELECT, INSERT, TRUNCATE ON weir.* TO weir_owner;
+GRANT SELECT ON system.tables TO weir_owner;
+GRANT SELECT ON system.settings TO weir_owner;
+
+-- Writes records: `weir-collector serve`. It adds rows and reads them back; it never alters or deletes one.
+CREATE SETTINGS PROFILE IF NOT EXISTS weir_writer SETTINGS
+    async_insert = 0,
+    insert_deduplicate = 1,
+    insert_quorum = 'auto',
+    insert_quorum_parallel = 0,
+    select_sequential_consistency = 1,
+    distributed_foreground_insert = 1,
+    distributed_product_mode = 'local',
+    max_memory_usage = 4000000000;
+CREATE ROLE IF NOT EXISTS weir_writer SETTINGS PROFILE 'weir_writer';
+GRANT SELECT, INSERT ON weir.* TO weir_writer;
+GRANT SELECT ON system.settings TO weir_writer;
+
+-- Reads: `weir-collector query`, `completeness`, `verify`, `export`, and any other tool. ClickHouse makes sure of it.
+CREATE SETTINGS PROFILE IF NOT EXISTS weir_analyst SETTINGS
+    readonly = 1,
+    distributed_product_mode = 'local',
+    max_execution_time = 60,
+    max_memory_usage = 4000000000,
+    max_result_rows = 10000000;
+CREATE ROLE IF NOT EXISTS weir_analyst SETTINGS PROFILE 'weir_analyst';
+GRANT SELECT ON weir.* TO weir_analyst;
+
+-- Reads without what was said: no arguments and results, no canonical bytes, no command lines.
+CREATE ROLE IF NOT EXISTS weir_metadata SETTINGS PROFILE 'weir_analyst';
+GRANT SELECT(
+    tenant, host_name, origin, epoch, seq, time, kind, call_id, flow_id, job_key, vcs_repository_name, cicd_pipeline_name,
+    cicd_pipeline_run_id, cicd_pipeline_task_name, cicd_actor, server_name, server_address, server_port, server_proof,
+    mcp_method_name, gen_ai_tool_name, policy_action, policy_rule, policy_digest, decision, approver, result, error_type,
+    duration_us, flow_treatment, flow_end, flow_reason, bytes_up, bytes_down, event_name
+) ON weir.events TO weir_metadata;
+
+-- Answers holds: `weir-collector approvals`. A row in `decisions` proves nothing without its signature.
+CREATE ROLE IF NOT EXISTS weir_approver;
+GRANT SELECT ON weir.holds TO weir_approver;
+GRANT SELECT ON weir.events TO weir_approver;
+GRANT SELECT, INSERT ON weir.decisions TO weir_approver;
+
+-- Deletes events by policy: `weir-collector retention apply`. Proofs are not its to delete.
+CREATE ROLE IF NOT EXISTS weir_retention;
+GRANT SELECT ON weir.* TO weir_retention;
+GRANT ALTER DELETE ON weir.events TO weir_retention;
+GRANT INSERT ON weir.tombstones TO weir_retention;
+
+-- For example:
+--   CREATE USER collector IDENTIFIED WITH sha256_password BY '...';
+--   GRANT weir_writer TO collector;
+--   CREATE USER ada IDENTIFIED WITH sha256_password BY '...';
+--   GRANT weir_analyst TO ada;
