@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::daemon::{Daemon, Program};
-use crate::places::binary;
+use crate::places::{binary, free_port};
 use crate::store::Store;
 
 const START: Duration = Duration::from_secs(60);
@@ -21,6 +21,34 @@ pub struct Collector {
     daemon: Daemon,
     config: PathBuf,
     socket: PathBuf,
+    for_others: Option<ForOthers>,
+}
+
+/// Where agents of other hosts come in.
+#[derive(Debug, Clone)]
+pub struct ForOthers {
+    pub port: u16,
+    /// The folder of their CA.
+    pub ca: PathBuf,
+}
+
+impl ForOthers {
+    /// A CA in `folder`, whose collector is called by any name of this host's loopback.
+    fn make(folder: &Path) -> Result<Self> {
+        let ca = folder.join("ca");
+        if !ca.exists() {
+            let dir = ca.display().to_string();
+            run(
+                &folder.join("none.toml"),
+                &["ca", "init", "--dir", &dir, "--name", "localhost", "--name", "127.0.0.1"],
+            )?;
+        }
+        Ok(Self { port: free_port()?, ca })
+    }
+
+    pub fn url(&self) -> String {
+        format!("https://127.0.0.1:{}", self.port)
+    }
 }
 
 impl Collector {
@@ -31,7 +59,7 @@ impl Collector {
 
     /// The same with something between it and its store, at this URL.
     pub fn start_behind(url: &str, store: &Store, folder: &Path, log: &str) -> Result<Self> {
-        Self::start_at(url, store, folder, log, false, None)
+        Self::start_at(url, store, folder, log, false, None, None)
     }
 
     /// The same for agents of another user.
@@ -42,7 +70,13 @@ impl Collector {
         outlives: bool,
         agent_uid: Option<u32>,
     ) -> Result<Self> {
-        Self::start_at(&store.url(), store, folder, log, outlives, agent_uid)
+        Self::start_at(&store.url(), store, folder, log, outlives, agent_uid, None)
+    }
+
+    /// For agents of other hosts, too.
+    pub fn start_for_others(store: &Store, folder: &Path, log: &str, outlives: bool) -> Result<Self> {
+        let others = ForOthers::make(folder)?;
+        Self::start_at(&store.url(), store, folder, log, outlives, None, Some(others))
     }
 
     fn start_at(
@@ -52,9 +86,10 @@ impl Collector {
         log: &str,
         outlives: bool,
         agent_uid: Option<u32>,
+        for_others: Option<ForOthers>,
     ) -> Result<Self> {
         let (config, socket) = (folder.join("collector.toml"), folder.join("collector.sock"));
-        let text = format!(
+        let mut text = format!(
             "[store]\nurl = \"{}\"\nuser = \"default\"\npassword_file = \"{}\"\ndatabase = \"weir\"\n\n\
              [listen]\nsocket = \"{}\"\nagent_uids = [{}]\n",
             url,
@@ -62,6 +97,9 @@ impl Collector {
             socket.display(),
             agent_uid.unwrap_or(0),
         );
+        if let Some(ForOthers { port, ca }) = &for_others {
+            text += &format!("tls = \"127.0.0.1:{port}\"\nca = {ca:?}\n");
+        }
         std::fs::write(&config, text)?;
         run(&config, &["migrate"])?;
         let program = Program::new("the collector", binary("weir-collector")?, folder.join("collector.log"))
@@ -75,7 +113,7 @@ impl Collector {
             // Of the group that both would be in.
             std::os::unix::fs::chown(&socket, None, Some(uid))?;
         }
-        Ok(Self { program, daemon, config, socket })
+        Ok(Self { program, daemon, config, socket, for_others })
     }
 
     /// Starts it again, after it was ended.
@@ -90,6 +128,11 @@ impl Collector {
 
     pub fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// Where agents of other hosts come in, if they do.
+    pub fn for_others(&self) -> Option<&ForOthers> {
+        self.for_others.as_ref()
     }
 
     pub fn config(&self) -> &Path {

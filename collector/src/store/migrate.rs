@@ -19,7 +19,7 @@ pub struct Migration {
 }
 
 /// Every step that this program knows, in order.
-pub const MIGRATIONS: [Migration; 9] = [
+pub const MIGRATIONS: [Migration; 10] = [
     Migration { version: 1, name: "events", sql: include_str!("migrations/0001_events.sql") },
     Migration { version: 2, name: "approvals", sql: include_str!("migrations/0002_approvals.sql") },
     Migration { version: 3, name: "views", sql: include_str!("migrations/0003_views.sql") },
@@ -29,6 +29,7 @@ pub const MIGRATIONS: [Migration; 9] = [
     Migration { version: 7, name: "flow_reason", sql: include_str!("migrations/0007_flow_reason.sql") },
     Migration { version: 8, name: "evidence", sql: include_str!("migrations/0008_evidence.sql") },
     Migration { version: 9, name: "questions", sql: include_str!("migrations/0009_questions.sql") },
+    Migration { version: 10, name: "enrolment", sql: include_str!("migrations/0010_enrolment.sql") },
 ];
 
 const TABLE: &str = "CREATE TABLE IF NOT EXISTS migrations (

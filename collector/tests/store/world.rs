@@ -29,6 +29,14 @@ impl World {
         Self { collector, store, folder }
     }
 
+    /// For agents of other hosts, too.
+    pub fn start_for_others() -> Self {
+        let (store, folder) = store();
+        let collector =
+            Collector::start_for_others(&store, folder.path(), "info", false).expect("a collector");
+        Self { collector, store, folder }
+    }
+
     /// Rows of a question, each an object.
     pub fn sql(&self, question: &str) -> Vec<Value> {
         self.collector.sql(question).expect(question)
