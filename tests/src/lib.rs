@@ -17,6 +17,7 @@ pub mod client;
 pub mod collector;
 pub mod conformance;
 pub mod daemon;
+pub mod fleet;
 pub mod job;
 pub mod load;
 pub mod machine;

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::agent::{Agent, AgentConfig};
@@ -13,6 +13,7 @@ use crate::cgroup::Cgroup;
 use crate::client::{ClientKind, Conversation};
 use crate::collector::Collector;
 use crate::daemon::{Daemon, tail};
+use crate::fleet;
 use crate::job::{Job, JobPlan, Trust};
 use crate::machine::require_kernel;
 use crate::mounts::Mounted;
@@ -80,6 +81,8 @@ pub struct WorldPlan {
     pub colleagues: Vec<&'static str>,
     /// The bytes of a file system of its own below the agent's state; the test has mounts of its own then.
     pub state_bytes: Option<u64>,
+    /// Whether the agent ships over TLS, as one of another host does; [`World::enrol`] lets it in.
+    pub from_afar: bool,
     /// Whether the agent is told of the server's CA.
     pub trusts_server: bool,
     /// What the agent and the collector log (`RUST_LOG`).
@@ -110,6 +113,7 @@ impl Default for WorldPlan {
             approval: "",
             colleagues: Vec::new(),
             state_bytes: None,
+            from_afar: false,
             trusts_server: true,
             log: "info",
             outlives: false,
@@ -189,7 +193,11 @@ impl World {
         let (selected, outside) = (parent.child("job")?, parent.child("outside")?);
         let store = Store::start(&setup, folder.path(), plan.outlives)?;
         let agent_uid = plan.service.as_ref().map(|_| AGENT_UID);
-        let collector = Collector::start_for(&store, folder.path(), plan.log, plan.outlives, agent_uid)?;
+        let collector = match plan.from_afar {
+            true => Collector::start_for_others(&store, folder.path(), plan.log, plan.outlives)?,
+            false => Collector::start_for(&store, folder.path(), plan.log, plan.outlives, agent_uid)?,
+        };
+        let afar = collector.for_others().map(|others| format!("\n[collector]\nurl = {:?}\n", others.url()));
         let approver = Approver::with_new_key(folder.path(), APPROVER)?;
         let colleague = |name: &&str| Approver::with_new_key(folder.path(), name);
         let colleagues = plan.colleagues.iter().map(colleague).collect::<Result<Vec<_>>>()?;
@@ -204,7 +212,7 @@ impl World {
             pin_dir: pins.path().to_path_buf(),
             failure: plan.failure.into(),
             service: plan.service.clone(),
-            collector: Some(collector.socket().to_path_buf()),
+            collector: afar.is_none().then(|| collector.socket().to_path_buf()),
             protect: vec![store.address().port()],
             names: plan.intercept_names.iter().map(ToString::to_string).collect(),
             cidrs: plan.intercept_cidrs.iter().map(ToString::to_string).collect(),
@@ -221,7 +229,7 @@ impl World {
             deadline: plan.deadline.into(),
             keepalive: plan.keepalive.into(),
             approval: plan.approval.into(),
-            rules: plan.rules.clone(),
+            rules: plan.rules.clone() + &afar.unwrap_or_default(),
         };
         let state = folder.path().join("state");
         let state_disk = plan.state_bytes.map(|bytes| Mounted::in_memory(&state, bytes)).transpose()?;
@@ -278,6 +286,16 @@ impl World {
     /// Starts a client in the watched cgroup.
     pub fn start_client(&self, kind: ClientKind, host: &str, arguments: &[&str]) -> Result<Job> {
         self.job().client(kind, &self.server.url(host), arguments)
+    }
+
+    /// Has the agent's host enrolled at the collector, by a new token.
+    pub fn enrol(&self) -> Result<()> {
+        let others =
+            self.collector.for_others().context("the world has no door for agents of other hosts")?;
+        let told =
+            fleet::enrol(&self.collector, &others.ca.join("ca.pem"), &others.url(), self.agent.config())?;
+        ensure!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+        Ok(())
     }
 
     /// Waits until everything the agent has recorded is in the store.

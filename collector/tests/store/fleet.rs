@@ -8,7 +8,9 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use weir_collector::authority::{AGENT_LIFETIME, AskedKey, Authority, to_pem};
+use weir_collector::config::Config;
 use weir_collector::ingest::{self, Doors, Tls, Waits};
+use weir_collector::witness::Witness;
 use weir_core::identity::AgentName;
 use weir_core::ids::{ApprovalId, Origin};
 use weir_core::segment::MAX_SEGMENT;
@@ -272,8 +274,10 @@ async fn who_is_slow_is_let_go_and_who_takes_more_than_its_share_waits_for_it() 
     // Long enough for what is asked meanwhile.
     let waits = Waits { head: patience, body: Duration::from_secs(4), stranger: patience };
     let stop = CancellationToken::new();
+    let config = Config::read(world.collector.config()).expect("a configuration");
+    let witness = Witness::open(&config.witness).expect("a witness");
     let doors = Doors { tls: Some(tls), waits, ..Doors::default() };
-    let serving = tokio::spawn(ingest::serve(doors, world.operator(), stop.clone()));
+    let serving = tokio::spawn(ingest::serve(doors, world.operator(), witness, stop.clone()));
 
     let agent = enrolled(&world, "runner-1").await.at_port(port);
     // A body that does not come, in HTTP/1.1.
