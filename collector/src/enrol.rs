@@ -5,6 +5,7 @@
 //! ClickHouse takes one, and each reads back which. A use that the store took and does not show (it was killed at the wrong
 //! moment) spoils the token; it never lets a second one through.
 
+mod certified;
 mod registry;
 mod revoked;
 
@@ -15,6 +16,7 @@ use weir_core::identity::{AgentName, EnrolToken};
 use weir_core::ids::hex;
 use weir_core::wire::{CertificateAck, CertificateRequest, Reason, Refusal};
 
+pub use certified::{Certified, CertifyError};
 pub use registry::{AgentLine, AgentState, Registry, Revocation};
 pub use revoked::Revoked;
 

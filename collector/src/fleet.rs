@@ -11,9 +11,10 @@ use jiff::{SpanRelativeTo, Timestamp};
 use serde_json::json;
 use weir_collector::authority::{AGENT_LIFETIME, Authority};
 use weir_collector::config::{CA_FOLDER, Config};
-use weir_collector::enrol::{AgentLine, Enrolment, Registry, Revocation, shown};
+use weir_collector::enrol::{AgentLine, Certified, Enrolment, Registry, Revocation, shown};
 use weir_collector::store::Store;
 use weir_collector::visible;
+use weir_core::evidence::key::VerifyingKey;
 
 use crate::cli::{submitter, usage};
 use crate::{say, say_json};
@@ -97,6 +98,21 @@ pub enum Agents {
         /// Print one JSON object for each
         #[arg(long)]
         json: bool,
+    },
+    /// Take a log's new key on your word, when its host has lost the old one
+    ///
+    /// The host's agent is refused then, and says with which key and number: find out first what happened to the old key.
+    /// `verify` tells the key as `another_key` until an auditor, who knows why, pins it.
+    Certify {
+        /// The new key, as the refusal names it and `weir key show` on the host
+        #[arg(long, value_name = "VKEY")]
+        key: VerifyingKey,
+        /// The number at which its epoch begins, as the refusal names it
+        #[arg(long, value_name = "SEQ")]
+        first_seq: u64,
+        /// Why, in at least 15 characters, for whoever reads it later
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
     },
     /// End a host's enrolments: collectors refuse it within seconds, and a token that waits is void
     ///
@@ -196,6 +212,11 @@ pub async fn agents(store: &Store, command: Agents) -> Result<ExitCode> {
             } else {
                 lines.iter().try_for_each(|line| say(&row(line)))?;
             }
+        }
+        Agents::Certify { key, first_seq, reason } => {
+            let asked = Certified { key: &key, first_seq, reason: &reason, by: &submitter() };
+            asked.certify(store, Timestamp::now().as_microsecond()).await?;
+            say(&format!("{key} signs from {first_seq} on"))?;
         }
         Agents::Revoke { host, tenant, enrolment, reason, json } => {
             let mut lines = registry.agents(Some(&tenant), Some(&host)).await?;

@@ -91,14 +91,7 @@ impl Ingest {
 
     /// A new epoch begins behind all events that are stored.
     async fn is_behind_all(&self, asked: &Asked) -> Result<(), Refusal> {
-        let question = self
-            .store
-            .query("SELECT count() FROM events WHERE tenant = ? AND origin = ? AND seq >= ?")
-            .bind(&asked.log.tenant)
-            .bind(asked.log.origin.as_str())
-            .bind(asked.first_seq);
-        let stored: Vec<u64> = self.store.rows(question).await.map_err(unavailable)?;
-        if stored.first().is_none_or(|stored| *stored == 0) {
+        if known::is_behind_all(&self.store, &asked.log, asked.first_seq).await.map_err(unavailable)? {
             return Ok(());
         }
         let detail = format!(
@@ -159,8 +152,9 @@ fn answer(asked: &Asked, keys: &[IdentityRow], agent: &Agent) -> Answer {
         }
         _ => {
             let detail = format!(
-                "no statement by the key of epoch {} of the log {} names this key",
-                last.epoch, log.origin
+                "no statement by the key of epoch {} of the log {} names this key; should that host have lost its key, and \
+                 only then, certify the new one: weir-collector agents certify --key '{}' --first-seq {}",
+                last.epoch, log.origin, asked.key, asked.first_seq
             );
             Answer::Fault(Fault::new(FaultReason::SecondKey, detail))
         }

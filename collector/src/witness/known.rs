@@ -41,6 +41,23 @@ impl Part {
     }
 }
 
+/// Whether nothing of a log is stored from a number on: no event, and of what was retired no batch.
+pub async fn is_behind_all(store: &Store, log: &LogName, first_seq: u64) -> Result<bool, StoreError> {
+    let question = store
+        .query(
+            "SELECT count() FROM (SELECT 1 FROM events WHERE tenant = ? AND origin = ? AND seq >= ? LIMIT 1 \
+                                  UNION ALL SELECT 1 FROM batches WHERE tenant = ? AND origin = ? AND last_seq >= ? LIMIT 1)",
+        )
+        .bind(&log.tenant)
+        .bind(log.origin.as_str())
+        .bind(first_seq)
+        .bind(&log.tenant)
+        .bind(log.origin.as_str())
+        .bind(first_seq);
+    let stored: Vec<u64> = store.rows(question).await?;
+    Ok(stored.first().is_none_or(|stored| *stored == 0))
+}
+
 /// An epoch of a log.
 pub type Place = (String, u32);
 

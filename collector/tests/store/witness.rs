@@ -115,6 +115,36 @@ async fn a_log_is_cosigned_as_it_grows_with_segments_and_without_and_over_a_chan
     assert_eq!(findings(&world), []);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_no_statement_names_is_taken_on_an_operators_word_alone() {
+    let world = World::start();
+    let agent = Agent::at(world.collector.socket());
+    let mut log = Log::new(1);
+    enrol(&agent, &log).await.expect("a key");
+    put(&agent, log.outcomes(1, 2)).await.expect("an ack");
+    log.begin_epoch(None);
+    log.key = SigningKey::from_seed(&[77; 32]);
+    let refused = enrol(&agent, &log).await.expect_err("the old key is lost");
+    let key = log.key.verifying(&log.name.to_string()).expect("a name").to_string();
+    assert!(refused.message.contains(&format!("agents certify --key '{key}' --first-seq 2")), "{refused}");
+    let certify = |first_seq: &str, reason: &str| {
+        let (code, _, told) =
+            world.run(&["agents", "certify", "--key", &key, "--first-seq", first_seq, "--reason", reason]);
+        (code, told)
+    };
+    assert!(certify("2", "lost").1.contains("at least 15 characters"));
+    assert!(certify("1", "its disk was replaced, INC-77").1.contains("are stored"));
+    let (code, told) = certify("2", "its disk was replaced, INC-77");
+    assert_eq!((code, told.as_str()), (0, ""));
+    enrol(&agent, &log).await.expect("the key that was certified");
+    put(&agent, log.outcomes(1, 2)).await.expect("an ack");
+    let by = world.sql("SELECT certified_by FROM identities WHERE epoch = 2");
+    assert!(
+        by[0]["certified_by"].as_str().expect("who").ends_with(": its disk was replaced, INC-77"),
+        "{by:?}"
+    );
+}
+
 fn is_fork(refused: &Refusal) -> bool {
     matches!(refused.reason, Reason::Conflict | Reason::Unproven)
 }
