@@ -19,7 +19,9 @@ use tokio_util::sync::CancellationToken;
 use weir_core::ids::Origin;
 
 use crate::handover::{Asking, Hello};
+use crate::ledger::{Ledger, Rotated, Standing};
 use crate::netns::{For, Namespaces, Registered};
+use crate::ship::WitnessedTo;
 
 /// The most bytes of what is asked, and of an answer.
 const MAX_ASK: u64 = 64 << 10;
@@ -39,6 +41,8 @@ pub enum Ask {
     Register {
         pid: u32,
     },
+    /// That the log's key be changed: see [`Ledger::rotate_key`].
+    RotateKey,
     /// To take this agent's place: see [`crate::handover`].
     Replace(Hello),
 }
@@ -49,6 +53,7 @@ pub enum Ask {
 pub enum Answer {
     Status(Box<Status>),
     Registered(Registered),
+    Rotated(Rotated),
     /// What follows on this connection is the hand-over's.
     Replacing,
     Refused(String),
@@ -58,6 +63,7 @@ pub enum Answer {
 pub struct Desk {
     pub status: Arc<dyn Fn() -> Status + Send + Sync>,
     pub namespaces: Arc<Namespaces>,
+    pub ledger: Ledger,
     /// Where processes go that are to take this one's place. None: this agent ends with its command.
     pub successors: Option<mpsc::Sender<Asking>>,
 }
@@ -71,6 +77,10 @@ impl Desk {
                     Answer::Refused("it runs for one command, and ends with that".into())
                 }
                 None => Answer::Replacing,
+            },
+            Ask::RotateKey => match self.ledger.rotate_key().await {
+                Ok(rotated) => Answer::Rotated(rotated),
+                Err(error) => Answer::Refused(error.to_string()),
             },
             Ask::Status => Answer::Status(Box::new((self.status)())),
             Ask::Register { pid } => match self.namespaces.register(pid, For::Runtime).await {
@@ -95,6 +105,8 @@ pub struct Status {
     pub missing: Vec<String>,
     pub calls: CallStatus,
     pub spool: SpoolStatus,
+    #[serde(default)]
+    pub evidence: EvidenceStatus,
     pub ca: CaStatus,
 }
 
@@ -136,6 +148,15 @@ pub struct SpoolStatus {
     pub unshipped_events: u64,
     pub bytes: u64,
     pub set_aside_bytes: u64,
+}
+
+/// What can be proven of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct EvidenceStatus {
+    /// The epoch that is written, and its tree.
+    pub standing: Standing,
+    /// How far the collector has cosigned; it may be an epoch before.
+    pub witnessed: Option<WitnessedTo>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

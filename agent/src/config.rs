@@ -89,6 +89,8 @@ impl Default for Listen {
     }
 }
 
+/// The most bytes of a tenant's name: it is in the name of each log, and that of its key.
+const MAX_TENANT: usize = 100;
 /// The longest duration that can be configured.
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -137,8 +139,7 @@ struct Document {
     #[serde(default)]
     rule: Vec<Spanned<Rule>>,
     limits: Option<Spanned<Limits>>,
-    #[serde(default)]
-    spool: Spool,
+    spool: Option<Spanned<Spool>>,
     #[serde(default)]
     accounting: Accounting,
 }
@@ -180,8 +181,9 @@ impl Config {
         };
         let document: Document = toml::from_str(text)
             .map_err(|e| wrong(e.span().unwrap_or_default(), e.message().trim().replace('\n', ", ")))?;
-        if document.tenant.is_empty() || document.tenant.chars().any(char::is_control) {
-            return Err(wrong(0..0, "tenant must be a name".into()));
+        let tenant = &document.tenant;
+        if !(1..=MAX_TENANT).contains(&tenant.len()) || tenant.chars().any(char::is_control) {
+            return Err(wrong(0..0, format!("tenant must be a name of at most {MAX_TENANT} bytes")));
         }
         for entry in &document.intercept {
             if let Some(fault) = entry.get_ref().fault() {
@@ -224,6 +226,13 @@ impl Config {
             },
             None => Limits::default(),
         };
+        let spool = match document.spool {
+            Some(spool) => match spool.get_ref().fault() {
+                Some(fault) => return Err(wrong(spool.span(), fault.into())),
+                None => spool.into_inner(),
+            },
+            None => Spool::default(),
+        };
         for (name, is_loopback) in
             [("v4", document.listen.v4.ip().is_loopback()), ("v6", document.listen.v6.ip().is_loopback())]
         {
@@ -259,7 +268,7 @@ impl Config {
             upstream: document.upstream,
             approval: document.approval.checked(path)?,
             limits,
-            spool: document.spool,
+            spool,
             accounting: document.accounting,
         })
     }
@@ -357,6 +366,11 @@ mod tests {
             (
                 &format!("{HEAD}[spool]\nseal_after = \"200h\"\n"),
                 "weir.toml:4:14: \"200h\" is not a duration",
+            ),
+            (&format!("{HEAD}[spool]\nheartbeat = \"999ms\"\n"), "weir.toml:3:1: heartbeat must be at least"),
+            (
+                &format!("{HEAD}[spool]\nidle_seal_after = \"1s\"\nseal_after = \"2s\"\n"),
+                "weir.toml:3:1: idle_seal_after must not",
             ),
             (&format!("{HEAD}[failure]\nerrno = \"EFAULT\"\n"), "weir.toml:4:9: unknown variant `EFAULT`"),
             (

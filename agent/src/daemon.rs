@@ -14,10 +14,14 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use weir_core::ids::Boot;
 use weir_core::mask::{MaskKey, Masker};
+use weir_core::policy::Policy;
+use weir_core::record::AgentEvent;
 use weir_ebpf::{Settings, action};
 
 use crate::account::{Accounts, Listener};
-use crate::admin::{self, CaStatus, CallStatus, ConnectStatus, Desk, ListenStatus, SpoolStatus, Status};
+use crate::admin::{
+    self, CaStatus, CallStatus, ConnectStatus, Desk, EvidenceStatus, ListenStatus, SpoolStatus, Status,
+};
 use crate::approval::Approvals;
 use crate::config::{Config, Failure, Mode};
 use crate::gate::{Gate, HeldCalls, Place, Sessions};
@@ -25,14 +29,14 @@ use crate::handover::{Asking, Sockets};
 use crate::intercept::{Interceptor, Listeners};
 use crate::kernel::pins::Pins;
 use crate::kernel::{Hooks, KernelError, Plan, check_host, may_enter_namespaces};
-use crate::ledger::{Ledger, LedgerConfig, Tap};
+use crate::ledger::{Ledger, LedgerConfig, Tap, Text};
 use crate::lineage::Lineage;
 use crate::netns::Namespaces;
 use crate::process::Processes;
 use crate::random;
 use crate::select::Selection;
 use crate::share::Shares;
-use crate::ship::{Collector, Exempt, Shipper};
+use crate::ship::{Collector, Exempt, Shipper, Witness};
 use crate::spool::{Folder, Limits};
 use crate::tasks::Tasks;
 use crate::tls::{Minter, UpstreamTls};
@@ -109,10 +113,14 @@ impl Agent {
         let boot = Boot::from_random(random::bytes());
         let folder = Folder::open(state_dir.join("spool")).context("cannot open the spool")?;
         let (tenant, masked) = (config.tenant.clone(), masker.clone());
+        let own_folder: Arc<Folder> =
+            Arc::new(Folder::open(&state_dir).context("cannot open the state folder")?);
         let ledger_config = LedgerConfig {
-            keys: Arc::new(Folder::open(&state_dir).context("cannot open the state folder")?),
+            keys: own_folder.clone(),
             limits: Limits { seal_bytes: config.spool.segment_bytes, ..Limits::of(config.spool.max_bytes) },
             seal_after: config.spool.seal_after,
+            idle_seal_after: config.spool.idle_seal_after,
+            heartbeat: config.spool.heartbeat,
             tap,
             ..LedgerConfig::new(Arc::new(folder), tenant, host.clone(), boot.clone(), masked)
         };
@@ -137,6 +145,8 @@ impl Agent {
         let place = Place { tenant: config.tenant.clone(), host, origin: ledger.origin().clone() };
         let collector = config.collector.as_ref().map(|place| Collector::of(place, Some(exempt(&hooks))));
         let approvals = Approvals::new(collector.clone(), place.origin.clone());
+        // Before any call is decided on by it.
+        ledger.note(policy_loaded(&config.policy, &masker)).await.context("cannot record the policy")?;
         let gate = Arc::new(Gate {
             policy: config.policy,
             ledger: ledger.clone(),
@@ -169,15 +179,19 @@ impl Agent {
             own_ports,
         );
         let interceptor = Arc::new(interceptor);
-        let shipper = collector.map(|collector| {
-            let (ledger, origin) = (ledger.clone(), place.origin.clone());
-            Arc::new(Shipper { collector, ledger, masker, origin })
-        });
+        let shipper = collector
+            .map(|collector| Arc::new(Shipper::new(collector, ledger.clone(), masker.clone(), own_folder)));
         let listen = ListenStatus { v4: v4.to_string(), v6: v6.to_string() };
-        let status = status(hooks.clone(), ledger.clone(), authority.clone(), place, listen);
+        let witness = shipper.as_ref().map(|shipper| shipper.witness());
+        let status = status(hooks.clone(), ledger.clone(), authority.clone(), place, listen, witness);
         let (ask, successors) = mpsc::channel(1);
         let successors_to = (!for_one_command).then_some(ask);
-        let desk = Desk { status: status.clone(), namespaces: namespaces.clone(), successors: successors_to };
+        let desk = Desk {
+            status: status.clone(),
+            namespaces: namespaces.clone(),
+            ledger: ledger.clone(),
+            successors: successors_to,
+        };
         let admin = admin::socket(&state_dir);
         let admin = admin::listen(&admin).with_context(|| format!("cannot listen on {}", admin.display()))?;
 
@@ -292,6 +306,7 @@ fn status(
     authority: Arc<Authority>,
     place: Place,
     listen: ListenStatus,
+    witness: Option<Arc<Witness>>,
 ) -> Arc<dyn Fn() -> Status + Send + Sync> {
     let missing = missing(&hooks);
     Arc::new(move || {
@@ -325,6 +340,10 @@ fn status(
                 bytes: usage.bytes,
                 set_aside_bytes: usage.aside_bytes,
             },
+            evidence: EvidenceStatus {
+                standing: ledger.standing(),
+                witnessed: witness.as_ref().and_then(|witness| witness.to()),
+            },
             ca: CaStatus {
                 issuer: authority.issuer().to_owned(),
                 certificate: authority.certificate_path(),
@@ -347,6 +366,12 @@ fn missing(hooks: &Hooks) -> Vec<String> {
             .push("connects of jobs in network namespaces of their own are refused: no CAP_SYS_ADMIN".into());
     }
     missing
+}
+
+/// Each decision names its policy by this digest.
+fn policy_loaded(policy: &Policy, masker: &Masker) -> AgentEvent<Text> {
+    let detail = [("digest".to_owned(), masker.text(policy.digest()))];
+    AgentEvent { name: "policy.loaded".to_owned(), detail: detail.into() }
 }
 
 /// What the hooks do when nobody listens.

@@ -34,6 +34,7 @@ mod open_record;
 mod pulse;
 mod released;
 mod remote;
+mod shown;
 mod takeup;
 mod writer;
 
@@ -64,6 +65,7 @@ pub use guest::{Guest, MAX_GUESTS};
 pub use keys::{KeyError, LogKeys};
 pub use open_record::{DurableIntent, Intended, OpenRecord, QueuedIntent, Reserved};
 pub use released::{Handed, Released, TakenOver};
+pub use shown::{ShowError, Shown, shown};
 
 /// The most calls that may have a record open at one time.
 pub const MAX_OPEN_RECORDS: usize = 4096;
@@ -218,6 +220,19 @@ pub struct Unsealed {
     pub first_seq: u64,
     /// The leaf hashes of the events that are not sealed.
     pub leaves: Vec<Hash>,
+    pub epoch: SignedEpoch,
+}
+
+/// By which key an epoch is signed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignedEpoch {
+    pub number: u32,
+    /// The sequence number of the epoch's first event.
+    pub first_seq: u64,
+    /// Under the log's name in that epoch.
+    pub key: VerifyingKey,
+    /// By what statement the key before named this one, if there was one.
+    pub rotation: Option<String>,
 }
 
 /// The log's key was changed.

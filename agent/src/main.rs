@@ -36,6 +36,7 @@ Examples:
   weir run -- npx some-agent --task build     one command, its MCP calls listed at the end
   weir agent --config /etc/weir/weir.toml     the host's agent, in the foreground
   weir status --json                          what the running agent does
+  weir key show                               the key by which the log can be verified
   weir agent --replace                        a new one in the running agent's place
   weir agent --detach                         no hook is left in force
   weir oci-hook --print-config hooks-dir      has podman register each container before it starts
@@ -150,6 +151,11 @@ enum Command {
         #[command(subcommand)]
         what: CaCommand,
     },
+    /// Shows or changes the key that signs the host's log.
+    Key {
+        #[command(subcommand)]
+        what: KeyCommand,
+    },
     /// A container runtime's createRuntime hook: has the container's network namespace registered before its first process.
     ///
     /// Reads the container's state on standard input, asks the running agent, and waits for its answer. Without an agent it
@@ -192,6 +198,31 @@ enum CaCommand {
     Bundle,
     /// Prints the variables that make a job's clients trust the bundle, one NAME=VALUE a line.
     Env,
+}
+
+#[derive(Subcommand)]
+enum KeyCommand {
+    /// Prints the key that signs the log now, for whoever verifies it to pin.
+    ///
+    /// Pin it before there is anything to verify. A key that was changed since is followed by the statements in the log,
+    /// which the key before has signed.
+    Show {
+        #[command(flatten)]
+        place: Place,
+        /// As one JSON object: the log's name, the epoch, the key.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Has the running agent change the key: the old one signs a statement that names the new one, and is removed.
+    ///
+    /// Do this when somebody may have read the key: what was recorded and witnessed before stays proven.
+    Rotate {
+        #[command(flatten)]
+        place: Place,
+        /// As one JSON object: the new key, its epoch, the sequence number of its first event.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Subcommand)]
@@ -292,6 +323,8 @@ fn execute(command: Command) -> Result<ExitCode> {
         }
         Command::Status { place, json } => status(&place, json)?,
         Command::Ca { place, what } => ca(&place, &what)?,
+        Command::Key { what: KeyCommand::Show { place, json } } => key_show(&place, json)?,
+        Command::Key { what: KeyCommand::Rotate { place, json } } => key_rotate(&place, json)?,
         Command::OciHook { place, require, print_config: Some(sample) } => {
             let weir = std::env::current_exe().context("cannot tell where this program lies")?;
             println!("{:#}", oci::sample(sample, &weir, &place.hook_arguments(require)?));
@@ -474,7 +507,48 @@ fn status(place: &Place, json: bool) -> Result<()> {
         status.spool.bytes,
         status.spool.set_aside_bytes
     );
+    let at = status.evidence.standing;
+    let witnessed = match status.evidence.witnessed {
+        Some(to) if to.epoch == at.epoch => format!("the collector has witnessed {}", to.size),
+        Some(to) => format!("the collector has witnessed {} of epoch {}", to.size, to.epoch),
+        None => "the collector has witnessed none".to_owned(),
+    };
+    println!("evidence   epoch {} from event {} on: {} leaves, {witnessed}", at.epoch, at.first_seq, at.size);
     println!("CA         {} ({})", status.ca.issuer, status.ca.bundle.display());
+    Ok(())
+}
+
+fn key_show(place: &Place, json: bool) -> Result<()> {
+    let spool = place.config()?.state_dir.join("spool");
+    let shown = weir::ledger::shown(&spool)?;
+    if json {
+        println!("{}", serde_json::to_string(&shown)?);
+    } else {
+        println!("{}", shown.key);
+    }
+    Ok(())
+}
+
+fn key_rotate(place: &Place, json: bool) -> Result<()> {
+    let state_dir = place.config()?.state_dir;
+    let asked = runtime()?.block_on(admin::ask(&state_dir, &admin::Ask::RotateKey));
+    let rotated = match asked {
+        Ok(admin::Answer::Rotated(rotated)) => rotated,
+        Ok(admin::Answer::Refused(why)) => anyhow::bail!("the key was not changed: {why}"),
+        Ok(other) => anyhow::bail!("the agent answered what was not asked: {other:?}"),
+        Err(error) => {
+            let socket = admin::socket(&state_dir);
+            return Err(error).with_context(|| {
+                format!("no agent answers at {}; start it, since it alone writes the log", socket.display())
+            });
+        }
+    };
+    if json {
+        println!("{}", serde_json::to_string(&rotated)?);
+    } else {
+        println!("{}", rotated.key);
+        eprintln!("weir: epoch {} begins with event {}", rotated.epoch, rotated.first_seq);
+    }
     Ok(())
 }
 

@@ -43,6 +43,7 @@ mod storage;
 mod writer;
 
 use std::io;
+use std::path::{Path, PathBuf};
 
 use weir_core::segment::{FRAME_HEADER_LEN, HEADER_LEN, MAX_EVENTS, MAX_SEGMENT};
 
@@ -149,6 +150,10 @@ impl SpoolError {
 pub(crate) const KEY_FILE: &str = "log.key";
 pub(crate) const KEY_NEXT: &str = "log.key.next";
 pub(crate) const KEY_MAKING: &str = "log.key.new";
+/// What the collector said of the log, likewise.
+pub(crate) const WITNESS_FILE: &str = "log.witness";
+pub(crate) const WITNESSED_FILE: &str = "log.witnessed";
+pub(crate) const WITNESS_MAKING: &str = "log.witness.new";
 
 const ORIGIN: &str = "origin";
 const LOCK: &str = "lock";
@@ -157,6 +162,17 @@ const SCRATCH: &str = "scratch";
 
 fn segment_name(first_seq: u64) -> String {
     format!("{first_seq:020}.seg")
+}
+
+/// The file of the last segment in a folder, whoever writes there.
+pub fn last_segment(folder: &Path) -> io::Result<Option<PathBuf>> {
+    let mut last = None;
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        let seq = path.file_name().and_then(|name| name.to_str()).and_then(named_seq);
+        last = last.max(seq.map(|seq| (seq, path)));
+    }
+    Ok(last.map(|(_, path)| path))
 }
 
 /// The first sequence number that a segment's file name says.

@@ -14,6 +14,7 @@ use nix::unistd::Pid;
 use crate::admin;
 use crate::config::Config;
 use crate::kernel::pins::{self, PinError};
+use crate::spool::{KEY_FILE, KEY_MAKING, KEY_NEXT, WITNESS_FILE, WITNESS_MAKING, WITNESSED_FILE};
 
 /// How long an agent may take to end: more than it gives its connections, its last events and its last shipment.
 const END: Duration = Duration::from_secs(45);
@@ -23,7 +24,7 @@ const LOOK: Duration = Duration::from_millis(50);
 const CA: &str = "ca";
 const STATE: [&str; 3] = ["keys", "spool", "run"];
 /// The log's key, and what the collector witnessed.
-const STATE_FILES: [&str; 5] = ["log.key", "log.key.next", "log.key.new", "log.witness", "log.witnessed"];
+const STATE_FILES: [&str; 6] = [KEY_FILE, KEY_NEXT, KEY_MAKING, WITNESS_FILE, WITNESSED_FILE, WITNESS_MAKING];
 
 /// Why something stays.
 #[derive(Debug, thiserror::Error)]

@@ -3,6 +3,8 @@
 
 #[path = "ledger/crashes.rs"]
 mod crashes;
+#[path = "ledger/evidence.rs"]
+mod evidence;
 #[path = "ledger/full.rs"]
 mod full;
 #[path = "ledger/handover.rs"]

@@ -348,6 +348,7 @@ async fn the_admin_socket_registers_for_a_runtime_and_whoever_asks_nothing_keeps
     let desk = Desk {
         status: std::sync::Arc::new(|| unreachable!("nobody asks for it")),
         namespaces: stage.namespaces.clone(),
+        ledger: stage.ledger().clone(),
         successors: None,
     };
     let listener = listen(&socket(folder.path())).unwrap();

@@ -87,12 +87,39 @@ pub struct Spool {
     /// ... or at this age.
     #[serde(deserialize_with = "duration")]
     pub seal_after: Duration,
+    /// ... or at this one, if there are heartbeats alone in it.
+    #[serde(deserialize_with = "duration")]
+    pub idle_seal_after: Duration,
+    /// When nothing was written for so long, a heartbeat is.
+    #[serde(deserialize_with = "duration")]
+    pub heartbeat: Duration,
     /// Past this, calls that cannot be recorded are refused.
     pub max_bytes: u64,
 }
 
 impl Default for Spool {
     fn default() -> Self {
-        Self { segment_bytes: 1 << 20, seal_after: Duration::from_secs(1), max_bytes: 1 << 30 }
+        Self {
+            segment_bytes: 1 << 20,
+            seal_after: Duration::from_secs(1),
+            idle_seal_after: Duration::from_secs(15 * 60),
+            heartbeat: Duration::from_secs(60),
+            max_bytes: 1 << 30,
+        }
+    }
+}
+
+/// More heartbeats than this would fill the log with them.
+const SHORTEST_HEARTBEAT: Duration = Duration::from_secs(1);
+
+impl Spool {
+    pub(super) fn fault(&self) -> Option<&'static str> {
+        if self.heartbeat < SHORTEST_HEARTBEAT {
+            Some("heartbeat must be at least \"1s\"")
+        } else if self.idle_seal_after < self.seal_after {
+            Some("idle_seal_after must not be shorter than seal_after")
+        } else {
+            None
+        }
     }
 }

@@ -5,6 +5,7 @@ use weir_core::evidence::checkpoint::{Checkpoint, LogName};
 use weir_core::evidence::key::{SigningKey, VerifyingKey};
 use weir_core::evidence::{EvidenceError, TreeState};
 
+use super::SignedEpoch;
 use super::book::Book;
 use super::carry::Carry;
 use crate::spool::{Around, Head};
@@ -47,6 +48,12 @@ impl Epoch {
         let signed = Checkpoint::of(&self.log, tree, time_us).signed(&self.signing);
         // The name was one when the epoch was made, and the text is numbers besides.
         signed.map(|note| note.to_string()).unwrap_or_default()
+    }
+
+    /// By which key it is signed.
+    pub(super) fn signed(&self) -> SignedEpoch {
+        let TreeState { epoch: number, first_seq, .. } = self.tree;
+        SignedEpoch { number, first_seq, key: self.key.clone(), rotation: self.rotation.clone() }
     }
 
     /// What a segment that goes on here begins with.

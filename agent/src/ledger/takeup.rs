@@ -9,10 +9,11 @@
 //! | a tree, and the key of its epoch | that epoch goes on |
 //! | the same, and the last event names the next key | the change of keys is completed |
 //! | leaves are lost; the key is another; the host or tenant has another name | the next epoch begins |
-//! | nothing that says which epoch was the last | an epoch begins whose number is the time, in seconds |
+//! | nothing that says which epoch was the last | the one after what was witnessed; else its number is the time, in seconds |
 
-use weir_core::evidence::checkpoint::LogName;
+use weir_core::evidence::checkpoint::{Checkpoint, LogName};
 use weir_core::evidence::key::{SigningKey, VerifyingKey};
+use weir_core::evidence::note::SignedNote;
 use weir_core::evidence::rotation::Rotation;
 use weir_core::evidence::{Frontier, TreeState};
 use weir_core::record::{Body, Stored};
@@ -22,7 +23,7 @@ use super::carry::Carry;
 use super::epoch::Epoch;
 use super::keys::LogKeys;
 use super::{LedgerConfig, LedgerError};
-use crate::spool::{Begins, Found, Standing};
+use crate::spool::{Begins, Found, Standing, WITNESSED_FILE};
 
 /// The name of the event by which a key names the next.
 pub(super) const ROTATED: &str = "key.rotated";
@@ -75,19 +76,28 @@ pub(super) fn take_up(
         let epoch = Epoch::of(&log, tree, pair.current.clone(), None)?;
         Ok(TakenUp { epoch, begun: why, unsettled: false })
     };
-    let by_the_clock = u32::try_from(now_us / 1_000_000).unwrap_or(u32::MAX);
+    // Nothing here tells the number of the last one; what the collector cosigned may.
+    let unknown = || {
+        let by_the_clock = u32::try_from(now_us / 1_000_000).unwrap_or(u32::MAX);
+        begin(
+            witnessed(config, &log).map_or(by_the_clock, |epoch| epoch.saturating_add(1)),
+            Some("which epoch was the last cannot be read"),
+        )
+    };
     let head = match &found.begins {
         Begins::Unknown if found.is_fresh() => return begin(1, None),
         Begins::Carry(_) => return begin(1, Some("the log had no trees before")),
-        Begins::Unknown => return begin(by_the_clock, Some("which epoch was the last cannot be read")),
+        Begins::Unknown => return unknown(),
         Begins::Head(head) => head,
     };
     let (Ok(mut tree), Ok(Carry { key: Some(key), rotation, .. })) =
         (TreeState::read(&head.tree), Carry::read(&head.carry))
     else {
-        return begin(by_the_clock, Some("which epoch was the last cannot be read"));
+        return unknown();
     };
-    let next = tree.epoch.max(foreign.unwrap_or_default()).saturating_add(1);
+    // An epoch without events was made known to nobody, and collectors take no number but the next.
+    let empty = tree.frontier.size() == 0 && found.events.is_empty() && foreign.is_none();
+    let next = tree.epoch.max(foreign.unwrap_or_default()).saturating_add(u32::from(!empty));
     if foreign.is_some() {
         return begin(next, Some("the key of the epoch before is missing"));
     }
@@ -117,6 +127,14 @@ pub(super) fn take_up(
     }
     let epoch = Epoch::of(&log, tree, signing.clone(), rotation)?;
     Ok(TakenUp { epoch, begun: None, unsettled: pair.is_next(&key) })
+}
+
+/// The last epoch of this log of which a collector has cosigned anything.
+fn witnessed(config: &LedgerConfig, log: &LogName) -> Option<u32> {
+    let note = config.keys.read(WITNESSED_FILE).ok()?;
+    let note: SignedNote = std::str::from_utf8(&note).ok()?.parse().ok()?;
+    let seen = Checkpoint::read(&note).ok()?.log;
+    (seen.at_epoch(1) == *log).then_some(seen.epoch)
 }
 
 /// What this event says of the next key, if it is a statement by this one.

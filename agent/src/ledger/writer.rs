@@ -421,7 +421,8 @@ impl Writer {
             return None;
         }
         let note = self.epoch.sign(&self.epoch.tree, (self.config.clock)());
-        Some(Unsealed { note, first_seq: self.spool.next_seq() - events, leaves: self.leaves.clone() })
+        let first_seq = self.spool.next_seq() - events;
+        Some(Unsealed { note, first_seq, leaves: self.leaves.clone(), epoch: self.epoch.signed() })
     }
 
     /// Another epoch follows, whose first segment is to begin before anything else is written.

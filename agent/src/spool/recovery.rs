@@ -15,8 +15,8 @@ use super::shelf::{SegmentFile, SetAside, Shelf};
 use super::storage::{Lock, LockError, Storage};
 use super::writer::{Head, Spool, create_file};
 use super::{
-    KEY_FILE, KEY_MAKING, KEY_NEXT, LOCK, Limits, ORIGIN, RESERVE, SCRATCH, SpoolError, named_seq,
-    segment_name,
+    KEY_FILE, KEY_MAKING, KEY_NEXT, LOCK, Limits, ORIGIN, RESERVE, SCRATCH, SpoolError, WITNESS_FILE,
+    WITNESS_MAKING, WITNESSED_FILE, named_seq, segment_name,
 };
 
 /// What was not as it should be.
@@ -196,7 +196,10 @@ fn listing(storage: &dyn Storage) -> Result<Listing, SpoolError> {
             (None, RESERVE | SCRATCH) => {
                 storage.remove(&name).map_err(SpoolError::io("remove", &name))?;
             }
-            (None, LOCK | KEY_FILE | KEY_NEXT | KEY_MAKING) => {}
+            (
+                None,
+                LOCK | KEY_FILE | KEY_NEXT | KEY_MAKING | WITNESS_FILE | WITNESSED_FILE | WITNESS_MAKING,
+            ) => {}
             (None, _) if SetAside::is_name(&name) => out.aside_bytes += len,
             (None, _) => out.foreign.push(name),
         }

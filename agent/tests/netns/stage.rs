@@ -158,6 +158,10 @@ impl Stage {
         Self { hooks, namespaces, opened, queue: Some(queue), ledger, masker, events }
     }
 
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
     /// The registry of an agent that comes after this one.
     pub fn next_agent(&self) -> (Arc<Namespaces>, mpsc::Receiver<Opened>) {
         let next = Namespaces::new(self.hooks.clone(), self.ledger.clone(), self.masker.clone());
