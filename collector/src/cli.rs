@@ -8,6 +8,7 @@ use weir_collector::completeness::Asked;
 use weir_collector::masked;
 use weir_collector::query::named::{DEFAULT_LIMIT, NAMED, Parameter, named};
 
+use crate::auditing::{Exporting, Verifying};
 use crate::fleet::{Agents, Ca, Offering};
 
 /// Weir's collector: takes records from agents, keeps them in ClickHouse, answers questions, signs approvals
@@ -21,6 +22,8 @@ The way to begin:
   weir-collector query 'SELECT count() FROM calls WHERE result = $$ok$$'
   weir-collector completeness                 whether each connect that the kernel counted is accounted for
   weir-collector enrol-token --host NAME      a token by which a host enrols its agent
+  weir-collector trust > trust.json           what to pin, once; compare it by another way
+  weir-collector verify --trust trust.json    whether the records are those that were signed
   weir-collector approvals list               calls that wait for a human
   weir-collector approvals show ID
   weir-collector approvals approve ID --justification 'release 1.4 as planned, see CHG-7'
@@ -96,6 +99,15 @@ pub enum Command {
         #[command(subcommand)]
         command: Retention,
     },
+    /// Verify records: in the store, or in an export, offline
+    ///
+    /// Computes everything anew from the records' bytes: leaves, roots, signatures, cosignatures, numbers, times; in the store
+    /// the columns, the definitions of tables and views and the kernel's sums too. Names each fault with its place.
+    Verify(Verifying),
+    /// Write records and their proofs into a file that anybody can verify
+    Export(Exporting),
+    /// Propose a trust file out of what the store has now
+    Trust,
     /// Held calls: list, show, approve, refuse
     Approvals {
         #[command(subcommand)]
@@ -375,7 +387,7 @@ fn pseudonym(text: &str) -> Result<String, String> {
 }
 
 /// A time, or how long ago it was.
-fn since(text: &str) -> Result<Timestamp, String> {
+pub fn since(text: &str) -> Result<Timestamp, String> {
     if let Ok(time) = text.parse() {
         return Ok(time);
     }

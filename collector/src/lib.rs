@@ -22,5 +22,6 @@ pub mod query;
 pub mod retention;
 pub mod rows;
 pub mod store;
+pub mod verify;
 pub mod witness;
 pub use weir_core::visible;

@@ -1,6 +1,7 @@
 //! `weir-collector`: the command line. Arguments come in, exit codes go out: 0 done, 1 failed, 2 wrong usage.
 //! Reasons go to stderr, each as one sentence; answers go to stdout.
 
+mod auditing;
 mod cli;
 mod fleet;
 
@@ -65,6 +66,11 @@ async fn run(cli: Cli) -> Result<ExitCode> {
     if let Command::Ca { command } = cli.command {
         return fleet::ca(command, &cli.config);
     }
+    if let Command::Verify(verifying) = &cli.command
+        && let Some(export) = &verifying.export
+    {
+        return auditing::verify_export(verifying, export);
+    }
     let config = Config::read(&cli.config)?;
     let store = Store::new(&config.store);
     match cli.command {
@@ -77,6 +83,9 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Retention { command: Retention::Apply { dry_run, json } } => {
             retire(&config, &store, dry_run, json).await
         }
+        Command::Verify(verifying) => auditing::verify(&store, verifying).await,
+        Command::Export(exporting) => auditing::export(&store, exporting).await,
+        Command::Trust => auditing::trust(&config, &store).await,
         Command::Approvals { command } => approvals(&store, command).await,
         Command::EnrolToken(offering) => fleet::offer(&config, &store, offering).await,
         Command::Agents { command } => fleet::agents(&store, command).await,

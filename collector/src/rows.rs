@@ -75,7 +75,7 @@ const LAST_TIME_US: u64 = 10_382_000_000_000_000;
 
 /// A later time is told as the last one; refusing it would let one odd clock hold up a whole log. The canonical
 /// bytes have the true one.
-fn time(us: u64) -> i64 {
+pub(crate) fn time(us: u64) -> i64 {
     us.min(LAST_TIME_US).cast_signed()
 }
 

@@ -96,6 +96,17 @@ impl Store {
         &self.database
     }
 
+    /// The same server's other database.
+    pub fn beside(&self, database: &str) -> Self {
+        let client = self.server.clone().with_database(database);
+        Self { client, database: database.to_owned(), ..self.clone() }
+    }
+
+    /// A statement about databases, to the letter.
+    pub fn query_server(&self, sql: &str) -> Query {
+        self.server.query_raw(sql)
+    }
+
     /// A question with `?` for values to bind.
     pub fn query(&self, sql: &str) -> Query {
         self.client.query(sql)

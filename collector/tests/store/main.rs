@@ -17,5 +17,6 @@ mod records;
 mod remote;
 mod retention;
 mod store_faults;
+mod verify;
 mod witness;
 mod world;
