@@ -1,9 +1,13 @@
 use std::time::{Duration, Instant};
 
+use weir_core::evidence::note::SignedNote;
 use weir_core::ids::Origin;
-use weir_core::wire::{HOLDS, HoldAck, POLL, PollRequest, PollResponse, Reason, SEGMENTS, SegmentAck};
+use weir_core::wire::{
+    ENROL, EnrolAck, HOLDS, HoldAck, POLL, PollRequest, PollResponse, Reason, SEGMENTS, SegmentAck,
+};
 
 use crate::agent::{Agent, Broken, reason};
+use crate::log::Log;
 use crate::records::{TIME_US, hold, many};
 use crate::world::{World, run_with};
 
@@ -76,15 +80,18 @@ async fn a_store_killed_during_a_put_keeps_each_event_once() {
     assert_eq!(world.number("SELECT count() FROM gaps"), 0);
 }
 
+/// At whichever step it dies, its successor comes to the same.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_collector_killed_during_a_put_keeps_each_event_once() {
+async fn a_collector_killed_during_a_put_keeps_each_event_once_and_cosigns_it() {
     let mut world = World::start();
     let agent = Agent::at(world.collector.socket());
-    let origin = Origin::from_random([1; 16]);
-    let whole = measured(&agent, &origin).await;
+    let mut log = Log::new(1);
+    let witness = agent.post::<EnrolAck>(ENROL, log.enrolment()).await.expect("a witness's key").witness;
+    let began = Instant::now();
+    agent.post::<SegmentAck>(SEGMENTS, log.outcomes(1, EVENTS)).await.expect("an ack");
+    let whole = began.elapsed();
     for moment in MOMENTS {
-        let round = u64::from(moment) + 1;
-        let segment = batch(&origin, round);
+        let segment = log.outcomes(1, EVENTS);
         let put = tokio::spawn({
             let (agent, segment) = (agent.clone(), segment.clone());
             async move { agent.try_post::<SegmentAck>(SEGMENTS, segment).await }
@@ -96,13 +103,18 @@ async fn a_collector_killed_during_a_put_keeps_each_event_once() {
         assert!(matches!(first, Err(Broken) | Ok(Ok(_))), "{first:?}");
         // Its socket's file is stale now, and is replaced.
         world.collector.start_again().expect("a collector");
-        agent.post::<SegmentAck>(SEGMENTS, segment).await.expect("an ack");
+        let ack = agent.post::<SegmentAck>(SEGMENTS, segment).await.expect("an ack");
+        let note: SignedNote = ack.checkpoint.expect("a note").parse().expect("a note");
+        note.cosigned(&witness).expect("a cosignature");
     }
-    let all = (MOMENTS.len() as u64 + 1) * EVENTS;
+    let segments = MOMENTS.len() as u64 + 1;
+    let all = segments * EVENTS;
     assert_eq!(
         world.number("SELECT count() * 10 + toUInt8(count() = uniqExact(seq)) FROM events"),
         all * 10 + 1
     );
+    assert_eq!(world.number("SELECT count() FROM batches"), segments);
+    assert_eq!(world.number("SELECT count() FROM checkpoints"), segments);
 }
 
 #[test]
