@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: what Weir costs, as ratios within one run.
 
+mod fleet;
 mod kernel;
 mod load;
 mod proxy;
@@ -9,6 +10,8 @@ use anyhow::Result;
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Bench {
+    /// How many hosts one collector and one store can take.
+    Fleet(fleet::Options),
     /// What the hooks and lineage cost the processes below them; fails where one is above its bound.
     Kernel(kernel::Options),
     /// What clients that mean harm cost another job's; fails where that is above its bound.
@@ -21,6 +24,7 @@ pub enum Bench {
 
 pub fn run(bench: &Bench) -> Result<()> {
     match bench {
+        Bench::Fleet(options) => fleet::run(options),
         Bench::Kernel(options) => kernel::run(options),
         Bench::Load(options) => load::run(options),
         Bench::Proxy(options) => proxy::run(options),
