@@ -4,8 +4,9 @@
 //! # The order
 //! 1. Whole segments alone are retired: those sealed before the policy's day, in which nothing is that the policy keeps (a
 //!    run, or a log, that somebody has asked to keep; of a run, all segments with any event of its calls and connections).
-//! 2. What is deleted is first compared with its leaves. A segment whose events are not what they were when they came is
-//!    not retired but told: deleting it would take away what shows that it was altered.
+//! 2. What is deleted is first compared with the checkpoint that its host signed and this witness cosigned: the events must be
+//!    those, and the signed time so old, whatever columns say. A segment of which that is not so is not retired but told:
+//!    deleting it would take away what shows that it was altered.
 //! 3. For each stretch of numbers a tombstone, signed with the witness's key, is stored and read back.
 //! 4. Then the events are deleted, and looked for once more.
 //!
@@ -19,9 +20,9 @@ use std::collections::BTreeSet;
 
 use clickhouse::Row;
 use serde::Deserialize;
-use weir_core::evidence::checkpoint::LogName;
+use weir_core::evidence::checkpoint::{Checkpoint, LogName};
 use weir_core::evidence::tombstone::Tombstone;
-use weir_core::evidence::{EvidenceError, leaf_hash};
+use weir_core::evidence::{EvidenceError, Frontier, leaf_hash};
 use weir_core::ids::hex;
 
 pub use report::Report;
@@ -127,7 +128,7 @@ pub async fn apply(
     let held = rows::held(store, policy, before_us).await?;
     let mut stretches: Vec<Stretch> = Vec::new();
     for segment in rows::due(store, before_us).await? {
-        let state = judge(store, policy, &held, &segment).await?;
+        let state = judge(store, policy, witness, &held, before_us, &segment).await?;
         let next = Stretch::of(segment, state);
         match stretches.last_mut() {
             Some(last) if last.goes_on_with(&next) => {
@@ -153,7 +154,9 @@ pub async fn apply(
 async fn judge(
     store: &Store,
     policy: &Retention,
+    witness: &Witness,
     held: &BTreeSet<(String, u64)>,
+    before_us: i64,
     segment: &Segment,
 ) -> Result<State, StoreError> {
     if segment.has_tombstone {
@@ -163,10 +166,9 @@ async fn judge(
     if policy.keep_origins.contains(&segment.origin) || held.contains(&place) {
         return Ok(State::Kept);
     }
-    let leaves = rows::leaves(store, segment).await?;
     let events = rows::events(store, segment).await?;
     let own = events.iter().map(|event| event.seq).eq(segment.first_seq..=segment.last_seq)
-        && events.iter().map(|event| leaf_hash(event.canonical.as_bytes())).eq(leaves);
+        && signed_us(store, witness, segment, &events).await?.is_some_and(|signed_us| signed_us < before_us);
     if own {
         return Ok(State::Retired);
     }
@@ -174,9 +176,35 @@ async fn judge(
         origin = segment.origin,
         first_seq = segment.first_seq,
         last_seq = segment.last_seq,
-        "events that are to be retired are not those that came; `weir-collector verify` names them"
+        "events that are to be retired are not those that came, or not so old; `weir-collector verify` names them"
     );
     Ok(State::Altered)
+}
+
+/// When the host signed for these very events, microseconds since 1970, if this witness has cosigned that. Columns say it too,
+/// and whoever can write them could have anything retired.
+async fn signed_us(
+    store: &Store,
+    witness: &Witness,
+    segment: &Segment,
+    events: &[rows::Event],
+) -> Result<Option<i64>, StoreError> {
+    let proofs = rows::proofs(store, segment).await?;
+    let [proof] = &proofs[..] else { return Ok(None) };
+    let before = segment.first_seq.checked_sub(proof.epoch_first_seq);
+    let tree = before.and_then(|size| Frontier::of_parts(size, proof.frontier.clone()));
+    let Some(mut tree) = tree else { return Ok(None) };
+    tree.extend(events.iter().map(|event| event.leaf));
+    let is_own = |checkpoint: &Checkpoint| {
+        checkpoint.log.origin.as_str() == segment.origin
+            && checkpoint.log.epoch == segment.epoch
+            && (checkpoint.first_seq, checkpoint.size, checkpoint.root)
+                == (proof.epoch_first_seq, tree.size(), tree.root())
+    };
+    let notes = rows::notes(store, segment).await?;
+    let signed = notes.iter().filter(|note| witness.has_cosigned(note)).filter_map(|note| note.parse().ok());
+    let own = signed.filter_map(|note| Checkpoint::read(&note).ok()).find(is_own);
+    Ok(own.map(|checkpoint| i64::try_from(checkpoint.time_us).unwrap_or(i64::MAX)))
 }
 
 /// Stores a tombstone, and reads it back.

@@ -26,7 +26,8 @@ pub(super) struct Segment {
 #[derive(Debug, Row, Deserialize)]
 pub(super) struct Event {
     pub seq: u64,
-    pub canonical: String,
+    /// Of its bytes as they are now, whatever they are.
+    pub leaf: Hash,
 }
 
 #[derive(Debug, Row, Deserialize)]
@@ -80,26 +81,44 @@ pub(super) async fn held(
     Ok(places.into_iter().map(|place| (place.origin, place.batch_first_seq)).collect())
 }
 
-/// The leaves that came with a segment.
-pub(super) async fn leaves(store: &Store, segment: &Segment) -> Result<Vec<Hash>, StoreError> {
-    #[derive(Row, Deserialize)]
-    struct Leaves {
-        leaf_hashes: Vec<Hash>,
-    }
+/// Where a segment's tree was before it.
+#[derive(Debug, Row, Deserialize)]
+pub(super) struct Proof {
+    pub epoch_first_seq: u64,
+    pub frontier: Vec<Hash>,
+}
+
+/// One, unless somebody has changed that.
+pub(super) async fn proofs(store: &Store, segment: &Segment) -> Result<Vec<Proof>, StoreError> {
     let question = store
-        .query("SELECT leaf_hashes FROM batches WHERE origin = ? AND epoch = ? AND first_seq = ? AND last_seq = ?")
+        .query(
+            "SELECT epoch_first_seq, frontier FROM batches \
+             WHERE origin = ? AND epoch = ? AND first_seq = ? AND last_seq = ?",
+        )
         .bind(&segment.origin)
         .bind(segment.epoch)
         .bind(segment.first_seq)
         .bind(segment.last_seq);
-    let found: Vec<Leaves> = store.rows(question).await?;
-    Ok(found.into_iter().flat_map(|row| row.leaf_hashes).collect())
+    store.rows(question).await
 }
 
-/// The events that stand in a segment's place now: of one segment, so that memory is bounded.
+/// The checkpoints that end where a segment does, as they were signed.
+pub(super) async fn notes(store: &Store, segment: &Segment) -> Result<Vec<String>, StoreError> {
+    let question = store
+        .query("SELECT note FROM checkpoints WHERE origin = ? AND epoch = ? AND first_seq + tree_size = ?")
+        .bind(&segment.origin)
+        .bind(segment.epoch)
+        .bind(segment.last_seq.saturating_add(1));
+    store.rows(question).await
+}
+
+/// The leaves of what stands in a segment's place now.
 pub(super) async fn events(store: &Store, segment: &Segment) -> Result<Vec<Event>, StoreError> {
     let question = store
-        .query("SELECT seq, canonical FROM events WHERE origin = ? AND seq BETWEEN ? AND ? ORDER BY seq")
+        .query(
+            "SELECT seq, SHA256(concat(unhex('00'), canonical)) AS leaf FROM events \
+             WHERE origin = ? AND seq BETWEEN ? AND ? ORDER BY seq",
+        )
         .bind(&segment.origin)
         .bind(segment.first_seq)
         .bind(segment.last_seq);

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::sync::Barrier;
+use weir_core::evidence::TreeState;
 use weir_core::evidence::checkpoint::Checkpoint;
 use weir_core::evidence::key::{SigningKey, VerifyingKey};
 use weir_core::evidence::note::SignedNote;
@@ -143,6 +144,48 @@ async fn a_key_that_no_statement_names_is_taken_on_an_operators_word_alone() {
         by[0]["certified_by"].as_str().expect("who").ends_with(": its disk was replaced, INC-77"),
         "{by:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_segment_that_ends_before_what_was_cosigned_and_an_old_key_behind_the_next_are_refused() {
+    let world = World::start();
+    let agent = Agent::at(world.collector.socket());
+    let mut log = Log::new(1);
+    let witness = enrol(&agent, &log).await.expect("a key");
+    put(&agent, log.outcomes(1, 2)).await.expect("an ack");
+    let mut fork = log.clone();
+    log.idle("not posted");
+    let ack = post(&agent, log.idle("posted")).await.expect("an ack");
+    assert_eq!(cosigned(&ack.checkpoint, &witness), 4);
+    // It contradicts no size that the witness knows: nothing but its end is suspicious.
+    let refused = put(&agent, fork.outcomes(2, 1)).await.expect_err("a fork");
+    assert_eq!(refused.reason, Reason::Unproven, "{refused}");
+    assert_eq!(findings(&world), [(log.origin().to_string(), "rollback".to_owned())]);
+    let whole = log.outcomes(1, 1);
+    put(&agent, whole.clone()).await.expect("what goes on from it");
+
+    let mut stolen = log.clone();
+    log.begin_epoch(Some(SigningKey::from_seed(&[99; 32])));
+    enrol(&agent, &log).await.expect("the next key");
+    let refused = post(&agent, stolen.idle("by the old key")).await.expect_err("that epoch is over");
+    assert_eq!(refused.reason, Reason::Unproven, "{refused}");
+    put(&agent, whole).await.expect("what is stored already comes again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_epoch_begins_behind_what_was_retired_too() {
+    let world = World::start();
+    let agent = Agent::at(world.collector.socket());
+    let mut log = Log::new(1);
+    enrol(&agent, &log).await.expect("a key");
+    put(&agent, log.outcomes(1, 4)).await.expect("an ack");
+    world.execute("ALTER TABLE events DELETE WHERE seq >= 1 SETTINGS mutations_sync = 2").await;
+    let mut back = Log::new(1);
+    back.tree = TreeState::begin(1, 2);
+    back.begin_epoch(None);
+    assert_eq!(enrol(&agent, &back).await.expect_err("a rollback").reason, Reason::Conflict);
+    log.begin_epoch(None);
+    enrol(&agent, &log).await.expect("one that begins behind it");
 }
 
 fn is_fork(refused: &Refusal) -> bool {

@@ -108,7 +108,8 @@ impl Ingest {
         known: &Known,
     ) -> Result<Standing, Refusal> {
         let agrees = proof.run.agrees_with(&known.trees.seen);
-        if let Err(fault) = agrees.and_then(|()| beside(segment, proof, &known.near)) {
+        let agrees = agrees.and_then(|()| beside(segment, proof, &known.near));
+        if let Err(fault) = agrees.and_then(|()| reaches(segment, proof, known)) {
             return Err(self.unproven(&segment.accused(), fault).await);
         }
         match known::standing(&self.store, &proof.run, &known.trees).await {
@@ -294,6 +295,23 @@ fn beside(segment: &Segment, proof: &Proof, near: &[Near]) -> Result<(), Fault> 
         }
     }
     Ok(())
+}
+
+/// Whether a segment that is new brings all leaves that its host has signed for: those of an idle log are in the very segment
+/// that comes next. One that ends before them could say something else, and both would be cosigned.
+fn reaches(segment: &Segment, proof: &Proof, known: &Known) -> Result<(), Fault> {
+    let run = &proof.run;
+    let own = (segment.first_seq, segment.last_seq, run.checkpoint.root);
+    let is_stored = known.near.iter().any(|near| (near.first_seq, near.last_seq, near.root) == own);
+    match run.larger(&known.trees.seen).filter(|_| !is_stored) {
+        None => Ok(()),
+        Some(larger) => {
+            let (size, ends) = (larger.size, run.checkpoint.size);
+            let detail =
+                format!("the host signed a tree of {size} leaves, and the segment behind it ends at {ends}");
+            Err(Fault::new(FaultReason::Rollback, detail))
+        }
+    }
 }
 
 fn batch_row(segment: &Segment, proof: &Proof, agent: &Agent) -> BatchRow {
