@@ -120,6 +120,40 @@ async fn what_somebody_asked_to_keep_and_what_was_altered_stays() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nobody_makes_a_segment_old_enough_by_its_columns() {
+    let world = World::start();
+    let (witness, _) = scene(&world).await;
+    // Keys of partitions: they are written anew, as somebody would who wants today's events gone with a stone over them.
+    for table in ["events", "batches"] {
+        let last = if table == "events" { "seq = 10" } else { "first_seq = 10" };
+        let old = "toDateTime64('2020-01-01 00:00:00', 6, 'UTC')";
+        let copy =
+            format!("INSERT INTO {table} SELECT * REPLACE({old} AS sealed_at) FROM {table} WHERE {last}");
+        world.execute(&copy).await;
+        let gone = format!(
+            "ALTER TABLE {table} DELETE WHERE {last} AND sealed_at > {old} SETTINGS mutations_sync = 2"
+        );
+        world.execute(&gone).await;
+    }
+    policy(&world, 1, "");
+    let found = [(0, 9, "retired".to_owned()), (10, 10, "altered".to_owned())];
+    assert_eq!(apply(&world, &[]), (1, found.to_vec()));
+    assert_eq!((stones(&world, &witness), world.number("SELECT max(seq) FROM events")), (vec![(0, 9)], 10));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_that_are_no_text_are_retired_as_others_are() {
+    let world = World::start();
+    let agent = Agent::at(world.collector.socket());
+    let mut log = Log::new(1);
+    agent.post::<EnrolAck>(ENROL, log.enrolment()).await.expect("a witness");
+    let bytes = log.sealed_bytes(vec![b"\xff\xfe".to_vec()]);
+    agent.post::<SegmentAck>(SEGMENTS, bytes).await.expect("an ack");
+    policy(&world, 1, "");
+    assert_eq!(apply(&world, &[]), (0, vec![(0, 0, "retired".to_owned())]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_run_that_was_cut_off_behind_its_stone_is_ended_without_another() {
     let world = World::start();
     let (witness, _) = scene(&world).await;
