@@ -37,7 +37,7 @@ struct Kind {
     cases: u64,
 }
 
-const KINDS: [Kind; 5] = [
+const KINDS: [Kind; 7] = [
     Kind {
         name: "kill",
         what: "kill -9 of agent, collector and store under load",
@@ -77,6 +77,22 @@ const KINDS: [Kind; 5] = [
         target: "store",
         test: "store_faults::each_event_is_stored_once_whatever_the_store_does_meanwhile",
         cases: 5000,
+    },
+    Kind {
+        name: "tamper",
+        what: "records changed in twelve ways, and verified",
+        package: "weir-tamper",
+        target: "tamper",
+        test: "each_of_twelve_kinds_of_tampering_is_found_at_its_place_by_both_verifiers_alike",
+        cases: 120_000,
+    },
+    Kind {
+        name: "untouched",
+        what: "events that nobody changed, and verified: each finding would be a false alarm",
+        package: "weir-tamper",
+        target: "tamper",
+        test: "untouched_logs_raise_no_alarm_in_either_verifier",
+        cases: 1_000_000,
     },
 ];
 
