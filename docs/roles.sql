@@ -46,6 +46,12 @@ GRANT SELECT ON weir.holds TO weir_approver;
 GRANT SELECT ON weir.events TO weir_approver;
 GRANT SELECT, INSERT ON weir.decisions TO weir_approver;
 
+-- Lets hosts in and takes them out: `weir-collector enrol-token` and `agents`. Certificates are the collectors' to sign.
+CREATE ROLE IF NOT EXISTS weir_fleet;
+GRANT SELECT, INSERT ON weir.enrol_tokens TO weir_fleet;
+GRANT SELECT, INSERT ON weir.revocations TO weir_fleet;
+GRANT SELECT ON weir.agent_certificates TO weir_fleet;
+
 -- Deletes events by policy: `weir-collector retention apply`. Proofs are not its to delete.
 CREATE ROLE IF NOT EXISTS weir_retention;
 GRANT SELECT ON weir.* TO weir_retention;

@@ -102,7 +102,6 @@ async fn serve(config: Config, store: Store, serving: Serving) -> Result<ExitCod
         check(&store, &MIGRATIONS).await?;
     }
     let Listen { socket, agent_uids, tls } = config.listen;
-    let at_socket = socket.as_deref().map(|path| Socket::bind(path, &agent_uids)).transpose()?;
     let at_tls = match tls {
         None => None,
         Some(ListenTls { address, ca, certificate, key }) => {
@@ -111,6 +110,8 @@ async fn serve(config: Config, store: Store, serving: Serving) -> Result<ExitCod
     };
     let witness = Witness::open(&config.witness)?;
     tracing::info!(key = %witness.public(), "witness");
+    // The last: who waits for the socket's file may come in by either.
+    let at_socket = socket.as_deref().map(|path| Socket::bind(path, &agent_uids)).transpose()?;
     let address = at_tls.as_ref().map(Tls::address).transpose()?.map(|address| address.to_string());
     tracing::info!(?socket, tls = address, store = store.url(), database = store.database(), "ready");
     if serving.json {
