@@ -10,6 +10,7 @@ use weir_collector::query::named::{DEFAULT_LIMIT, NAMED, Parameter, named};
 
 use crate::auditing::{Exporting, Verifying};
 use crate::fleet::{Agents, Ca, Offering};
+use crate::runs::{Bundling, Replaying};
 
 /// Weir's collector: takes records from agents, keeps them in ClickHouse, answers questions, signs approvals
 #[derive(Debug, Parser)]
@@ -20,6 +21,8 @@ The way to begin:
   weir-collector serve                        take records from agents, until SIGTERM
   weir-collector query --named calls          what was called, by whom, and what came of it
   weir-collector query 'SELECT count() FROM calls WHERE result = $$ok$$'
+  weir-collector bundle --run 731 -o run-731.tar.zst
+  weir-collector replay run-731.tar.zst --against http://127.0.0.1:9000/mcp
   weir-collector completeness                 whether each connect that the kernel counted is accounted for
   weir-collector enrol-token --host NAME      a token by which a host enrols its agent
   weir-collector trust > trust.json           what to pin, once; compare it by another way
@@ -108,6 +111,10 @@ pub enum Command {
     Export(Exporting),
     /// Propose a trust file out of what the store has now
     Trust,
+    /// Write a run's bundle (its events and what proves them), or check one
+    Bundle(Bundling),
+    /// Play a bundle's calls again: against a sandbox server, or against another policy
+    Replay(Replaying),
     /// Held calls: list, show, approve, refuse
     Approvals {
         #[command(subcommand)]

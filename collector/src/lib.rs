@@ -13,12 +13,14 @@
 pub mod agent;
 pub mod approvals;
 pub mod authority;
+pub mod bundle;
 pub mod completeness;
 pub mod config;
 pub mod enrol;
 pub mod ingest;
 pub mod masked;
 pub mod query;
+pub mod replay;
 pub mod retention;
 pub mod rows;
 pub mod store;

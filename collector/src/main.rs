@@ -4,6 +4,7 @@
 mod auditing;
 mod cli;
 mod fleet;
+mod runs;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -71,6 +72,12 @@ async fn run(cli: Cli) -> Result<ExitCode> {
     {
         return auditing::verify_export(verifying, export);
     }
+    if let Command::Replay(replaying) = cli.command {
+        return runs::replay(replaying).await;
+    }
+    if let Command::Bundle(bundling @ runs::Bundling { check: Some(file), .. }) = &cli.command {
+        return runs::checked(file, bundling);
+    }
     let config = Config::read(&cli.config)?;
     let store = Store::new(&config.store);
     match cli.command {
@@ -86,10 +93,11 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Verify(verifying) => auditing::verify(&store, verifying).await,
         Command::Export(exporting) => auditing::export(&store, exporting).await,
         Command::Trust => auditing::trust(&config, &store).await,
+        Command::Bundle(bundling) => runs::bundle(&store, bundling).await,
         Command::Approvals { command } => approvals(&store, command).await,
         Command::EnrolToken(offering) => fleet::offer(&config, &store, offering).await,
         Command::Agents { command } => fleet::agents(&store, command).await,
-        Command::Ca { .. } | Command::Completions { .. } => Ok(ExitCode::SUCCESS),
+        Command::Ca { .. } | Command::Replay(_) | Command::Completions { .. } => Ok(ExitCode::SUCCESS),
     }
 }
 

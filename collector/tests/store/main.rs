@@ -4,6 +4,7 @@
 
 mod agent;
 mod approvals;
+mod bundle;
 mod completeness;
 mod faults;
 mod fleet;
