@@ -88,10 +88,7 @@ impl Writer {
         const HEX: &[u8; 16] = b"0123456789abcdef";
         self.out.push(b'"');
         let (bytes, mut copied) = (text.as_bytes(), 0);
-        for (at, &byte) in bytes.iter().enumerate() {
-            if byte >= 0x20 && byte != b'"' && byte != b'\\' {
-                continue;
-            }
+        while let Some((at, byte)) = special(bytes, copied) {
             self.out.extend_from_slice(bytes.get(copied..at).unwrap_or_default());
             copied = at + 1;
             let short = match byte {
@@ -133,6 +130,27 @@ impl Writer {
         self.out.push(b'{');
         Ok(Open { first: self.members.len(), writer: self, close })
     }
+}
+
+/// The next byte, from `at` on, that is not written as it is. In most texts there is none for long, so eight bytes are
+/// looked at together.
+fn special(bytes: &[u8], mut at: usize) -> Option<(usize, u8)> {
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    const HIGH: u64 = 0x8080_8080_8080_8080;
+    // The high bit of a byte that is less than this, or of one above a byte that is.
+    let below = |word: u64, least: u8| word.wrapping_sub(EACH * u64::from(least)) & !word & HIGH;
+    let is = |word: u64, byte: u8| below(word ^ (EACH * u64::from(byte)), 1);
+    while let Some(eight) = bytes.get(at..at + 8) {
+        let word = u64::from_le_bytes(eight.try_into().unwrap_or_default());
+        let found = below(word, 0x20) | is(word, b'"') | is(word, b'\\');
+        if found != 0 {
+            break;
+        }
+        at += 8;
+    }
+    let rest = bytes.get(at..).unwrap_or_default();
+    let next = rest.iter().position(|&byte| byte < 0x20 || matches!(byte, b'"' | b'\\'))?;
+    Some((at + next, *rest.get(next)?))
 }
 
 impl Open<'_> {

@@ -160,14 +160,23 @@ impl Digesting {
 }
 
 /// Finds secrets and replaces them.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Masker {
-    key: MaskKey,
+    /// Has the key in it, and nothing else yet.
+    keyed: Hmac<Sha256>,
+}
+
+impl std::fmt::Debug for Masker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Masker(..)")
+    }
 }
 
 impl Masker {
-    pub fn new(key: MaskKey) -> Self {
-        Self { key }
+    pub fn new(MaskKey(key): MaskKey) -> Self {
+        #[expect(clippy::expect_used, reason = "HMAC takes keys of any length")]
+        let keyed = <Hmac<Sha256> as Mac>::new_from_slice(&key).expect("any key length");
+        Self { keyed }
     }
 
     /// Masks plain text.
@@ -230,8 +239,7 @@ impl Masker {
     }
 
     fn mac(&self) -> Hmac<Sha256> {
-        #[expect(clippy::expect_used, reason = "HMAC takes keys of any length")]
-        <Hmac<Sha256> as Mac>::new_from_slice(&self.key.0).expect("any key length")
+        self.keyed.clone()
     }
 
     /// Whether a masker wrote this, and nothing else is in it.

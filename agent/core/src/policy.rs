@@ -1,6 +1,8 @@
 //! Policy: rules come in, a [`Verdict`] goes out. It sees a [`Call`], never a socket, and decides by the first
 //! rule that matches.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -201,14 +203,15 @@ impl Policy {
 
 impl Rule {
     fn matches(&self, call: Call<'_>) -> bool {
-        self.is_for_server(call, self.action != Action::Allow) && self.is_for_message(call)
+        // What is cheaper to tell comes first.
+        self.is_for_message(call) && self.is_for_server(call, self.action != Action::Allow)
     }
 
     /// Under the name that the client uses, or under any.
     fn is_for_server(&self, call: Call<'_>, any_name: bool) -> bool {
         self.when.server.as_ref().is_none_or(|pattern| {
-            let pattern = pattern.to_ascii_lowercase();
-            glob(&pattern, &call.server.to_ascii_lowercase())
+            let pattern = lower(pattern);
+            glob(&pattern, &lower(call.server))
                 || (any_name && call.also.iter().any(|name| meets(&pattern, name)))
         })
     }
@@ -221,9 +224,19 @@ impl Rule {
     }
 }
 
+fn lower(text: &str) -> Cow<'_, str> {
+    match text.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        true => Cow::Owned(text.to_ascii_lowercase()),
+        false => Cow::Borrowed(text),
+    }
+}
+
 /// Whether a name that matches `pattern` is one of those that a certificate's `name` stands for: a `*` in that
 /// is any run of characters but dots (RFC 9525, 6.3).
 fn meets(pattern: &str, name: &str) -> bool {
+    if !name.contains('*') {
+        return glob(pattern, name);
+    }
     let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
     // meet[j]: whether what is left of the pattern, and of the name from j on, can be the same text; from the end.
     let mut below = vec![false; name.len() + 1];
@@ -250,16 +263,24 @@ fn meets(pattern: &str, name: &str) -> bool {
 
 /// Whether `pattern` (`*`, `?`) matches the whole of `text`. Time is bounded by the product of the lengths.
 pub fn glob(pattern: &str, text: &str) -> bool {
+    // A character is a byte in nearly all of them.
+    if pattern.is_ascii() && text.is_ascii() {
+        return matches(pattern.as_bytes(), text.as_bytes(), b'*', b'?');
+    }
     let (pattern, text): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
+    matches(&pattern, &text, '*', '?')
+}
+
+fn matches<C: Copy + PartialEq>(pattern: &[C], text: &[C], any: C, one: C) -> bool {
     let (mut p, mut t) = (0, 0);
     let mut retry: Option<(usize, usize)> = None;
     while t < text.len() {
         match pattern.get(p) {
-            Some('*') => {
+            Some(c) if *c == any => {
                 retry = Some((p, t));
                 p += 1;
             }
-            Some(c) if *c == '?' || Some(c) == text.get(t) => {
+            Some(c) if *c == one || Some(c) == text.get(t) => {
                 p += 1;
                 t += 1;
             }
@@ -271,7 +292,7 @@ pub fn glob(pattern: &str, text: &str) -> bool {
             }
         }
     }
-    pattern.iter().skip(p).all(|c| *c == '*')
+    pattern.iter().skip(p).all(|c| *c == any)
 }
 
 #[cfg(test)]
