@@ -3,6 +3,11 @@
 
 use anyhow::{Context, Result, ensure};
 
+/// What a call that was refused is told, which is no answer of the server's, and costs less than one.
+const REFUSED: &[u8] = b"\"error\":";
+/// Its place is before this.
+const FIRST: usize = 64;
+
 /// The end of a chunked answer; nothing in the server's answers looks like it.
 const LAST_CHUNK: &[u8] = b"\r\n0\r\n\r\n";
 
@@ -12,6 +17,8 @@ pub struct Answer {
     /// What came so far, of a head that is not whole; then the last bytes of a chunked body.
     held: Vec<u8>,
     body: Option<Length>,
+    /// Something of the body was looked at.
+    begun: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -39,6 +46,10 @@ impl Answer {
             });
             bytes = bytes.get(end + 4 - before..).context("a head that ends before it began")?;
             self.held.clear();
+        }
+        if !bytes.is_empty() && !std::mem::replace(&mut self.begun, true) {
+            let first = bytes.get(..bytes.len().min(FIRST)).unwrap_or_default();
+            ensure!(find(first, REFUSED).is_none(), "a call was refused, not answered");
         }
         match &mut self.body {
             Some(Length::Left(left)) => {

@@ -182,8 +182,9 @@ impl OpenRecord {
     }
 
     /// Hands the call's intent to the writer and does not wait for the disk, unless the last thing that is known of
-    /// the writer is that it could not write: then this resolves when the intent is on disk, and fails when it
-    /// is not. An intent that is lost later is counted with the lost notes.
+    /// the writer is that it could not write, or it is so far behind that half of all slots are taken: then this
+    /// resolves when the intent is on disk, and fails when it is not. An intent that is lost later is counted with
+    /// the lost notes.
     pub async fn queue(
         mut self,
         intent: Intent<Text>,
@@ -193,7 +194,9 @@ impl OpenRecord {
             return Err(LedgerError::MustWait(intent.call_id));
         }
         let call_id = intent.call_id.clone();
-        if self.slot.shared.vitals.unable.load(Ordering::Acquire) {
+        // Who waits asks for no more, and the writer catches up before a call must be refused for want of a slot.
+        let Shared { slots, max_open, vitals, .. } = &*self.slot.shared;
+        if vitals.unable.load(Ordering::Acquire) || slots.available_permits() < max_open / 2 {
             let (record, _) = self.intent(intent).await?;
             return Ok((record, QueuedIntent { call_id }));
         }

@@ -4,13 +4,13 @@
 use std::collections::BTreeMap;
 use std::task::{Context, Waker};
 
-use weir::ledger::LedgerError;
+use weir::ledger::{Ledger, LedgerConfig, LedgerError};
 use weir::spool::faulty::{Fault, Faulty};
 use weir_core::policy::Action;
 use weir_core::record::{CallResult, Durability, Intent};
 
 use crate::scene::{
-    DEADLINE, agent_events, begin, call, flow, glance, intent, log, message, open, outcome, outcomes,
+    DEADLINE, agent_events, begin, call, config, flow, glance, intent, log, message, open, outcome, outcomes,
 };
 
 #[tokio::test]
@@ -136,6 +136,27 @@ async fn an_intent_for_which_no_call_waited_is_counted_when_it_is_lost_and_the_n
     let ends = outcomes(&log);
     assert_eq!(ends.keys().collect::<Vec<_>>(), [&call(1), &call(4), &call(6), &call(7)]);
     assert_eq!(agent_events(&log, "ledger.lost")[0]["notes"], "1");
+}
+
+#[tokio::test]
+async fn calls_that_need_not_wait_do_when_the_writer_is_so_far_behind_that_half_of_all_slots_are_taken() {
+    let disk = Faulty::new();
+    let (ledger, _) = Ledger::open(LedgerConfig { max_open: 4, ..config(disk.clone()) }).unwrap();
+    let held = disk.hold_syncs();
+    let mut unwritten = Vec::new();
+    for n in 1..=2 {
+        let (record, _) = glance(&ledger, n).await.unwrap();
+        unwritten.push(record.close(outcome(n, CallResult::Ok)));
+    }
+    let mut waits = Box::pin(glance(&ledger, 3));
+    assert!(waits.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    drop(held);
+    let (record, _) = waits.await.unwrap();
+    record.close(outcome(3, CallResult::Ok)).await.unwrap();
+    for written in unwritten {
+        written.await.unwrap();
+    }
+    assert_eq!(ledger.health().unwaited_intents, 2);
 }
 
 #[tokio::test]
