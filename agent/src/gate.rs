@@ -44,8 +44,8 @@ pub use untrusted::Refusal;
 use crate::approval::Approvals;
 use crate::config::{Approval, Limits};
 use crate::http::{
-    self as room, Authority, Body, Outgoing, Patience, Read, ReadRequest, RequestError, StreamedRequest,
-    Upgrade, Upstream, UpstreamFailure,
+    self as room, AnswerBody, Authority, Body, Outgoing, Patience, Read, ReadRequest, RequestError,
+    StreamedRequest, Upgrade, Upstream, UpstreamFailure,
 };
 use crate::ledger::{Ledger, LedgerError};
 use crate::share::{Share, Shares};
@@ -127,16 +127,16 @@ type Answer = Result<Response<Body>, Broken>;
 type Asker = oneshot::Sender<Answer>;
 
 impl Gate {
-    /// Takes one request to its answer. The work is a task of its own: a client that leaves makes this future be
-    /// dropped anywhere, and what has begun must be recorded to its end.
+    /// Takes one request to its answer. A client that leaves makes this future be dropped anywhere, and what has begun must
+    /// be recorded to its end: then the work goes on as a task.
     pub async fn exchange(self: &Arc<Self>, flow: &Arc<Flow>, request: Request<Incoming>) -> Answer {
-        let (mut asker, answer) = oneshot::channel();
+        let (mut asker, waits) = oneshot::channel();
         let (gate, flow) = (self.clone(), flow.clone());
-        self.tasks.spawn(async move {
-            let answered = gate.answer(&flow, request, &mut asker).await;
-            let _ = asker.send(answered);
-        });
-        answer.await.unwrap_or(Err(Broken::Dropped))
+        let work = self.tasks.here(async move { gate.answer(&flow, request, &mut asker).await });
+        let answer = work.await.unwrap_or(Err(Broken::Dropped));
+        // While this is there, the client is.
+        drop(waits);
+        answer
     }
 
     async fn answer(
@@ -206,11 +206,14 @@ impl Gate {
             }
         }
         let request = self.mask_arguments(flow, request, &calls).await;
+        let exchange = |request: &ReadRequest| Exchange::of(session.clone(), &request.parts);
         if let Some(nothing) = NothingCalled::in_messages(&body) {
-            return self.forward(flow, request, Permit::for_no_call(nothing), Vec::new(), asker).await;
+            let (permit, exchange) = (Permit::for_no_call(nothing), exchange(&request));
+            return self.forward(flow, request, permit, (exchange, Vec::new()), asker).await;
         }
         if calls.iter().all(|call| call.verdict().action == Action::Allow) {
-            return self.allow(flow, request, calls, asker).await;
+            let exchange = exchange(&request);
+            return self.allow(flow, request, (exchange, calls), asker).await;
         }
         // A batch is answered at once or not at all; only a call by itself can wait.
         let asks = match calls.as_mut_slice() {
@@ -236,7 +239,7 @@ impl Gate {
         self: &Arc<Self>,
         flow: &Arc<Flow>,
         request: ReadRequest,
-        calls: Vec<OpenCall>,
+        (exchange, calls): (Exchange, Vec<OpenCall>),
         asker: &mut Asker,
     ) -> Answer {
         let (mut permits, mut waiting) = (Vec::new(), Vec::new());
@@ -246,7 +249,7 @@ impl Gate {
             waiting.push(call);
         }
         let permit = Permit::join(permits).ok_or(NotCleared)?;
-        self.forward(flow, request, permit, waiting, asker).await
+        self.forward(flow, request, permit, (exchange, waiting), asker).await
     }
 
     /// Sends on, and answers as the server does.
@@ -255,10 +258,9 @@ impl Gate {
         flow: &Arc<Flow>,
         request: ReadRequest,
         permit: Permit,
-        calls: Vec<WaitingCall>,
+        (exchange, calls): (Exchange, Vec<WaitingCall>),
         asker: &mut Asker,
     ) -> Answer {
-        let exchange = self.exchange_of(flow, &request.parts);
         let (answer, calls) = self.send(flow, request, permit, calls, asker.closed()).await?;
         Ok(self.carry_back(flow, exchange, answer, calls))
     }
@@ -272,7 +274,7 @@ impl Gate {
         permit: Permit,
         calls: Vec<WaitingCall>,
         client_left: impl Future<Output = ()>,
-    ) -> Result<(Response<Incoming>, Vec<WaitingCall>), Broken> {
+    ) -> Result<(Response<AnswerBody>, Vec<WaitingCall>), Broken> {
         self.ask_plainly(flow, &mut request.parts.headers, &calls);
         let (parts, body) = request.into_outgoing();
         match self.send_parts(flow, parts, body, permit, client_left).await {
@@ -297,7 +299,7 @@ impl Gate {
         body: Outgoing,
         permit: Permit,
         client_left: impl Future<Output = ()>,
-    ) -> Result<Response<Incoming>, Broken> {
+    ) -> Result<Response<AnswerBody>, Broken> {
         // An answer in another encoding could not be read.
         room::only_known(&mut parts.headers);
         tokio::select! {
@@ -359,7 +361,7 @@ impl Gate {
         exchange: &Exchange,
         line: Masked<String>,
         sent: Option<(usize, Option<String>)>,
-        answer: &Result<Response<Incoming>, Broken>,
+        answer: &Result<Response<AnswerBody>, Broken>,
     ) -> Result<(), LedgerError> {
         let (label, end) = match answer {
             Ok(answer) if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
@@ -384,7 +386,7 @@ impl Gate {
         self: &Arc<Self>,
         flow: &Arc<Flow>,
         client: Upgrade,
-        mut answer: Response<Incoming>,
+        mut answer: Response<AnswerBody>,
     ) -> Response<Body> {
         let (client, server) = (client.agreed(), hyper::upgrade::on(&mut answer));
         let tasks = self.tasks.clone();

@@ -1,6 +1,10 @@
 //! The tasks that serve connections, and their end. When the agent ends, each may finish what it carries; past
 //! the deadline those that are left are dropped where they wait, which closes the record of each open call.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::{Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -18,7 +22,8 @@ pub struct Tasks {
 impl Tasks {
     /// Runs `work` until it is done, or until the time to finish is over: then it is dropped.
     pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
-        let over = self.over.clone();
+        // In a box, since it would have its place twice in the task: as what the task is given, and as what it waits for.
+        let (over, work) = (self.over.clone(), Box::pin(work));
         self.tracker.spawn(async move {
             tokio::select! {
                 // Before anything that follows from the others' end.
@@ -27,6 +32,12 @@ impl Tasks {
                 () = work => {}
             }
         });
+    }
+
+    /// Work that is done where it is awaited, for as long as it is: dropped before its end, it goes on as a task. What
+    /// must come to its end costs no task that way where its client stays.
+    pub fn here<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Here<T> {
+        Here { work: Mutex::new(Some(Box::pin(work))), tasks: self.clone() }
     }
 
     /// Runs `work` to its end, which it must come to by itself soon after [`Tasks::over`].
@@ -82,6 +93,50 @@ impl Tasks {
     }
 }
 
+/// See [`Tasks::here`]. Resolves to nothing if the work panicked, as a task's own panic ends that task alone.
+#[must_use = "it does nothing before it is awaited, or dropped"]
+pub struct Here<T: Send + 'static> {
+    /// Never locked, since nobody shares it: who holds one may be shared.
+    work: Mutex<Option<Pin<Box<dyn Future<Output = T> + Send>>>>,
+    tasks: Tasks,
+}
+
+impl<T: Send + 'static> Here<T> {
+    fn work(&mut self) -> &mut Option<Pin<Box<dyn Future<Output = T> + Send>>> {
+        self.work.get_mut().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T: Send + 'static> Future for Here<T> {
+    type Output = Option<T>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<T>> {
+        let Some(work) = self.work() else { return Poll::Ready(None) };
+        match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))) {
+            Ok(Poll::Pending) => Poll::Pending,
+            Ok(Poll::Ready(done)) => {
+                *self.work() = None;
+                Poll::Ready(Some(done))
+            }
+            Err(_) => {
+                *self.work() = None;
+                Poll::Ready(None)
+            }
+        }
+    }
+}
+
+impl<T: Send + 'static> Drop for Here<T> {
+    fn drop(&mut self) {
+        // Without a runtime everything ends, this too.
+        if let Some(work) = self.work().take()
+            && tokio::runtime::Handle::try_current().is_ok()
+        {
+            self.tasks.spawn(async move { drop(work.await) });
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,6 +162,32 @@ mod tests {
         });
         assert!(!tasks.end(SOON, LATE).await);
         assert!(waits.await.is_err() && closed.load(std::sync::atomic::Ordering::SeqCst));
+    }
+
+    #[tokio::test]
+    async fn what_is_done_here_goes_on_as_a_task_when_it_is_dropped() {
+        let tasks = Tasks::default();
+        assert_eq!(tasks.here(async { 7 }).await, Some(7));
+        let (go_on, goes_on) = tokio::sync::oneshot::channel::<()>();
+        let (done, is_done) = tokio::sync::oneshot::channel();
+        let mut here = tasks.here(async move {
+            let _ = goes_on.await;
+            done.send(()).unwrap();
+        });
+        assert!(tokio::time::timeout(SOON, &mut here).await.is_err());
+        drop(here);
+        go_on.send(()).unwrap();
+        tokio::time::timeout(LATE, is_done).await.unwrap().unwrap();
+        assert!(tasks.end(LATE, LATE).await);
+    }
+
+    #[tokio::test]
+    async fn a_panic_ends_the_work_alone_in_which_it_is() {
+        let tasks = Tasks::default();
+        let mut here = tasks.here(async { assert_eq!(1, 2, "on purpose") });
+        assert_eq!((&mut here).await, None);
+        assert_eq!(here.await, None);
+        assert!(tasks.end(LATE, LATE).await);
     }
 
     #[tokio::test]

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt;
 use hyper::Response;
-use hyper::body::{Body as _, Frame, Incoming};
+use hyper::body::{Body as _, Frame};
 use tokio::sync::mpsc;
 use weir_core::ids::CallId;
 use weir_core::mask::{Digesting, Masked};
@@ -21,7 +21,9 @@ use super::marks::unread;
 use super::rewrite::Rewriting;
 use super::session::{self, Exchange, Injected, Session, resolve, stream};
 use super::{Flow, Gate};
-use crate::http::{self as room, Body, Decoder, Pieces, body_of_pieces, claims_json, is_event_stream};
+use crate::http::{
+    self as room, AnswerBody, Body, Decoder, Pieces, body_made_here, claims_json, is_event_stream,
+};
 use crate::ledger::LedgerError;
 use crate::share::Kept;
 
@@ -40,14 +42,13 @@ impl Gate {
         self: &Arc<Self>,
         flow: &Arc<Flow>,
         exchange: Exchange,
-        answer: Response<Incoming>,
+        answer: Response<AnswerBody>,
         calls: Vec<WaitingCall>,
     ) -> Response<Body> {
         let (mut head, body) = answer.into_parts();
-        let (pieces, client_body) = body_of_pieces();
         let reading = Reading::new(self.clone(), flow.clone(), exchange, (head.status, &head.headers), calls);
         reading.rewriting.head(&mut head.headers);
-        self.tasks.spawn(reading.carry(body, pieces, Framing::AsIs));
+        let client_body = body_made_here(&self.tasks, |pieces| reading.carry(body, pieces, Framing::AsIs));
         room::answer(&mut head);
         Response::from_parts(head, client_body)
     }
@@ -151,7 +152,7 @@ impl Reading {
     }
 
     /// Passes on each frame, reads it, and closes the calls. Ends when the body or the client does.
-    pub async fn carry(mut self, mut body: Incoming, pieces: Pieces, framing: Framing) {
+    pub async fn carry(mut self, mut body: AnswerBody, pieces: Pieces, framing: Framing) {
         let mut envelope = Envelope::new(framing, &self.kind);
         // A client's reader also leaves when it has all that was announced; that is the end, and no departure.
         while !body.is_end_stream() {
@@ -198,7 +199,7 @@ impl Reading {
     }
 
     /// Reads the body for the record alone, as far as one message may go.
-    pub async fn read_out(mut self, mut body: Incoming) {
+    pub async fn read_out(mut self, mut body: AnswerBody) {
         while self.bytes <= self.gate.limits.message {
             match body.frame().await {
                 None => break,

@@ -1,4 +1,5 @@
-//! Bodies that Weir sends: a whole one, or pieces from a task that is still reading them.
+//! Bodies that Weir sends: a whole one, or pieces from whoever is still reading them: another task, or one that is done
+//! where the body is read.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -8,6 +9,8 @@ use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Frame;
 use tokio::sync::mpsc;
+
+use crate::tasks::{Here, Tasks};
 
 /// What goes back to a client, or on to a server.
 pub type Body = BoxBody<Bytes, BodyError>;
@@ -28,7 +31,11 @@ pub fn full(bytes: impl Into<Bytes>) -> Body {
 /// The sending end of a body in pieces. The body is whole only once [`Pieces::end`] says so: dropping this, as the
 /// end of a task does, breaks the body off.
 #[derive(Debug)]
-pub struct Pieces(mpsc::Sender<Piece>);
+pub struct Pieces {
+    to: mpsc::Sender<Piece>,
+    /// Who sends is run by who reads.
+    here: bool,
+}
 
 #[derive(Debug)]
 enum Piece {
@@ -44,18 +51,34 @@ pub struct ReaderGone;
 /// A body whose pieces another task sends.
 pub fn body_of_pieces() -> (Pieces, Body) {
     let (sender, receiver) = mpsc::channel(PIECES);
-    (Pieces(sender), BodyExt::boxed(Receiver(receiver)))
+    (Pieces { to: sender, here: false }, BodyExt::boxed(Receiver(receiver)))
+}
+
+/// A body whose pieces are made where it is read, one at a time. If its reader leaves, what makes them goes on as a task, and
+/// sees that its reader has gone.
+pub fn body_made_here<W>(tasks: &Tasks, make: impl FnOnce(Pieces) -> W) -> Body
+where
+    W: Future<Output = ()> + Send + 'static,
+{
+    let (sender, pieces) = mpsc::channel(PIECES);
+    let making = tasks.here(make(Pieces { to: sender, here: true }));
+    MadeHere { pieces, making }.boxed()
 }
 
 impl Pieces {
     /// Sends on one frame (data or trailers); waits while the reader is slow.
     pub async fn send(&self, frame: Frame<Bytes>) -> Result<(), ReaderGone> {
-        self.0.send(Piece::Frame(frame)).await.map_err(|_| ReaderGone)
+        self.to.send(Piece::Frame(frame)).await.map_err(|_| ReaderGone)?;
+        if self.here {
+            // The reader has it before anything else is done.
+            pending_once().await;
+        }
+        Ok(())
     }
 
     /// Sends a text unless the reader is slow, and never waits.
     pub fn offer(&self, text: String) {
-        let _ = self.0.try_send(Piece::Frame(Frame::data(text.into())));
+        let _ = self.to.try_send(Piece::Frame(Frame::data(text.into())));
     }
 
     /// Sends a last text, and ends the body.
@@ -66,17 +89,64 @@ impl Pieces {
 
     /// Ends the body: it is whole.
     pub async fn end(self) {
-        let _ = self.0.send(Piece::End).await;
+        let _ = self.to.send(Piece::End).await;
     }
 
     /// Breaks the body off.
     pub async fn break_off(self, reason: String) {
-        let _ = self.0.send(Piece::Broken(reason)).await;
+        let _ = self.to.send(Piece::Broken(reason)).await;
     }
 
     /// Resolves when the reader has gone.
     pub async fn reader_gone(&self) {
-        self.0.closed().await;
+        self.to.closed().await;
+    }
+}
+
+/// Lets whoever polls do something else first, without being woken for it: they poll again by themselves.
+async fn pending_once() {
+    let mut polled = false;
+    std::future::poll_fn(
+        |_| if std::mem::replace(&mut polled, true) { Poll::Ready(()) } else { Poll::Pending },
+    )
+    .await;
+}
+
+/// See [`body_made_here`].
+struct MadeHere {
+    // Before what makes them, which then sees its reader gone.
+    pieces: mpsc::Receiver<Piece>,
+    making: Here<()>,
+}
+
+impl hyper::body::Body for MadeHere {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        // Nobody else sends, so nobody need be woken by what is sent.
+        if let Ok(piece) = self.pieces.try_recv() {
+            return Poll::Ready(piece.into_frame());
+        }
+        let over = Pin::new(&mut self.making).poll(context).is_ready();
+        match self.pieces.try_recv() {
+            Ok(piece) => Poll::Ready(piece.into_frame()),
+            Err(_) if over => Poll::Ready(Some(Err(BodyError("its task was dropped".into())))),
+            Err(_) => Poll::Pending,
+        }
+    }
+}
+
+impl Piece {
+    fn into_frame(self) -> Option<Result<Frame<Bytes>, BodyError>> {
+        match self {
+            Piece::Frame(frame) => Some(Ok(frame)),
+            Piece::End => None,
+            Piece::Broken(reason) => Some(Err(BodyError(reason))),
+        }
     }
 }
 

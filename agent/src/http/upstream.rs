@@ -1,14 +1,16 @@
 //! One flow's connections to its server. They are dialled to the flow's own destination and belong to the flow alone. Over HTTP/2 one carries
 //! all exchanges; over HTTP/1.1 one exchange at a time, and another is dialled when none is free, or when the server closed it between two
 //! exchanges. A request is never sent twice.
+//!
+//! A connection of HTTP/2 is driven by a task of its own. One of HTTP/1.1 is driven by whoever waits for its answer or reads that, and
+//! between exchanges by the flow ([`Upstream::idling`]), so that nobody must be woken for what comes: see [`super::idle`].
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use http::request::Parts;
 use http::{StatusCode, Version};
-use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper::ext::on_informational;
 use hyper::{Request, Response};
@@ -20,14 +22,12 @@ use super::MAX_HEAD;
 use super::exec::Spawner;
 use super::guarded::{First, Guard, Guarded};
 use super::head::{request_to, wants_websocket};
+use super::idle::{AnswerBody, Http1, Idle};
 use super::outgoing::Outgoing;
 use super::serve::{CONNECTION_WINDOW, STREAM_WINDOW};
 use crate::gate::Permit;
 use crate::tasks::Tasks;
 use crate::tls::{Protocol, Spoken};
-
-/// How many HTTP/1.1 connections of one flow are kept for its next exchanges.
-const IDLE: usize = 4;
 
 /// A connection that HTTP can be spoken over.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -54,7 +54,7 @@ pub enum UpstreamFailure {
 
 /// See the module.
 pub struct Upstream {
-    idle: Mutex<Vec<Http1>>,
+    idle: Arc<Idle>,
     shared: Mutex<Option<http2::SendRequest<Outgoing>>>,
     spoken: Spoken,
     redial: Redial,
@@ -68,12 +68,6 @@ enum Sender {
     Http2(http2::SendRequest<Outgoing>),
 }
 
-/// One exchange at a time.
-struct Http1 {
-    sender: http1::SendRequest<Outgoing>,
-    guard: Guard,
-}
-
 impl Upstream {
     /// Speaks HTTP over `first`; `tasks` owns what drives the connections.
     pub async fn new(
@@ -82,11 +76,18 @@ impl Upstream {
         redial: Redial,
         tasks: Tasks,
     ) -> Result<Self, UpstreamFailure> {
-        let (idle, shared) = (Mutex::default(), Mutex::default());
+        let (idle, shared) = (Arc::new(Idle::of(spoken.by_client)), Mutex::default());
         let upstream = Self { idle, shared, spoken, redial, tasks, ambiguous: First::default() };
-        let sender = upstream.handshake(first).await?;
-        upstream.put_back(sender);
+        match upstream.handshake(first).await? {
+            Sender::Http1(sender) => upstream.idle.put(sender),
+            Sender::Http2(sender) => *upstream.shared() = Some(sender),
+        }
         Ok(upstream)
+    }
+
+    /// Drives the connections that wait for their next exchange, for as long as the flow lives.
+    pub async fn idling(&self) {
+        self.idle.drive().await;
     }
 
     /// The first thing of all that the server sent that could be read in two ways.
@@ -100,7 +101,7 @@ impl Upstream {
         mut parts: Parts,
         mut body: Outgoing,
         _permit: Permit,
-    ) -> Result<Response<Incoming>, UpstreamFailure> {
+    ) -> Result<Response<AnswerBody>, UpstreamFailure> {
         let may_upgrade = wants_websocket(&parts);
         if let Some(mut sender) = self.free().await {
             match sender.send(parts, body).await {
@@ -125,46 +126,33 @@ impl Upstream {
         if let Some(shared) = self.shared().as_ref().filter(|shared| !shared.is_closed()) {
             return Some(Sender::Http2(shared.clone()));
         }
-        if self.spoken.by_client == Protocol::Http2 {
-            // One that still carries an answer may do so for a long time.
-            let mut idle = self.idle();
-            idle.retain(|idle| !idle.sender.is_closed());
-            let at = idle.iter().position(|idle| idle.sender.is_ready())?;
-            return Some(Sender::Http1(idle.swap_remove(at)));
+        // Beside others nobody waits for one that is still busy, which it may be for a long time.
+        let waits = self.spoken.by_client == Protocol::Http1;
+        while let Some(mut idle) = self.idle.take() {
+            if idle.is_ready(waits).await {
+                return Some(Sender::Http1(idle));
+            }
         }
-        let last = self.idle().pop();
-        let mut last = last?;
-        last.sender.ready().await.ok()?;
-        Some(Sender::Http1(last))
+        None
     }
 
     fn answered(
         &self,
         sender: Sender,
-        answer: Response<Incoming>,
+        answer: Response<hyper::body::Incoming>,
         may_upgrade: bool,
-    ) -> Result<Response<Incoming>, UpstreamFailure> {
-        if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
-            self.put_back(sender);
-            return Ok(answer);
+    ) -> Result<Response<AnswerBody>, UpstreamFailure> {
+        if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let answer = answer.map(AnswerBody::of_a_task);
+            return if may_upgrade { Ok(answer) } else { Err(UpstreamFailure::Upgraded) };
         }
-        if may_upgrade { Ok(answer) } else { Err(UpstreamFailure::Upgraded) }
-    }
-
-    fn put_back(&self, sender: Sender) {
-        match sender {
-            Sender::Http1(sender) => {
-                let mut idle = self.idle();
-                if idle.len() < IDLE {
-                    idle.push(sender);
-                }
+        Ok(answer.map(|body| match sender {
+            Sender::Http1(sender) => AnswerBody::new(body, sender, self.idle.clone()),
+            Sender::Http2(sender) => {
+                *self.shared() = Some(sender);
+                AnswerBody::of_a_task(body)
             }
-            Sender::Http2(sender) => *self.shared() = Some(sender),
-        }
-    }
-
-    fn idle(&self) -> MutexGuard<'_, Vec<Http1>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+        }))
     }
 
     fn shared(&self) -> MutexGuard<'_, Option<http2::SendRequest<Outgoing>>> {
@@ -181,8 +169,9 @@ impl Upstream {
                     .max_header_size(MAX_HEAD)
                     .handshake(TokioIo::new(stream))
                     .await?;
-                self.drive(connection.with_upgrades());
-                Sender::Http1(Http1 { sender, guard })
+                let mut connection = connection.with_upgrades();
+                let driven = poll_fn(move |context| Pin::new(&mut connection).poll(context).map(ended));
+                Sender::Http1(Http1::new(sender, guard, self.tasks.here(driven)))
             }
             Protocol::Http2 => {
                 let (sender, connection) = http2::Builder::new(Spawner(self.tasks.clone()))
@@ -192,18 +181,16 @@ impl Upstream {
                     .initial_connection_window_size(CONNECTION_WINDOW)
                     .handshake(TokioIo::new(stream))
                     .await?;
-                self.drive(connection);
+                self.tasks.spawn(async move { ended(connection.await) });
                 Sender::Http2(sender)
             }
         })
     }
+}
 
-    fn drive(&self, connection: impl Future<Output = hyper::Result<()>> + Send + 'static) {
-        self.tasks.spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "upstream connection ended");
-            }
-        });
+fn ended(connection: hyper::Result<()>) {
+    if let Err(error) = connection {
+        tracing::debug!(%error, "upstream connection ended");
     }
 }
 
@@ -212,11 +199,11 @@ impl Sender {
         &mut self,
         mut parts: Parts,
         body: Outgoing,
-    ) -> Result<Response<Incoming>, TrySendError<Request<Outgoing>>> {
+    ) -> Result<Response<hyper::body::Incoming>, TrySendError<Request<Outgoing>>> {
         match self {
-            Sender::Http1(Http1 { sender, guard }) => {
+            Sender::Http1(http1) => {
                 request_to(&mut parts, Protocol::Http1);
-                guard.expect(&parts.method);
+                http1.guard.expect(&parts.method);
                 let client = parts.extensions.remove::<Guard>();
                 let mut request = Request::from_parts(parts, body);
                 if let Some(client) = client.filter(|_| request.version() == Version::HTTP_11) {
@@ -226,7 +213,7 @@ impl Sender {
                         status => client.tell(status, said.headers()),
                     });
                 }
-                sender.try_send_request(request).await
+                http1.send(request).await
             }
             Sender::Http2(sender) => {
                 request_to(&mut parts, Protocol::Http2);

@@ -79,13 +79,15 @@ impl Interceptor {
         origin: Origin,
         share: Arc<Share>,
     ) {
-        let opening = self.open(namespace, origin, share).await;
+        // What each part of a connection's life needs is there for that long, and not for as long as it idles: each in a
+        // box of its own.
+        let opening = Box::pin(self.open(namespace, origin, share)).await;
         let ending = tokio::select! {
             biased;
             ending = self.serve(stream, &opening) => ending,
             () = self.gate.tasks.over() => self.refused(&opening, None, FlowEnd::Broken),
         };
-        self.record(opening, ending).await;
+        Box::pin(self.record(opening, ending)).await;
     }
 
     /// Records a connection that there was no room for.
@@ -121,29 +123,29 @@ impl Interceptor {
         }
         if self.intercept.bypasses_address(address) {
             let client = Replayed::new(Bytes::new(), stream);
-            return self.relay(client, opening).await.because(FlowReason::Bypass);
+            return Box::pin(self.relay(client, opening)).await.because(FlowReason::Bypass);
         }
         let is_learned = self.learned.knows(opening.destination);
         if !is_learned && !self.intercept.may_cover(port) {
-            return self.relay_or_learn(stream, opening).await;
+            return Box::pin(self.relay_or_learn(stream, opening)).await;
         }
-        let Ok((sniffed, stream)) = sniff(stream, self.gate.limits.client_timeout).await else {
+        let Ok((sniffed, stream)) = Box::pin(sniff(stream, self.gate.limits.client_timeout)).await else {
             return self.refused(opening, None, FlowEnd::Broken);
         };
         match sniffed {
             Sniffed::Tls(hello) => {
                 let sni = hello.sni.as_ref().map(|name| name.as_ref());
                 if !self.intercept.covers(sni, address, port) {
-                    return self.relay(stream, opening).await;
+                    return Box::pin(self.relay(stream, opening)).await;
                 }
                 if sni.is_some_and(|name| self.intercept.bypasses_name(name)) {
-                    return self.relay(stream, opening).await.because(FlowReason::Bypass);
+                    return Box::pin(self.relay(stream, opening)).await.because(FlowReason::Bypass);
                 }
-                self.terminate_tls(stream, hello, opening).await
+                Box::pin(self.terminate_tls(stream, hello, opening)).await
             }
             // Which name the client means it says later, and proves never: any of this port's entries covers it.
             Sniffed::Http(protocol) => match self.dial(opening).await {
-                Ok(upstream) => self.terminate_plain(stream, upstream, protocol, opening).await,
+                Ok(upstream) => Box::pin(self.terminate_plain(stream, upstream, protocol, opening)).await,
                 Err(error) => {
                     tracing::debug!(%error, "cannot dial a destination");
                     reset(stream.stream());
@@ -159,7 +161,7 @@ impl Interceptor {
                 };
                 self.refused(opening, None, end)
             }
-            Sniffed::Other(_) | Sniffed::NeedMore => self.relay(stream, opening).await,
+            Sniffed::Other(_) | Sniffed::NeedMore => Box::pin(self.relay(stream, opening)).await,
         }
     }
 
@@ -251,13 +253,13 @@ impl Interceptor {
             None => ServerName::IpAddress(opening.destination.ip().into()),
         };
         let Some(offer) = Offer::of(&hello.alpn) else {
-            self.tell_no_protocol(client, &wanted).await;
+            Box::pin(self.tell_no_protocol(client, &wanted)).await;
             let refused = self.refused(opening, sni, FlowEnd::ClientHandshake);
             return refused.because(FlowReason::NoProtocol);
         };
         let scope = opening.scope();
         if self.upstream.relays(&wanted, scope) {
-            return self.relay(client, opening).await.because(FlowReason::ClientCertificate);
+            return Box::pin(self.relay(client, opening)).await.because(FlowReason::ClientCertificate);
         }
         let dialled = async {
             let stream = self.dial(opening).await?;
@@ -265,10 +267,10 @@ impl Interceptor {
             let wanted = Wanted { name: &wanted, offer: offer.to_server(), scope };
             Ok::<_, UpstreamFault>(self.upstream.connect(stream, wanted, within).await?)
         };
-        let Connected { stream: upstream, proven, protocol } = match dialled.await {
+        let Connected { stream: upstream, proven, protocol } = match Box::pin(dialled).await {
             Ok(proven) => proven,
             Err(UpstreamFault::Tls(UpstreamError::WantsCertificate { .. })) if self.upstream.may_relay() => {
-                return self.relay(client, opening).await.because(FlowReason::ClientCertificate);
+                return Box::pin(self.relay(client, opening)).await.because(FlowReason::ClientCertificate);
             }
             Err(fault) => {
                 tracing::warn!(destination = %opening.destination, error = %fault, "a server cannot be intercepted");
@@ -281,7 +283,7 @@ impl Interceptor {
                     reset(client.stream());
                     return refused;
                 }
-                self.tell_untrusted(client, &wanted, &offer, &error, opening).await;
+                Box::pin(self.tell_untrusted(client, &wanted, &offer, &error, opening)).await;
                 return refused.because(error.reason());
             }
         };
@@ -291,10 +293,11 @@ impl Interceptor {
         also.push(opening.destination.ip().to_string());
         let server = Server { name, also, record: record.clone() };
         let spoken = offer.taken(protocol);
-        let (treatment, end) = match self.greet(client, proven.name(), spoken.by_client).await {
+        let (treatment, end) = match Box::pin(self.greet(client, proven.name(), spoken.by_client)).await {
             Ok(client) => {
                 let redial = self.redial_tls(opening.namespace.clone(), scope, wanted, protocol);
-                self.exchanges(client, Box::new(upstream), redial, spoken, server, opening).await
+                let (client, upstream) = (Box::new(client), Box::new(upstream));
+                self.exchanges(client, upstream, redial, spoken, server, opening).await
             }
             Err(error) => {
                 tracing::warn!(server = server.name, %error, "a client's handshake failed");
@@ -363,7 +366,13 @@ impl Interceptor {
                 })
             }
         };
-        let end = match serve(client, self.manners(spoken.by_client), &gate.tasks, exchange).await {
+        let serving = Box::pin(serve(client, self.manners(spoken.by_client), &gate.tasks, exchange));
+        let served = tokio::select! {
+            biased;
+            served = serving => served,
+            () = flow.upstream.idling() => Served::Broken,
+        };
+        let end = match served {
             Served::Closed => FlowEnd::Closed,
             Served::Unreadable => FlowEnd::Unreadable,
             Served::Ambiguous(what) => {

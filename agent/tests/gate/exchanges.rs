@@ -85,6 +85,20 @@ async fn a_server_that_closed_between_two_requests_is_dialled_again_and_asked_on
 }
 
 #[tokio::test]
+async fn a_connection_that_its_server_closes_between_two_requests_is_let_go_before_the_next() {
+    let mut stage = Stage::new().await;
+    let mut server = stage.accept().await;
+    let mut client = stage.client().await;
+    let answer = client.begin(post(call(1, "echo")));
+    server.request().await;
+    server.answer(OK).await;
+    assert_eq!(soon(answer).await.unwrap().unwrap().0, 200);
+    server.leave().await;
+    assert_eq!(server.closed().await, "");
+    assert!(!stage.dialled_again());
+}
+
+#[tokio::test]
 async fn a_request_whose_server_closed_after_reading_it_is_not_sent_again() {
     let mut stage = Stage::new().await;
     let mut server = stage.accept().await;

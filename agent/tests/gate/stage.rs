@@ -173,7 +173,11 @@ impl Stage {
                 async move { gate.exchange(&flow, request).await }
             };
             let Limits { idle_timeout: idle, client_timeout: farewell, .. } = gate.limits;
-            serve(far, Manners { protocol, idle, farewell }, &gate.tasks, exchange).await
+            tokio::select! {
+                biased;
+                served = serve(far, Manners { protocol, idle, farewell }, &gate.tasks, exchange) => served,
+                () = flow.upstream.idling() => Served::Broken,
+            }
         });
         (near, served)
     }
@@ -401,6 +405,11 @@ impl Peer {
     }
 
     /// Waits until the other end has closed; says what came before.
+    /// Says that it will say no more.
+    pub async fn leave(&mut self) {
+        soon(self.0.shutdown()).await.unwrap();
+    }
+
     pub async fn closed(mut self) -> String {
         let _ = soon(self.0.read_to_end(&mut self.1)).await;
         String::from_utf8_lossy(&self.1).into_owned()

@@ -94,7 +94,8 @@ impl Gate {
         let pieces = match client {
             Client::Events(pieces) => pieces,
             Client::Json(mut asker) => {
-                let answer = self.forward(&flow, request, permit, vec![call], &mut asker).await;
+                let exchange = self.exchange_of(&flow, &request.parts);
+                let answer = self.forward(&flow, request, permit, (exchange, vec![call]), &mut asker).await;
                 let _ = asker.send(answer);
                 return;
             }

@@ -62,6 +62,16 @@ pub(in crate::gate) struct Exchange {
     pub get: Option<String>,
 }
 
+impl Exchange {
+    /// Of a request with this head, and in this session.
+    pub fn of(session: Arc<Session>, parts: &Parts) -> Self {
+        let get = (parts.method == http::Method::GET)
+            .then(|| parts.uri.path_and_query().map(|target| target.as_str().to_owned()))
+            .flatten();
+        Self { session, get }
+    }
+}
+
 impl Gate {
     /// The session of a request.
     pub fn session_of(&self, flow: &Flow, parts: &Parts) -> Arc<Session> {
@@ -79,10 +89,7 @@ impl Gate {
     }
 
     pub(in crate::gate) fn exchange_of(&self, flow: &Flow, parts: &Parts) -> Exchange {
-        let get = (parts.method == http::Method::GET)
-            .then(|| parts.uri.path_and_query().map(|target| target.as_str().to_owned()))
-            .flatten();
-        Exchange { session: self.session_of(flow, parts), get }
+        Exchange::of(self.session_of(flow, parts), parts)
     }
 
     /// A server announced where its client is to post.
