@@ -11,7 +11,7 @@ use weir_core::mask::{Masked, Masker};
 use weir_core::record::{Ancestor, Caller, Job};
 
 use crate::kernel::Origin;
-use crate::process::{self, MAX_COMMAND_LINE, Processes, proc};
+use crate::process::{self, Described, MAX_COMMAND_LINE, Processes, proc};
 
 /// How long a process may take to be described.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -25,14 +25,26 @@ const MAX_TEXT: usize = 512;
 ///
 /// One that nothing was told of and that is gone, or whose number another process has by now, is described by what the
 /// hook saw alone, and `seen_alive` says so.
-pub async fn look_up(origin: Origin, processes: &Arc<Processes>) -> Caller<Masked<String>> {
+///
+/// One that connected a moment ago, and has become nothing else since, is not looked at again.
+pub async fn look_up(origin: Origin, processes: &Arc<Processes>) -> Described {
     let known = processes.find(origin.tgid, origin.connected_at).await;
+    if let Some(described) = known.as_ref().and_then(|known| processes.callers().of(&origin, known)) {
+        return described;
+    }
     // A process that has told its CI job has told all.
     let living = match &known {
         Some(known) if !known.ci.provider.is_empty() || known.exited.is_some() => None,
         _ => read(&origin, processes.readers()).await,
     };
-    describe(&origin, processes, known, living)
+    let lives = known
+        .clone()
+        .filter(|known| known.exited.is_none() && (living.is_some() || !known.ci.provider.is_empty()));
+    let described = Arc::new(describe(&origin, processes, known, living));
+    if let Some(known) = lives {
+        processes.callers().keep(&origin, &known, &described);
+    }
+    described
 }
 
 /// What /proc says, if it says it in time. A process that makes its readers wait keeps their threads for as long as it likes: so

@@ -7,7 +7,9 @@ mod sockets;
 pub mod stdio;
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -42,6 +44,9 @@ const NOTES: usize = 4096;
 /// How many processes' own memories are read at a time. Past it the process is not asked.
 const ENRICHED_AT_A_TIME: usize = 16;
 
+/// How many that wait are answered by one look, at least.
+const ASKED_AT_A_TIME: usize = 1024;
+
 /// Marks the job of a selected executable's start.
 const EXECUTABLE_JOB: u64 = 1 << 63;
 
@@ -54,6 +59,8 @@ pub enum LineageError {
     Kernel(#[from] KernelError),
     #[error("another reader has the kernel's events of processes")]
     Taken,
+    #[error("cannot make a pair of sockets: {0}")]
+    Sockets(#[from] std::io::Error),
 }
 
 /// See the module.
@@ -65,6 +72,8 @@ pub struct Lineage {
     selection: Selection,
     patterns: Vec<String>,
     events: TaskEvents,
+    /// Says that somebody waits for what the kernel told.
+    asked: UnixStream,
     notes: mpsc::Sender<AgentEvent<Masked<String>>>,
     written: Option<mpsc::Receiver<AgentEvent<Masked<String>>>>,
     sockets: sockets::Told,
@@ -96,7 +105,12 @@ impl Lineage {
         namespaces: Arc<Namespaces>,
     ) -> Result<Self, LineageError> {
         let (notes, written) = mpsc::channel(NOTES);
+        let (asks, asked) = UnixStream::pair()?;
+        asks.set_nonblocking(true)?;
+        asked.set_nonblocking(true)?;
+        accounts.processes().ask_through(asks);
         let mut own = Self {
+            asked,
             events: hooks.task_events()?.ok_or(LineageError::Taken)?,
             selection: Selection::new(select)?,
             patterns: stdio.patterns.clone(),
@@ -172,11 +186,14 @@ impl Lineage {
         self.processes.told_until(u64::MAX);
     }
 
-    /// Until the kernel asks for attention, or it is time to look.
-    fn wait(&self) {
+    /// Until the kernel, or a connection whose process is to be known, asks for attention, or it is time to look.
+    fn wait(&mut self) {
         let timeout = PollTimeout::try_from(LOOK).unwrap_or(PollTimeout::ZERO);
+        let sources = [self.events.as_fd(), self.asked.as_fd()];
         // An interrupted wait is a short one.
-        let _ = poll(&mut [PollFd::new(self.events.as_fd(), PollFlags::POLLIN)], timeout);
+        let _ = poll(&mut sources.map(|source| PollFd::new(source, PollFlags::POLLIN)), timeout);
+        // What is asked for after this, the next look answers; of more than so many the rest makes that a short wait.
+        let _ = self.asked.read(&mut [0; ASKED_AT_A_TIME]);
     }
 
     /// Takes in all that was told by now.

@@ -3,13 +3,16 @@
 //! Enters: events of the kernel's, in order, and what /proc says while a process lives. Leaves: a [`Process`] for a number
 //! and a moment, with its texts masked. Must never: wait for a process's own memory while an event waits.
 
+mod callers;
 pub mod container;
 pub mod proc;
 mod table;
 
 use std::collections::BTreeMap;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
@@ -17,6 +20,7 @@ use weir_core::mask::{Masked, Masker};
 use weir_core::record::Ancestor;
 use weir_ebpf::task::{TaskEvent, event};
 
+pub use self::callers::{Callers, Described};
 use self::proc::{Facts, NANOS_A_TICK};
 use self::table::ANCESTORS;
 pub use self::table::{Bounds, Image, Key, Process, Table, ticks};
@@ -43,6 +47,9 @@ pub struct Processes {
     masker: Masker,
     /// Up to when everything was read that the kernel told, in nanoseconds since boot.
     told_until: watch::Sender<u64>,
+    /// Wakes whoever reads what the kernel tells, when somebody waits for that.
+    asks: OnceLock<UnixStream>,
+    callers: Callers,
     /// What job numbers are of.
     epoch: u64,
     /// Who may read a process's own memory now.
@@ -68,6 +75,8 @@ impl Processes {
             cgroups: Mutex::default(),
             masker,
             told_until: watch::Sender::new(u64::MAX),
+            asks: OnceLock::new(),
+            callers: Callers::default(),
             epoch,
             readers: Arc::new(Semaphore::new(READERS)),
         }
@@ -78,10 +87,24 @@ impl Processes {
         self.told_until.send_replace(at);
     }
 
+    /// A byte comes out of the other end whenever somebody waits for what the kernel told.
+    pub fn ask_through(&self, asks: UnixStream) {
+        let _ = self.asks.set(asks);
+    }
+
+    /// Those that were described lately.
+    pub fn callers(&self) -> &Callers {
+        &self.callers
+    }
+
     /// The process that had this number at this moment, once the kernel's word of it has been read.
     pub async fn find(&self, pid: u32, at: Duration) -> Option<Process> {
         let at = u64::try_from(at.as_nanos()).unwrap_or(u64::MAX);
         let mut told = self.told_until.subscribe();
+        if let (true, Some(mut asks)) = (*told.borrow() < at, self.asks.get()) {
+            // If there is no room for it, enough others have asked.
+            let _ = asks.write(&[1]);
+        }
         // Past the wait it is looked for all the same.
         let _ = tokio::time::timeout(PATIENCE, told.wait_for(|until| *until >= at)).await;
         self.at(pid, at)

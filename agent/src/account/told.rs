@@ -108,7 +108,7 @@ impl Accounts {
         let (treatment, end) = fate(&origin);
         let flow = Flow {
             flow_id: FlowId::from_random(random::bytes()),
-            caller: Arc::new(caller),
+            caller,
             server: Server {
                 name: self.processes.masker().text(&address),
                 address,

@@ -106,7 +106,7 @@ impl Interceptor {
             destination,
             namespace,
             source: OnceLock::new(),
-            caller: Arc::new(caller),
+            caller,
             watched: Arc::default(),
             started,
             share,
