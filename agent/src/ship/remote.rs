@@ -45,6 +45,8 @@ const LOOK: Duration = Duration::from_secs(30);
 const RENEW_AGAIN: Duration = Duration::from_secs(600);
 /// Smaller bodies are sent as they are.
 const WORTH_ENCODING: usize = 512;
+/// The status of a refusal for want of the right identity.
+const FORBIDDEN: u16 = 403;
 /// How hard zstd tries.
 const LEVEL: i32 = 3;
 
@@ -90,6 +92,15 @@ impl Remote {
 
     /// Posts a body, and gives the status and the body of the answer.
     pub async fn post(&self, path: &str, body: Vec<u8>) -> Result<(u16, Bytes), PostError> {
+        let answer = self.posted(path, body).await?;
+        if answer.0 == FORBIDDEN {
+            // It may have been enrolled anew by now.
+            self.take_up(&self.identity()?).await;
+        }
+        Ok(answer)
+    }
+
+    async fn posted(&self, path: &str, body: Vec<u8>) -> Result<(u16, Bytes), PostError> {
         let body = Body::of(body).await;
         let (sender, was_kept) = self.sender().await?;
         match ask(&self.url, sender, path, &body).await {
@@ -179,18 +190,19 @@ impl Remote {
                         not_before = tokio::time::Instant::now() + RENEW_AGAIN;
                     }
                 }
-                Ok(Some(identity)) => {
-                    let line = self.line.lock().await;
-                    let is_other =
-                        |line: &Line| line.identity.as_ref().is_some_and(|own| own.differs(&identity));
-                    if line.as_ref().is_some_and(is_other) {
-                        drop(line);
-                        self.hang_up().await;
-                    }
-                }
+                Ok(Some(identity)) => self.take_up(&identity).await,
                 Ok(None) => {}
                 Err(error) => tracing::error!(%error, "this host's identity"),
             }
+        }
+    }
+
+    /// Ends a connection that was made with another identity than this host has now.
+    async fn take_up(&self, identity: &Identity) {
+        let mut line = self.line.lock().await;
+        let is_other = |line: &Line| line.identity.as_ref().is_some_and(|own| own.differs(identity));
+        if line.as_ref().is_some_and(is_other) {
+            *line = None;
         }
     }
 
