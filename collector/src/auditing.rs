@@ -10,6 +10,7 @@ use weir_collector::config::Config;
 use weir_collector::store::Store;
 use weir_collector::verify::{self, Asked, Besides, SETTLE, read_trust};
 use weir_collector::witness::Witness;
+use weir_core::evidence::verify::Scope;
 use weir_core::ids::Origin;
 
 use crate::cli::{since, usage};
@@ -71,6 +72,9 @@ pub struct Verifying {
     /// An export, instead of the store
     #[arg(long, value_name = "FILE", conflicts_with_all = ["part", "to"])]
     pub export: Option<PathBuf>,
+    /// What part the export must be of: all, origin, range or run. An export says that itself, and a part can leave much out
+    #[arg(long, value_name = "PART", default_value = "all", value_parser = scope, requires = "export")]
+    scope: Scope,
     #[command(flatten)]
     part: Part,
     /// How many seconds what is being stored right now may take to be witnessed
@@ -89,7 +93,7 @@ An export holds canonical bytes and proofs, and no columns: what it says can be 
 Examples:
   weir-collector export -o records.tar.zst
   weir-collector export --run 731 -o run-731.tar
-  weir-collector verify --trust trust.json --export run-731.tar")]
+  weir-collector verify --trust trust.json --export run-731.tar --scope run")]
 pub struct Exporting {
     #[command(flatten)]
     part: Part,
@@ -104,7 +108,18 @@ pub struct Exporting {
 /// Verifies an export without a configuration.
 pub fn verify_export(verifying: &Verifying, export: &std::path::Path) -> Result<ExitCode> {
     let trust = trust_of(verifying);
-    told(&verify::export(export, &trust)?, verifying.json)
+    let (report, manifest) = verify::export(export, &trust, verifying.scope)?;
+    if !verifying.json {
+        let (scope, made) = (manifest.scope.as_str(), weir_collector::enrol::shown(manifest.made_us));
+        let of = weir_collector::visible::line(&manifest.of);
+        say(&format!("the export says of itself: {scope} {of}, made at {made}"))?;
+    }
+    told(&report, verifying.json)
+}
+
+fn scope(text: &str) -> Result<Scope, String> {
+    let named = Scope::ALL.into_iter().find(|scope| scope.as_str() == text);
+    named.ok_or_else(|| "one of all, origin, range, run".into())
 }
 
 /// Verifies what is in the store.

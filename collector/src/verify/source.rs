@@ -52,7 +52,7 @@ pub enum Asked {
         from_us: i64,
         to_us: i64,
     },
-    /// Batches with events of a pipeline's run.
+    /// Batches with events of a pipeline's run; in a store, all batches between them, too.
     Run(String),
 }
 
@@ -83,6 +83,13 @@ struct Bounds {
     last: u64,
 }
 
+impl Numbers {
+    fn between(bounds: &Bounds) -> Self {
+        let Bounds { first, last } = *bounds;
+        Self { first, last, checkpoints_below: last.saturating_add(1) }
+    }
+}
+
 /// Reads what is asked. `settle`: how long what is being stored right now may take to be witnessed. `only_events`: of a run, its
 /// own events without the others of their batches.
 pub(super) struct Source<'s> {
@@ -98,20 +105,22 @@ impl Source<'_> {
     pub(super) async fn read(&self, sink: &mut (impl Sink + Send)) -> Result<(), VerifyError> {
         for origin in self.origins().await? {
             let Ok(parsed) = origin.parse::<Origin>() else { continue };
-            sink.take(Item::Log { origin: parsed })?;
-            self.heads(&origin, sink).await?;
-            match self.asked {
-                Asked::Run(run) => self.run(&origin, run, sink).await?,
-                Asked::Range { from_us, to_us } => {
-                    let sealed = self.sealed(&origin, *from_us, *to_us).await?;
-                    if let Some(numbers) = sealed {
-                        self.windows(&origin, numbers, sink).await?;
-                    }
+            let numbers = match self.asked {
+                // An export has the run's own events alone, and batches for them.
+                Asked::Run(run) if self.only_events => {
+                    sink.take(Item::Log { origin: parsed })?;
+                    self.heads(&origin, sink).await?;
+                    self.run(&origin, run, sink).await?;
+                    continue;
                 }
-                Asked::All | Asked::Origin(_) => {
-                    let numbers = self.settled(&origin).await?;
-                    self.windows(&origin, numbers, sink).await?;
-                }
+                Asked::Run(run) => self.around(&origin, run).await?,
+                Asked::Range { from_us, to_us } => self.sealed(&origin, *from_us, *to_us).await?,
+                Asked::All | Asked::Origin(_) => Some(self.settled(&origin).await?),
+            };
+            if let Some(numbers) = numbers {
+                sink.take(Item::Log { origin: parsed })?;
+                self.heads(&origin, sink).await?;
+                self.windows(&origin, numbers, sink).await?;
             }
         }
         Ok(())
@@ -126,14 +135,10 @@ impl Source<'_> {
                     SELECT origin FROM events UNION ALL SELECT origin FROM batches \
                     UNION ALL SELECT origin FROM checkpoints UNION ALL SELECT origin FROM identities) ORDER BY origin",
             ),
-            Asked::Range { from_us, to_us } => self
-                .store
-                .query(
-                    "SELECT DISTINCT toString(origin) AS origin FROM batches \
-                     WHERE sealed_at BETWEEN fromUnixTimestamp64Micro(?) AND fromUnixTimestamp64Micro(?) ORDER BY origin",
-                )
-                .bind(from_us)
-                .bind(to_us),
+            // Those of which nothing is left in the range, too.
+            Asked::Range { .. } => {
+                self.store.query("SELECT DISTINCT toString(origin) AS origin FROM batches ORDER BY origin")
+            }
             Asked::Run(run) => {
                 let question = format!("SELECT DISTINCT toString(origin) AS origin FROM events WHERE {OF_RUN} ORDER BY origin");
                 self.store.query(&question).bind(run).bind(run).bind(run)
@@ -186,18 +191,54 @@ impl Source<'_> {
         Ok(bound.first().copied().unwrap_or(0))
     }
 
+    /// The batches of a range, and one on either side.
     async fn sealed(&self, origin: &str, from_us: i64, to_us: i64) -> Result<Option<Numbers>, VerifyError> {
-        let question = "SELECT min(first_seq) AS first, max(last_seq) AS last FROM batches \
+        let within = "SELECT min(first_seq) AS first, max(last_seq) AS last FROM batches \
              WHERE origin = ? AND sealed_at BETWEEN fromUnixTimestamp64Micro(?) AND fromUnixTimestamp64Micro(?) \
              HAVING count() > 0";
-        let question = self.store.query(question).bind(origin).bind(from_us).bind(to_us);
+        // Where nothing is within, what stands beside must meet.
+        let beside = "SELECT maxIf(first_seq, sealed_at < fromUnixTimestamp64Micro(?)) AS first, \
+                 minIf(last_seq, sealed_at > fromUnixTimestamp64Micro(?)) AS last FROM batches WHERE origin = ? \
+             HAVING countIf(sealed_at < fromUnixTimestamp64Micro(?)) > 0 \
+                 AND countIf(sealed_at > fromUnixTimestamp64Micro(?)) > 0";
+        let within = self.store.query(within).bind(origin).bind(from_us).bind(to_us);
+        if let Some(within) = self.store.rows::<Bounds>(within).await?.first() {
+            return Ok(Some(self.fenced(origin, within.first, within.last).await?));
+        }
+        let beside =
+            self.store.query(beside).bind(from_us).bind(to_us).bind(origin).bind(from_us).bind(to_us);
+        let bounds: Vec<Bounds> = self.store.rows(beside).await?;
+        Ok(bounds.first().filter(|bounds| bounds.first <= bounds.last).map(Numbers::between))
+    }
+
+    /// All batches from the first to the last with events of a run, and one on either side: what was deleted of it is in
+    /// nobody's list.
+    async fn around(&self, origin: &str, run: &str) -> Result<Option<Numbers>, VerifyError> {
+        let question = format!(
+            "SELECT min(seq) AS first, max(seq) AS last FROM events WHERE origin = ? AND {OF_RUN} HAVING count() > 0"
+        );
+        let question = self.store.query(&question).bind(origin).bind(run).bind(run).bind(run);
         let bounds: Vec<Bounds> = self.store.rows(question).await?;
-        let numbers = |bounds: &Bounds| Numbers {
-            first: bounds.first,
-            last: bounds.last,
-            checkpoints_below: bounds.last.saturating_add(1),
-        };
-        Ok(bounds.first().map(numbers))
+        let Some(Bounds { first, last }) = bounds.first() else { return Ok(None) };
+        let question = "SELECT min(first_seq) AS first, max(last_seq) AS last FROM batches \
+             WHERE origin = ? AND last_seq >= ? AND first_seq <= ? HAVING count() > 0";
+        let question = self.store.query(question).bind(origin).bind(first).bind(last);
+        let batches: Vec<Bounds> = self.store.rows(question).await?;
+        let (first, last) = batches.first().map_or((*first, *last), |some| (some.first, some.last));
+        Ok(Some(self.fenced(origin, first, last).await?))
+    }
+
+    /// From the batch before these numbers to the one behind them: what is missing at either end is missing between two then.
+    async fn fenced(&self, origin: &str, first: u64, last: u64) -> Result<Numbers, VerifyError> {
+        let before = "SELECT max(first_seq) AS first, max(first_seq) AS last FROM batches \
+             WHERE origin = ? AND first_seq < ? HAVING count() > 0";
+        let behind = "SELECT min(first_seq) AS first, argMin(last_seq, first_seq) AS last FROM batches \
+             WHERE origin = ? AND first_seq > ? HAVING count() > 0";
+        let before: Vec<Bounds> = self.store.rows(self.store.query(before).bind(origin).bind(first)).await?;
+        let behind: Vec<Bounds> = self.store.rows(self.store.query(behind).bind(origin).bind(last)).await?;
+        let first = before.first().map_or(first, |before| before.first);
+        let last = behind.first().map_or(last, |behind| behind.last);
+        Ok(Numbers::between(&Bounds { first, last }))
     }
 
     async fn windows(

@@ -93,7 +93,7 @@ impl Audited {
         let arguments = ["verify", "--trust", self.trust_file(), "--export", path, "--json"];
         let (_, told, wrong) = self.world.run(&arguments);
         assert!(wrong.is_empty(), "{wrong}");
-        (findings(&told), second(&file, &self.trust_file))
+        (findings(&told), second(&file, &self.trust_file, "all"))
     }
 }
 
@@ -122,10 +122,13 @@ fn findings(lines: &str) -> Vec<Place> {
     found
 }
 
-fn second(export: &Path, trust: &Path) -> Vec<Place> {
+fn second(export: &Path, trust: &Path, scope: &str) -> Vec<Place> {
     let python = Setup::locate().expect("a setup folder").python();
     let mut second = Command::new(python);
-    second.arg(workspace().join("docs/verify.py")).args([export, trust]).arg("--json");
+    second
+        .arg(workspace().join("docs/verify.py"))
+        .args([export, trust])
+        .args(["--json", &format!("--scope={scope}")]);
     let output = second.output().expect("Python runs");
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.code().is_some_and(|code| code < 2) && told.is_empty(), "{told}");
@@ -156,14 +159,64 @@ async fn an_untouched_store_is_clean_for_both_verifiers_whole_and_in_parts() {
         assert_eq!(code, 0, "{part:?}: {wrong}");
         let (code, told, wrong) = world.run(&[&["export", "--settle", "0", "-o", path], part].concat());
         assert!(code == 0 && !told.starts_with("0 "), "{part:?}: {told}{wrong}");
-        let (code, told, wrong) = world.run(&["verify", "--trust", audited.trust_file(), "--export", path]);
+        let scope = if part[0] == "--from" { "range" } else { &part[0][2..] };
+        let exported = ["verify", "--trust", audited.trust_file(), "--export", path];
+        let (code, told, wrong) = world.run(&[&exported[..], &["--scope", scope]].concat());
         assert!(code == 0 && told.contains("clean"), "{part:?}: {told}{wrong}");
-        assert_eq!(second(&file, &audited.trust_file), []);
+        assert_eq!(second(&file, &audited.trust_file, scope), []);
+        // It is not what it says that counts, but what was asked for.
+        let (code, told, _) = world.run(&exported);
+        assert!(code == 1 && told.contains("--scope"), "{part:?}: {told}");
+        assert_eq!(second(&file, &audited.trust_file, "all").len(), 1);
     }
     let (code, _, told) = world.run(&["verify", "--trust", "/nowhere"]);
     assert!(code == 2 && told.contains("/nowhere"), "{code} {told}");
     let (code, _, told) = world.run(&["verify", "--trust", audited.trust_file(), "--run", "no such run"]);
     assert!(code == 1 && told.contains("no such run"), "{code} {told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_missing_at_the_ends_of_a_part_and_rows_of_no_log_are_found() {
+    let audited = Audited::begin().await;
+    let world = &audited.world;
+    let origin = &audited.origins[0];
+    // The batch in the middle goes with all that tells of it; of its time nothing of the log is left.
+    let batches = world.sql(&format!(
+        "SELECT first_seq, last_seq, toUnixTimestamp64Micro(sealed_at) AS at FROM batches WHERE origin = '{origin}' ORDER BY first_seq"
+    ));
+    let number = |name: &str| batches[1][name].as_u64().expect(name);
+    let (first, last) = (number("first_seq"), number("last_seq"));
+    for (table, what) in [
+        ("batches", format!("first_seq = {first}")),
+        ("events", format!("seq BETWEEN {first} AND {last}")),
+        ("checkpoints", format!("tree_size = {}", last + 1)),
+    ] {
+        let gone = format!(
+            "ALTER TABLE {table} DELETE WHERE origin = '{origin}' AND {what} SETTINGS mutations_sync = 2"
+        );
+        world.execute(&gone).await;
+    }
+    let at = i64::try_from(number("at")).expect("a time");
+    let besides = Besides { settle: Duration::ZERO, everything: false };
+    let parts = [
+        Asked::Range { from_us: at, to_us: at },
+        Asked::Range { from_us: at - 500_000, to_us: at + 1_500_000 },
+        Asked::Run("731".into()),
+    ];
+    for part in parts {
+        let report =
+            verify_store(&world.operator(), &part, &audited.trust, besides).await.expect("a verdict");
+        let found =
+            report.findings.iter().any(|one| (one.kind.as_str(), one.first_seq) == ("deleted", first));
+        assert!(found, "{part:?}: {:?}", kinds(&report));
+    }
+    audited.restore().await;
+    world
+        .execute(&format!(
+            "INSERT INTO events SELECT * REPLACE('no log' AS origin) FROM events LIMIT 1 {EACH}"
+        ))
+        .await;
+    assert_eq!(kinds(&audited.verify().await), ["unpinned"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

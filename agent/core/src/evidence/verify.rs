@@ -44,6 +44,19 @@ pub enum Scope {
 }
 
 impl Scope {
+    /// Every scope.
+    pub const ALL: [Scope; 4] = [Scope::All, Scope::Origin, Scope::Range, Scope::Run];
+
+    /// Its label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Scope::All => "all",
+            Scope::Origin => "origin",
+            Scope::Range => "range",
+            Scope::Run => "run",
+        }
+    }
+
     /// Whether logs come from their beginning to their end.
     fn is_whole(self) -> bool {
         matches!(self, Scope::All | Scope::Origin)
