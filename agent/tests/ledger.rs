@@ -1,6 +1,8 @@
 //! The ledger's promise: an intent that was acknowledged is on disk, each has exactly one outcome in the end,
 //! and no sequence number is there twice.
 
+#[path = "ledger/clock.rs"]
+mod clock;
 #[path = "ledger/crashes.rs"]
 mod crashes;
 #[path = "ledger/evidence.rs"]

@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import json
 import os
+import random
 import time
 
 
@@ -44,7 +45,8 @@ class Server:
             arguments = call["arguments"]
             line = {"time_ns": time.time_ns(), "tool": call["name"], "nonce": arguments.pop("nonce"), "arguments": arguments}
             os.write(self.log, json.dumps(line).encode() + b"\n")
-            await asyncio.sleep(self.delay)
+            # Spread, so that calls that began together do not end together.
+            await asyncio.sleep(self.delay * random.uniform(0.5, 1.5))
             result = {"content": [{"type": "text", "text": "done"}], "isError": False}
         return self.head("200 OK", json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}).encode())
 

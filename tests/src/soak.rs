@@ -49,7 +49,7 @@ impl Soak {
     }
 
     /// The next case's seed; none when all have been run. With that seed and one case, it is had again.
-    pub fn next(&mut self) -> Option<u64> {
+    pub fn next_seed(&self) -> Option<u64> {
         (self.done < self.cases).then(|| self.seed.wrapping_add(self.done))
     }
 
@@ -109,7 +109,7 @@ mod tests {
         assert_eq!(Draw(1).below(0), 0);
         let mut soak = Soak { kind: "none", cases: 2, seed: 40, done: 0, told: Instant::now() };
         let mut seeds = Vec::new();
-        while let Some(seed) = soak.next() {
+        while let Some(seed) = soak.next_seed() {
             seeds.push(seed);
             soak.held(1);
         }

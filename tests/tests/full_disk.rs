@@ -1,13 +1,17 @@
 //! A disk that is really full: calls that cannot be recorded are refused in clear words, refusals are still recorded out of the
 //! reserve, everything else lives on, and all goes on by itself when there is room.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use weir_tests::mounts::own_mounts;
-use weir_tests::{Call, ClientKind, World, WorldPlan};
+use weir_tests::world::CLIENT_DEADLINE;
+use weir_tests::{Call, ClientKind, Job, World, WorldPlan, until};
 
 /// The file system of the agent's state, and what of it the spool may have: its reserve is a sixteenth.
 const STATE: u64 = 24 << 20;
@@ -15,8 +19,41 @@ const SPOOL: &str = "\n[spool]\nmax_bytes = 16777216\n";
 const RESERVE: u64 = 1 << 20;
 /// The code of a refusal.
 const REFUSED: i64 = -31403;
-/// Calls that a client makes on the full disk. Each writes some kilobytes: the first may find room in a block that is begun.
-const CALLS: &str = "echo,echo,echo,echo,echo,echo,delete_repo,echo,delete_repo";
+const UNRECORDED: &str = "cannot be recorded now; try again later";
+/// Calls of each kind that are waited for.
+const SOME: usize = 3;
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A client that calls one tool again and again, in one session.
+struct Client(Job);
+
+impl Client {
+    fn start(world: &World, tool: &str) -> Result<Self> {
+        let options = ["--load", "--in-flight", "1", "--tool", tool, "--nonce", tool];
+        Ok(Self(world.start_client(ClientKind::Python, "localhost", &options)?))
+    }
+
+    /// Waits until it tells of some more calls of a kind.
+    fn until_more(&self, what: &str, kind: impl Fn(&Call) -> bool) -> Result<()> {
+        let number = || anyhow::Ok(self.0.told()?.calls.iter().filter(|call| kind(call)).count());
+        let before = number()?;
+        until(what, DEADLINE, || Ok((number()? >= before + SOME).then_some(())))
+            .with_context(|| format!("it tells {:?}", self.0.told().map(|told| told.calls.last().cloned())))
+    }
+
+    /// Lets it end, and gives all that it told.
+    fn end(mut self) -> Result<Vec<Call>> {
+        self.0.signal_client(Signal::SIGTERM)?;
+        let told = self.0.finish(CLIENT_DEADLINE)?;
+        ensure!(told.sessions_lost == 0, "the session broke");
+        Ok(told.calls)
+    }
+}
+
+fn refused(call: &Call, why: &str) -> bool {
+    let message = call.message.as_deref().unwrap_or_default();
+    call.code == Some(REFUSED) && message.contains("refused by Weir") && message.contains(why)
+}
 
 #[test]
 fn on_a_full_disk_calls_are_refused_refusals_recorded_and_with_room_all_goes_on() -> Result<()> {
@@ -25,64 +62,53 @@ fn on_a_full_disk_calls_are_refused_refusals_recorded_and_with_room_all_goes_on(
     let plan = WorldPlan { kind: "full", state_bytes: Some(STATE), rules, ..WorldPlan::default() };
     let world = World::start(&plan)?;
     let reserve = world.agent.state().join("spool/reserve");
-    let before =
-        world.converse(ClientKind::Python, "localhost", &["--calls", "echo", "--nonce", "before"])?;
-    ensure!(before.calls.iter().all(|call| call.ok), "{before:?}");
+    let echo = Client::start(&world, "echo")?;
+    let delete = Client::start(&world, "delete_repo")?;
+    let denied = |call: &Call| refused(call, "no-deletes");
+    echo.until_more("calls to pass", |call| call.ok)?;
+    delete.until_more("calls to be refused by policy", denied)?;
     ensure!(reserve.metadata()?.len() == RESERVE, "the reserve has {} bytes", reserve.metadata()?.len());
 
     let filler = fill(world.agent.state())?;
-    let full = world.converse(ClientKind::Python, "localhost", &["--calls", CALLS, "--nonce", "full"])?;
-    ensure!(full.sessions_lost == 0, "the session broke: {full:?}");
-    let (policy, others): (Vec<&Call>, Vec<&Call>) =
-        full.calls.iter().partition(|call| call.tool == "delete_repo");
-    for call in &policy {
-        ensure!(call.code == Some(REFUSED) && says(call, "no-deletes"), "{call:?}");
-    }
-    let unrecorded: Vec<_> = others.iter().filter(|call| !call.ok).collect();
-    for call in &unrecorded {
-        ensure!(
-            call.code == Some(REFUSED) && says(call, "cannot be recorded now; try again later"),
-            "{call:?}"
-        );
-    }
-    ensure!(unrecorded.len() >= 2, "the disk was not full: {full:?}");
-    let executed = world.server.executed()?;
-    for call in &full.calls {
-        let ran = executed.iter().any(|executed| executed.nonce == call.nonce);
-        ensure!(ran == call.ok, "{call:?}, and it was executed: {ran}");
-    }
+    echo.until_more("calls to be refused for want of room", |call| refused(call, UNRECORDED))?;
+    delete.until_more("calls to be refused by policy on the full disk", denied)?;
     ensure!(!reserve.exists(), "refusals were written without the reserve");
-    // The agent answers, and says what is wrong.
     let status = world.agent.status()?;
     ensure!(status.ready, "{status:?}");
 
     std::fs::remove_file(&filler)?;
-    let after =
-        world.converse(ClientKind::Python, "localhost", &["--calls", "echo,echo", "--nonce", "after"])?;
-    ensure!(after.calls.iter().all(|call| call.ok), "{after:?}");
+    echo.until_more("calls to pass again", |call| call.ok)?;
+    delete.until_more("calls to be refused by policy again", denied)?;
     ensure!(reserve.metadata().context("the reserve")?.len() == RESERVE, "it was not taken back");
 
-    world.until_shipped()?;
-    for call in &policy {
-        let rows = world.sql_until(1, &calls_of(&call.nonce))?;
-        ensure!(rows[0]["policy_rule"] == "no-deletes" && rows[0]["result"] == "refused", "{rows:?}");
+    let (echoed, deleted) = (echo.end()?, delete.end()?);
+    let executed: HashSet<String> = world.server.executed()?.into_iter().map(|call| call.nonce).collect();
+    for call in &echoed {
+        ensure!(call.ok || refused(call, UNRECORDED), "{call:?}");
+        ensure!(call.ok == executed.contains(&call.nonce), "{call:?}, and what was executed says otherwise");
     }
-    for call in [&before, &full, &after].iter().flat_map(|told| &told.calls).filter(|call| call.ok) {
-        let rows = world.sql_until(1, &calls_of(&call.nonce))?;
-        ensure!(rows.len() == 1 && rows[0]["result"] == "ok", "{rows:?}");
+    ensure!(
+        !deleted.iter().any(|call| call.ok || executed.contains(&call.nonce)),
+        "a refused call was executed"
+    );
+    world.until_shipped()?;
+    let recorded = |result: &str| -> Result<HashSet<String>> {
+        let rows = world.sql(&format!(
+            "SELECT JSONExtractString(arguments, 'arguments', 'nonce') AS nonce FROM calls WHERE result = '{result}' AND gen_ai_tool_name != ''"
+        ))?;
+        rows.iter().map(|row| Ok(row["nonce"].as_str().context("a nonce")?.to_owned())).collect()
+    };
+    let nonces = |calls: &[Call], which: &dyn Fn(&Call) -> bool| -> HashSet<String> {
+        calls.iter().filter(|call| which(call)).map(|call| call.nonce.clone()).collect()
+    };
+    // Neither more nor fewer.
+    for (result, told) in [("ok", nonces(&echoed, &|call| call.ok)), ("refused", nonces(&deleted, &denied))] {
+        let recorded = recorded(result)?;
+        let differ: Vec<_> = recorded.symmetric_difference(&told).collect();
+        ensure!(differ.is_empty(), "{result}: {} recorded, {} told; {differ:?}", recorded.len(), told.len());
     }
     ensure!(world.sql("SELECT * FROM gaps")?.is_empty(), "the log has gaps");
     Ok(())
-}
-
-fn calls_of(nonce: &str) -> String {
-    format!("SELECT * FROM calls WHERE position(arguments, '\"{nonce}\"') > 0 AND result != 'open'")
-}
-
-fn says(call: &Call, what: &str) -> bool {
-    call.message
-        .as_deref()
-        .is_some_and(|message| message.contains("refused by Weir") && message.contains(what))
 }
 
 /// Fills the file system to its last block.

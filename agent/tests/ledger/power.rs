@@ -248,7 +248,7 @@ fn runtime() -> tokio::runtime::Runtime {
 fn what_was_acknowledged_is_in_the_image_that_a_power_cut_leaves() {
     let mut soak = Soak::of("power-cut", 10, 1).unwrap();
     runtime().block_on(async {
-        while let Some(first) = soak.next() {
+        while let Some(first) = soak.next_seed() {
             let seeds = first..(first + CUTS_OF_A_DISK).min(soak.seed() + soak.cases());
             let results = cuts(|folder| Arc::new(folder), seeds).await;
             for (seed, result) in &results {

@@ -82,7 +82,7 @@ fn cut(left: &Left, at: usize, what: &str) {
 async fn a_segment_cut_at_any_byte_keeps_all_that_was_acknowledged_before() {
     let mut soak = Soak::of("torn-tail", 500, 0).unwrap();
     let mut segment = None;
-    while let Some(seed) = soak.next() {
+    while let Some(seed) = soak.next_seed() {
         let number = seed / CUTS_OF_A_SEGMENT;
         if segment.as_ref().is_none_or(|(known, _)| *known != number) {
             segment = Some((number, left(number).await));

@@ -292,7 +292,7 @@ fn nothing_acknowledged_is_lost_when_any_one_change_of_the_disk_fails() {
 fn nothing_acknowledged_is_lost_when_some_changes_of_the_disk_fail() {
     let mut soak = Soak::of("write-faults", 400, 1).unwrap();
     let operations = done().len() as u64;
-    while let Some(seed) = soak.next() {
+    while let Some(seed) = soak.next_seed() {
         let (disk, mut draw) = (Faulty::new(), Draw(seed));
         for _ in 0..draw.below(4) + 2 {
             let fault = [Fault::Enospc, Fault::Eio, Fault::Torn(draw.below(200) as usize)];

@@ -2,19 +2,24 @@
 
 use std::time::Duration;
 
+use weir_core::evidence::checkpoint::Checkpoint;
+use weir_core::evidence::key::VerifyingKey;
+use weir_core::evidence::note::SignedNote;
 use weir_core::ids::Origin;
-use weir_core::wire::{Reason, SEGMENTS, SegmentAck};
+use weir_core::wire::{CHECKPOINTS, CheckpointAck, ENROL, EnrolAck, Reason, SEGMENTS, SegmentAck};
 use weir_tests::soak::{Draw, Soak};
 use weir_tests::{Between, Collector, Wrong};
 
 use crate::agent::Agent;
-use crate::records::many;
+use crate::log::Log;
 use crate::world::{World, store};
 
 /// Events of a segment.
 const EVENTS: u64 = 20;
-/// Segments of one origin, all below one another.
-const SEGMENTS_OF_AN_ORIGIN: u64 = 25;
+/// Puts of one origin, one behind the other.
+const PUTS_OF_AN_ORIGIN: u64 = 25;
+/// One put in so many is an idle log's checkpoint, and no segment.
+const IDLE_IN: u64 = 5;
 /// One fault in so many is a kill of the store: it takes a second to come back.
 const KILL_IN: u64 = 16;
 /// How long the agent waits for an answer; longer than any takes that comes.
@@ -70,71 +75,103 @@ async fn each_event_is_stored_once_whatever_the_store_does_meanwhile() {
         Collector::start_behind(&between.url(), &store, folder.path(), "warn").expect("a collector");
     let mut world = World { collector, store, folder };
     let agent = Agent::at(world.collector.socket());
-    let (mut origins, mut happened, mut refused) = (0_u64, 0, 0);
-    while let Some(first) = soak.next() {
+    let (mut origins, mut happened, mut refused) = (0_u128, 0, 0);
+    while let Some(first) = soak.next_seed() {
         origins += 1;
-        let origin = Origin::from_random(u128::from(origins).to_be_bytes());
-        let before = between.requests();
-        put(&agent, &origin, 0).await.expect("an ack in peace");
-        let requests = between.requests() - before;
+        let mut log = Log::new(1);
+        log.name.origin = Origin::from_random(origins.to_be_bytes());
+        let enrolled: EnrolAck = agent.post(ENROL, log.enrolment()).await.expect("an enrolment");
+        let (mut segments, mut requests) = (2, 0);
+        for _ in 0..segments {
+            let before = between.requests();
+            Put::segment(&mut log).send(&agent, PATIENCE).await.expect("an ack in peace");
+            requests = between.requests() - before;
+        }
         assert!(requests >= 3, "{requests} requests for a segment: the faults would miss it");
-        let mut stored = 1;
-        while let Some(seed) = soak.next().filter(|_| stored < SEGMENTS_OF_AN_ORIGIN) {
+        for _ in 0..PUTS_OF_AN_ORIGIN {
+            let Some(seed) = soak.next_seed() else { break };
+            let put = if seed.is_multiple_of(IDLE_IN) { Put::idle(&mut log) } else { Put::segment(&mut log) };
+            segments += u64::from(put.path == SEGMENTS);
             let fault = draw(seed, requests);
-            let (did, refusal) = with(fault, &mut world, &between, &agent, &origin, stored).await;
+            let (did, told) = with(fault, &mut world, &between, &agent, &put).await;
+            let refusal = told.err().flatten();
             assert!(
                 refusal.is_none_or(|reason| reason == Reason::Unavailable),
                 "{fault:?}, seed {seed}: {refusal:?}"
             );
-            again(&agent, &origin, stored, &format!("{fault:?}, seed {seed}")).await;
+            let note = again(&agent, &put, &format!("{fault:?}, seed {seed}")).await;
+            assert_eq!(
+                cosigned(&note, &enrolled.witness),
+                log.tree.frontier.size(),
+                "{fault:?}, seed {seed}"
+            );
             // What is late comes now, after the same has been acknowledged.
             between.let_go();
             (happened, refused) = (happened + u64::from(did), refused + u64::from(refusal.is_some()));
-            stored += 1;
             soak.held(1);
         }
-        each_event_is_there_once(&world, &origin, stored, first);
+        // With what was idle.
+        Put::segment(&mut log).send(&agent, PATIENCE).await.expect("an ack in peace");
+        all_is_there_once(&world, &log, segments + 1, first);
     }
     eprintln!("{} puts, {happened} faults happened, {refused} were told as unavailable", soak.cases());
-    assert!(happened * 10 >= soak.cases() * 9, "only {happened} faults happened");
+    // An idle log's checkpoint takes fewer requests than a segment does.
+    assert!(happened * 5 >= soak.cases() * 4, "only {happened} faults happened");
     assert!(refused * 4 >= happened, "only {refused} of {happened} faults were felt");
 }
 
-async fn put(agent: &Agent, origin: &Origin, number: u64) -> Result<SegmentAck, Option<Reason>> {
-    put_within(PATIENCE, agent, origin, number).await
+/// What a log sends, to the letter: the same is sent until it is acknowledged.
+struct Put {
+    path: &'static str,
+    body: Vec<u8>,
 }
 
-async fn put_within(
-    patience: Duration,
-    agent: &Agent,
-    origin: &Origin,
-    number: u64,
-) -> Result<SegmentAck, Option<Reason>> {
-    let sent = agent.try_post::<SegmentAck>(SEGMENTS, many(origin, number * EVENTS, EVENTS));
-    match tokio::time::timeout(patience, sent).await {
-        Ok(Ok(Ok(ack))) => Ok(ack),
-        Ok(Ok(Err(refusal))) => Err(Some(refusal.reason)),
-        // Of what is not answered in time, nobody knows anything.
-        Ok(Err(_)) | Err(_) => Err(None),
+/// The cosigned note; else the refusal, if there was one.
+type Told = Result<String, Option<Reason>>;
+
+impl Put {
+    fn segment(log: &mut Log) -> Self {
+        Self { path: SEGMENTS, body: log.outcomes(1, EVENTS) }
+    }
+
+    fn idle(log: &mut Log) -> Self {
+        Self { path: CHECKPOINTS, body: log.idle("a heartbeat") }
+    }
+
+    async fn send(&self, agent: &Agent, patience: Duration) -> Told {
+        let note = async {
+            let body = self.body.clone();
+            if self.path == SEGMENTS {
+                let ack = agent.try_post::<SegmentAck>(SEGMENTS, body).await;
+                ack.map(|told| told.map(|ack| ack.checkpoint.expect("a cosigned checkpoint")))
+            } else {
+                let ack = agent.try_post::<CheckpointAck>(CHECKPOINTS, body).await;
+                ack.map(|told| told.map(|ack| ack.checkpoint))
+            }
+        };
+        match tokio::time::timeout(patience, note).await {
+            Ok(Ok(told)) => told.map_err(|refusal| Some(refusal.reason)),
+            // Of what is not answered in time, nobody knows anything.
+            Ok(Err(_)) | Err(_) => Err(None),
+        }
     }
 }
 
+fn cosigned(note: &str, witness: &VerifyingKey) -> u64 {
+    let note: SignedNote = note.parse().expect("a note");
+    note.cosigned(witness).expect("a cosignature");
+    Checkpoint::read(&note).expect("a checkpoint").size
+}
+
 /// A put with a fault: whether it happened, and how it was told.
-async fn with(
-    fault: Fault,
-    world: &mut World,
-    between: &Between,
-    agent: &Agent,
-    origin: &Origin,
-    number: u64,
-) -> (bool, Option<Reason>) {
+async fn with(fault: Fault, world: &mut World, between: &Between, agent: &Agent, put: &Put) -> (bool, Told) {
     let before = between.happened();
     let told = match fault {
         Fault::Wrong(after, wrong) => {
             between.wrong_after(after, wrong);
             let told = match wrong {
-                Wrong::Unanswered | Wrong::Late => unless_held(between, put(agent, origin, number)).await,
-                _ => put(agent, origin, number).await,
+                Wrong::Unanswered | Wrong::Late => unless_held(between, put.send(agent, PATIENCE)).await,
+                _ => put.send(agent, PATIENCE).await,
             };
             between.mend();
             match wrong {
@@ -151,14 +188,14 @@ async fn with(
         }
         Fault::WaitedOut(after) => {
             between.wrong_after(after, Wrong::Unanswered);
-            let told = put_within(LONG_PATIENCE, agent, origin, number).await;
+            let told = put.send(agent, LONG_PATIENCE).await;
             assert_eq!(told.as_ref().err(), Some(&Some(Reason::Unavailable)), "{fault:?}");
             between.mend();
             between.let_go();
             told
         }
         Fault::Killed(then_us) => {
-            let sent = put(agent, origin, number);
+            let sent = put.send(agent, PATIENCE);
             let killed = async {
                 // Not a wait for something: the moment is what is drawn.
                 tokio::time::sleep(Duration::from_micros(then_us)).await;
@@ -166,17 +203,14 @@ async fn with(
                 world.store.start_again().expect("a store");
             };
             let (told, ()) = tokio::join!(sent, killed);
-            return (true, told.err().flatten());
+            return (true, told);
         }
     };
-    (between.happened() > before, told.err().flatten())
+    (between.happened() > before, told)
 }
 
 /// Gives the put up as soon as nobody will answer it.
-async fn unless_held(
-    between: &Between,
-    put: impl Future<Output = Result<SegmentAck, Option<Reason>>>,
-) -> Result<SegmentAck, Option<Reason>> {
+async fn unless_held(between: &Between, put: impl Future<Output = Told>) -> Told {
     let (held_to, held) = tokio::sync::oneshot::channel();
     let between = between.clone();
     // Should nothing be held, it waits until something is; a thread that waits costs nothing.
@@ -190,22 +224,30 @@ async fn unless_held(
     }
 }
 
-/// Sends a segment until it is acknowledged, as an agent does.
-async fn again(agent: &Agent, origin: &Origin, number: u64, what: &str) {
+/// Sends it until it is acknowledged, as an agent does.
+async fn again(agent: &Agent, put: &Put, what: &str) -> String {
     let mut refusals = Vec::new();
     for _ in 0..TRIES {
-        match put(agent, origin, number).await {
-            Ok(_) => return,
+        match put.send(agent, PATIENCE).await {
+            Ok(note) => return note,
             Err(refusal) => refusals.push(refusal),
         }
     }
     panic!("{what}: not acknowledged behind the fault: {refusals:?}");
 }
 
-fn each_event_is_there_once(world: &World, origin: &Origin, segments: u64, seed: u64) {
-    let question = |what: &str| format!("SELECT {what} FROM events WHERE origin = '{origin}'");
-    let all = segments * EVENTS;
+fn all_is_there_once(world: &World, log: &Log, segments: u64, seed: u64) {
+    let number = |what: &str, table: &str| {
+        world.number(&format!("SELECT {what} FROM {table} WHERE origin = '{}'", log.origin()))
+    };
+    let told = format!("the origin's seeds are from {seed} on");
+    let all = log.tree.next_seq();
     for what in ["count()", "uniqExact(seq)", "max(seq) + 1"] {
-        assert_eq!(world.number(&question(what)), all, "{what}; the origin's seeds are from {seed} on");
+        assert_eq!(number(what, "events"), all, "{what}; {told}");
     }
+    for what in ["count()", "uniqExact(first_seq)"] {
+        assert_eq!(number(what, "batches"), segments, "{what}; {told}");
+    }
+    assert_eq!(number("sum(events)", "batches"), all, "{told}");
+    assert_eq!(number("count()", "findings"), 0, "nobody did wrong but the store; {told}");
 }
