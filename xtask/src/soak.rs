@@ -37,7 +37,7 @@ struct Kind {
     cases: u64,
 }
 
-const KINDS: [Kind; 7] = [
+const KINDS: [Kind; 8] = [
     Kind {
         name: "kill",
         what: "kill -9 of agent, collector and store under load",
@@ -76,6 +76,14 @@ const KINDS: [Kind; 7] = [
         package: "weir-collector",
         target: "store",
         test: "store_faults::each_event_is_stored_once_whatever_the_store_does_meanwhile",
+        cases: 5000,
+    },
+    Kind {
+        name: "clock",
+        what: "a clock set by hours and years",
+        package: "weir",
+        target: "ledger",
+        test: "clock::a_clock_set_by_an_hour_or_a_year_is_told_of_and_the_log_stays_dense",
         cases: 5000,
     },
     Kind {

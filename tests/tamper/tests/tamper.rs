@@ -62,7 +62,7 @@ fn each_of_twelve_kinds_of_tampering_is_found_at_its_place_by_both_verifiers_ali
     let mut first: BTreeMap<u64, Vec<Place>> = BTreeMap::new();
     let mut soak = Soak::of("tamper", CASES, SEED).expect("a soak");
     let (beginnings, mut tally) = (beginnings().expect("logs"), Tally::default());
-    while let Some(seed) = soak.next() {
+    while let Some(seed) = soak.next_seed() {
         let (case, report) = tally.run(&beginnings, seed).expect("a case");
         assert_eq!(tally.missed, Vec::<String>::new());
         if seed % SAMPLE == 0 && (first.len() as u64) < MOST {
@@ -89,7 +89,7 @@ fn untouched_logs_raise_no_alarm_in_either_verifier() {
     let folder = tempfile::tempdir().expect("a folder");
     let size = Size { logs: 3, batches: 10, events: usize::try_from(UNTOUCHED).expect("a size") / 27 };
     let mut handed_over = None;
-    while let Some(seed) = soak.next() {
+    while let Some(seed) = soak.next_seed() {
         let honest = make(seed, size).expect("logs");
         let report =
             verify(&honest.lines, &honest.trust, Scope::All, honest.manifest.made_us).expect("a report");
