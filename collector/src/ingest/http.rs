@@ -127,11 +127,10 @@ where
         one = Some(Box::pin(builder.serve_connection(io, service)));
     }
     let served = async {
-        let stopping = tokio::select! {
+        tokio::select! {
             ended = ended(&mut one, &mut two) => return ended,
-            () = stop.cancelled() => (),
-        };
-        let () = stopping;
+            () = stop.cancelled() => {}
+        }
         if let Some(connection) = &mut one {
             connection.as_mut().graceful_shutdown();
         }
