@@ -135,7 +135,26 @@ fn hash(text: &str) -> Option<Hash> {
 
 #[cfg(test)]
 mod tests {
+    use weir_core::evidence::TreeState;
+    use weir_core::evidence::checkpoint::LogName;
+    use weir_core::evidence::key::SigningKey;
+    use weir_core::ids::{Origin, hex};
+
     use super::*;
+
+    /// A post of so many leaves.
+    fn body(leaves: usize) -> Vec<u8> {
+        let mut tree = TreeState::begin(1, 5);
+        let leaves = (0..leaves).map(|n| hex(&tree.push(&n.to_le_bytes()))).collect();
+        let origin = Origin::from_random([1; 16]);
+        let log = LogName { tenant: "t".into(), host: "h".into(), origin, epoch: 1 };
+        let note = Checkpoint::of(&log, &tree, 1).signed(&SigningKey::from_seed(&[1; 32])).unwrap();
+        serde_json::to_vec(&CheckpointPost { note: note.to_string(), first_seq: 5, leaves }).unwrap()
+    }
+
+    fn posted(body: &[u8]) -> Result<Posted, Refusal> {
+        read(body, Agent::Local { uid: 0 }, oneshot::channel().0)
+    }
 
     #[test]
     fn only_64_lower_case_hex_digits_are_a_leaf() {
@@ -143,5 +162,24 @@ mod tests {
         for bad in ["", "0a", &"0A".repeat(32), &"0g".repeat(32), &"0a".repeat(33), &"é".repeat(32)] {
             assert_eq!(hash(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_post_brings_as_many_leaves_as_a_segment_has_and_no_more() {
+        let most = body(MAX_POSTED_LEAVES);
+        assert!(most.len() < MAX_POST_BODY && posted(&most).is_ok());
+        assert_eq!(posted(&body(MAX_POSTED_LEAVES + 1)).err().unwrap().reason, Reason::Malformed);
+        let elsewhere = String::from_utf8(body(3)).unwrap().replace("\"first_seq\":5", "\"first_seq\":6");
+        assert_eq!(posted(elsewhere.as_bytes()).err().unwrap().reason, Reason::Malformed);
+    }
+
+    #[test]
+    fn whoever_comes_behind_the_last_place_is_asked_to_come_again() {
+        let (idle, _posts) = Idle::new();
+        let body = body(1);
+        for _ in 0..MAX_WAITING {
+            assert!(idle.0.try_send(posted(&body).unwrap()).is_ok());
+        }
+        assert!(idle.0.try_send(posted(&body).unwrap()).is_err());
     }
 }

@@ -176,7 +176,7 @@ pub const NAMED: [Named; 22] = [
     },
     Named {
         name: "findings",
-        about: "where what the kernel counted and what was recorded differed when the collector checked",
+        about: "where what the kernel counted and what was recorded differed, and where a log's evidence did",
         sql: include_str!("named/findings.sql"),
     },
 ];

@@ -80,12 +80,11 @@ pub struct Trees {
     pub cosigned: Vec<(u64, Hash)>,
 }
 
-/// A batch's place and tree.
+/// A batch's place.
 #[derive(Debug, Clone, Row, Deserialize)]
 struct Link {
     first_seq: u64,
     last_seq: u64,
-    batch_digest: String,
 }
 
 /// A batch with its leaves.
@@ -252,7 +251,7 @@ pub async fn standing(store: &Store, run: &Run, trees: &Trees) -> Result<Standin
     let head: u64 = store.rows(question).await?.first().copied().unwrap_or_default();
     let question = store
         .query(&format!(
-            "SELECT DISTINCT first_seq, last_seq, batch_digest FROM batches \
+            "SELECT DISTINCT first_seq, last_seq FROM batches \
              WHERE tenant = ? AND origin = ? AND epoch = ? AND first_seq >= ? AND first_seq < ? \
              ORDER BY first_seq LIMIT {}",
             MAX_BEHIND + 1
@@ -263,15 +262,7 @@ pub async fn standing(store: &Store, run: &Run, trees: &Trees) -> Result<Standin
         .bind(epoch_first.saturating_add(head))
         .bind(run.first_seq());
     let links: Vec<Link> = store.rows(question).await?;
-    let mut next = epoch_first.saturating_add(head);
-    for link in &links {
-        if link.first_seq != next {
-            tracing::debug!(origin = %log.origin, at = link.first_seq, batch = link.batch_digest, "behind a hole");
-            return Ok(Standing::BehindHole);
-        }
-        next = link.last_seq.saturating_add(1);
-    }
-    if next != run.first_seq() || links.len() > MAX_BEHIND {
+    if !tiles(&links, epoch_first.saturating_add(head), run.first_seq()) {
         return Ok(Standing::BehindHole);
     }
     let part = Part { log: log.clone(), epoch_first_seq: epoch_first, before: head, after: before };
@@ -297,4 +288,37 @@ pub async fn standing(store: &Store, run: &Run, trees: &Trees) -> Result<Standin
     }
     between.agrees_with(&seen.seen)?;
     Ok(Standing::Proven)
+}
+
+/// Whether batches in their order fill a range of numbers to the last, and are not too many to go through.
+fn tiles(links: &[Link], from: u64, to: u64) -> bool {
+    let mut next = from;
+    let dense = links.iter().all(|link| {
+        let follows = link.first_seq == next;
+        next = link.last_seq.saturating_add(1);
+        follows
+    });
+    dense && next == to && links.len() <= MAX_BEHIND
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_without_a_hole_are_gone_through_up_to_a_limit() {
+        let links = |count: u64| -> Vec<Link> {
+            (0..count).map(|n| Link { first_seq: 100 + n * 10, last_seq: 109 + n * 10 }).collect()
+        };
+        let most = MAX_BEHIND as u64;
+        assert!(tiles(&links(most), 100, 100 + most * 10));
+        assert!(!tiles(&links(most + 1), 100, 110 + most * 10), "one too many");
+        assert!(!tiles(&links(3), 99, 130) && !tiles(&links(3), 100, 131) && !tiles(&[], 100, 101));
+        let mut holed = links(3);
+        holed.remove(1);
+        assert!(!tiles(&holed, 100, 130));
+        let mut twice = links(3);
+        twice.insert(1, Link { first_seq: 100, last_seq: 109 });
+        assert!(!tiles(&twice, 100, 130), "others at one place are a fork");
+    }
 }

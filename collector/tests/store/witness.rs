@@ -417,7 +417,14 @@ async fn a_log_has_one_host_one_first_key_and_hands_over_by_both() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn behind_a_hole_events_are_kept_and_nothing_is_cosigned_until_another_epoch_begins() {
-    let world = World::start();
+    let mut world = World::start();
+    // What is cosigned is put into a folder besides.
+    let published = world.folder.path().join("published");
+    let config = std::fs::read_to_string(world.collector.config()).expect("a configuration");
+    let config = format!("{config}\n[witness]\npublish_dir = \"{}\"\n", published.display());
+    std::fs::write(world.collector.config(), config).expect("a configuration");
+    world.collector.daemon().kill().expect("a kill");
+    world.collector.start_again().expect("a collector");
     let agent = Agent::at(world.collector.socket());
     let mut log = Log::new(1);
     let witness = enrol(&agent, &log).await.expect("a key");

@@ -237,3 +237,57 @@ fn without_tree(frames: &Frames<'_>, agent: &Agent, now_us: i64) -> Result<Segme
         proof: None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use weir_core::evidence::key::SigningKey;
+    use weir_core::segment::{header, push_frame};
+
+    use super::*;
+
+    fn log() -> LogName {
+        LogName { tenant: "t".into(), host: "h".into(), origin: Origin::from_random([1; 16]), epoch: 1 }
+    }
+
+    /// A sealed segment of two leaves, with so many checkpoints.
+    fn segment(checkpoints: usize) -> Vec<u8> {
+        let mut tree = TreeState::begin(1, 5);
+        let mut out = header(5).to_vec();
+        push_frame(&mut out, FrameKind::Tree, 5, &tree.to_bytes());
+        for (seq, leaf) in (5..).zip([b"one", b"two"]) {
+            tree.push(leaf);
+            push_frame(&mut out, FrameKind::Event, seq, leaf);
+        }
+        let note = Checkpoint::of(&log(), &tree, 1).signed(&SigningKey::from_seed(&[1; 32])).unwrap();
+        for _ in 0..checkpoints {
+            push_frame(&mut out, FrameKind::Checkpoint, 7, note.to_string().as_bytes());
+        }
+        out
+    }
+
+    fn reason(bytes: &[u8]) -> Option<Reason> {
+        read(bytes, &Agent::Local { uid: 0 }, 1).err().map(|refusal| refusal.reason)
+    }
+
+    #[test]
+    fn a_segment_has_checkpoints_up_to_a_limit_and_one_at_its_end() {
+        let whole = read(&segment(1), &Agent::Local { uid: 0 }, 1).ok().unwrap();
+        assert!(whole.proof.is_some_and(|proof| proof.fault.is_none() && proof.run.is_whole().is_ok()));
+        assert!(whole.rows.iter().all(|row| !row.parse_error.is_empty()), "any leaf is taken");
+        assert_eq!(reason(&segment(MAX_CHECKPOINTS)), None);
+        for bad in [segment(0), segment(MAX_CHECKPOINTS + 1)] {
+            assert_eq!(reason(&bad), Some(Reason::Malformed));
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_of_other_leaves_is_a_fault_for_whoever_signed_it() {
+        let mut forged = segment(0);
+        let checkpoint = Checkpoint { log: log(), size: 2, root: [7; 32], first_seq: 5, time_us: 1 };
+        let note = checkpoint.signed(&SigningKey::from_seed(&[1; 32])).unwrap();
+        push_frame(&mut forged, FrameKind::Checkpoint, 7, note.to_string().as_bytes());
+        let read = read(&forged, &Agent::Local { uid: 0 }, 1).ok().unwrap();
+        let fault = read.proof.and_then(|proof| proof.fault);
+        assert_eq!(fault.map(|fault| fault.reason), Some(FaultReason::BadRoot));
+    }
+}
