@@ -53,7 +53,7 @@ pub enum Ask {
 pub enum Answer {
     Status(Box<Status>),
     Registered(Registered),
-    Rotated(Rotated),
+    Rotated(Box<Rotated>),
     /// What follows on this connection is the hand-over's.
     Replacing,
     Refused(String),
@@ -79,7 +79,7 @@ impl Desk {
                 None => Answer::Replacing,
             },
             Ask::RotateKey => match self.ledger.rotate_key().await {
-                Ok(rotated) => Answer::Rotated(rotated),
+                Ok(rotated) => Answer::Rotated(Box::new(rotated)),
                 Err(error) => Answer::Refused(error.to_string()),
             },
             Ask::Status => Answer::Status(Box::new((self.status)())),

@@ -24,6 +24,7 @@
 
 mod book;
 mod carry;
+mod config;
 mod epoch;
 mod guest;
 mod item;
@@ -31,6 +32,7 @@ mod keys;
 mod life;
 mod link;
 mod open_record;
+mod proof;
 mod pulse;
 mod released;
 mod remote;
@@ -44,26 +46,25 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
-use weir_core::evidence::key::VerifyingKey;
-use weir_core::evidence::{EvidenceError, Hash};
-use weir_core::ids::{Boot, CallId, FlowId, Origin};
-use weir_core::mask::{Masked, Masker};
+use weir_core::evidence::EvidenceError;
+use weir_core::ids::{CallId, FlowId, Origin};
+use weir_core::mask::Masked;
 use weir_core::record::{AgentEvent, Body, Completeness, DecisionRecord, Flow, Gap, Message, Written};
 
-use crate::clock;
-use crate::spool::{self, Limits, SegmentFile, SetAside, Shelf, SpoolError, Storage, Usage};
+use crate::spool::{self, SegmentFile, SetAside, Shelf, SpoolError, Usage};
 use guest::Hosted;
 use item::{Answer, Command, Item};
 use life::Life;
 use writer::Writer;
 
 pub use carry::Carry;
+pub use config::{Clock, LedgerConfig, Monotonic};
 pub use guest::{Guest, MAX_GUESTS};
 pub use keys::{KeyError, LogKeys};
 pub use open_record::{DurableIntent, Intended, OpenRecord, QueuedIntent, Reserved};
+pub use proof::{Rotated, SignedEpoch, Standing, Unsealed};
 pub use released::{Handed, Released, TakenOver};
 pub use shown::{ShowError, Shown, shown};
 
@@ -86,64 +87,9 @@ pub const MAX_SEALED_BY_AGE: u64 = 64;
 
 /// Text that may be recorded.
 pub type Text = Masked<String>;
-/// Gives the wall-clock time, microseconds since 1970.
-pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
-/// Gives the time since some moment, by a clock that nobody sets and that goes on while the host sleeps.
-pub type Monotonic = Arc<dyn Fn() -> Duration + Send + Sync>;
 /// Sees each event of this process once it is on disk, on the writer's thread; it must not wait. It sees none any more
 /// once the log was given away.
 pub type Tap = Arc<dyn Fn(&Written) + Send + Sync>;
-
-/// What a ledger is made of.
-#[derive(Clone)]
-pub struct LedgerConfig {
-    pub storage: Arc<dyn Storage>,
-    pub limits: Limits,
-    pub tenant: String,
-    pub host: String,
-    /// Names this run of the agent.
-    pub boot: Boot,
-    /// Masks what the agent's own events say.
-    pub masker: Masker,
-    pub clock: Clock,
-    pub monotonic: Monotonic,
-    /// Where the log's key lies.
-    pub keys: Arc<dyn Storage>,
-    /// A segment is sealed when its first event is this old...
-    pub seal_after: Duration,
-    /// ... or this, if there are heartbeats alone in it.
-    pub idle_seal_after: Duration,
-    /// When nothing was written for so long, a heartbeat is.
-    pub heartbeat: Duration,
-    /// The wall clock was set when it is off by more than this.
-    pub clock_tolerance: Duration,
-    /// At most [`MAX_OPEN_RECORDS`].
-    pub max_open: usize,
-    pub tap: Option<Tap>,
-}
-
-impl LedgerConfig {
-    /// The usual limits, the host's clocks, no tap; the key lies with the segments.
-    pub fn new(storage: Arc<dyn Storage>, tenant: String, host: String, boot: Boot, masker: Masker) -> Self {
-        Self {
-            keys: storage.clone(),
-            storage,
-            limits: Limits::default(),
-            tenant,
-            host,
-            boot,
-            masker,
-            clock: Arc::new(clock::now_us),
-            monotonic: Arc::new(clock::since_boot),
-            seal_after: Duration::from_secs(1),
-            idle_seal_after: Duration::from_secs(15 * 60),
-            heartbeat: Duration::from_secs(60),
-            clock_tolerance: Duration::from_secs(1),
-            max_open: MAX_OPEN_RECORDS,
-            tap: None,
-        }
-    }
-}
 
 /// What an earlier run left behind; the `agent.started` event says the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -209,50 +155,6 @@ impl From<KeyError> for LedgerError {
     fn from(error: KeyError) -> Self {
         Self::Key(Arc::new(error))
     }
-}
-
-/// What is in the log and not sealed yet, with its proof.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unsealed {
-    /// A checkpoint over all that is on disk, as a signed note.
-    pub note: String,
-    /// The sequence number of the first of the leaves.
-    pub first_seq: u64,
-    /// The leaf hashes of the events that are not sealed.
-    pub leaves: Vec<Hash>,
-    pub epoch: SignedEpoch,
-}
-
-/// By which key an epoch is signed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SignedEpoch {
-    pub number: u32,
-    /// The sequence number of the epoch's first event.
-    pub first_seq: u64,
-    /// Under the log's name in that epoch.
-    pub key: VerifyingKey,
-    /// By what statement the key before named this one, if there was one.
-    pub rotation: Option<String>,
-}
-
-/// The log's key was changed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Rotated {
-    /// The new key, under the log's name in its epoch.
-    pub key: VerifyingKey,
-    pub epoch: u32,
-    /// The sequence number of the epoch's first event.
-    pub first_seq: u64,
-}
-
-/// Where the log's evidence stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Standing {
-    pub epoch: u32,
-    /// The sequence number of the epoch's first event.
-    pub first_seq: u64,
-    /// Leaves of its tree.
-    pub size: u64,
 }
 
 /// What can be recorded outside a call's own record: everything but intents and outcomes.
@@ -486,34 +388,6 @@ impl Ledger {
     /// Changes the age at which segments are sealed.
     pub fn seal_after(&self, age: Duration) -> Result<(), LedgerError> {
         self.shared.send(Command::SealAfter(age))
-    }
-
-    /// The collector's advice of how old segments should grow: taken, up to [`LONGEST_ADVISED`], where it is longer than
-    /// what the operator has configured.
-    pub fn advise(&self, age: Duration) -> Result<(), LedgerError> {
-        self.shared.send(Command::Advise(age))
-    }
-
-    /// A checkpoint of all that is on disk, with the leaves of what is not sealed; `None` when all is.
-    pub async fn checkpoint(&self) -> Result<Option<Unsealed>, LedgerError> {
-        self.ask(|answer| Command::Checkpoint { answer }).await
-    }
-
-    /// Begins another epoch of the same key, since the tree of this one proves nothing any more to whoever says `why`.
-    pub async fn begin_epoch(&self, why: &str) -> Result<(), LedgerError> {
-        let why = why.to_owned();
-        self.ask(|answer| Command::BeginEpoch { why, answer }).await
-    }
-
-    /// Changes the log's key: the old one names the new one in the record, and another epoch begins. After an error the
-    /// old key signs as before.
-    pub async fn rotate_key(&self) -> Result<Rotated, LedgerError> {
-        self.ask(|answer| Command::RotateKey { answer }).await
-    }
-
-    /// Where the log's evidence stands.
-    pub fn standing(&self) -> Standing {
-        *self.shared.vitals.standing()
     }
 
     async fn ask<T>(

@@ -438,7 +438,7 @@ fn key_rotate(place: &Place, json: bool) -> Result<()> {
     let state_dir = place.config()?.state_dir;
     let asked = runtime()?.block_on(admin::ask(&state_dir, &admin::Ask::RotateKey));
     let rotated = match asked {
-        Ok(admin::Answer::Rotated(rotated)) => rotated,
+        Ok(admin::Answer::Rotated(rotated)) => *rotated,
         Ok(admin::Answer::Refused(why)) => anyhow::bail!("the key was not changed: {why}"),
         Ok(other) => anyhow::bail!("the agent answered what was not asked: {other:?}"),
         Err(error) => {

@@ -24,7 +24,7 @@ pub struct Carry {
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Paper {
-    Now(Carry),
+    Now(Box<Carry>),
     Before(BTreeSet<CallId>),
 }
 
@@ -32,7 +32,7 @@ impl Carry {
     /// Reads a carry frame.
     pub fn read(bytes: &[u8]) -> Result<Self, serde_json::Error> {
         Ok(match serde_json::from_slice(bytes)? {
-            Paper::Now(carry) => carry,
+            Paper::Now(carry) => *carry,
             Paper::Before(open) => Self { open, ..Self::default() },
         })
     }

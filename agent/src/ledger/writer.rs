@@ -1,6 +1,10 @@
 //! The writer's thread: items come in over one channel, in the order in which they were sent; events go to the
 //! spool in groups, and answers back to who waits. It alone owns the spool and the book of open calls.
 
+mod closed;
+mod proof;
+mod sealing;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -8,23 +12,24 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
-use weir_core::evidence::rotation::Rotation;
-use weir_core::evidence::{EvidenceError, Hash, TreeState};
+use weir_core::evidence::Hash;
 use weir_core::ids::{Boot, CallId, Origin};
 use weir_core::record::{self, AgentEvent, Body, CallResult, Event};
 
 use super::book::Book;
 use super::epoch::{Epoch, Frames};
-use super::item::{Answer, Command, Content, HEARTBEAT, Item, Placed, ended};
+use super::item::{Answer, Command, Content, Item, Placed, ended};
 use super::keys::LogKeys;
 use super::pulse::Pulse;
 use super::released::{Away, Release};
-use super::takeup::{ROTATED, STATEMENT, TakenUp, take_up};
+use super::takeup::{TakenUp, take_up};
 use super::{
-    CHECKPOINT_EVERY, GROUP_BYTES, GROUP_EVENTS, LONGEST_ADVISED, LedgerConfig, LedgerError,
-    MAX_SEALED_BY_AGE, RETRY_AFTER, Recovered, Rotated, Standing, Text, Unsealed, Vitals,
+    CHECKPOINT_EVERY, GROUP_BYTES, GROUP_EVENTS, LedgerConfig, LedgerError, RETRY_AFTER, Recovered, Text,
+    Vitals,
 };
-use crate::spool::{self, Begins, Found, Group, Priority, Shelf, Spool, SpoolError};
+use crate::spool::{Begins, Found, Group, Priority, Shelf, Spool, SpoolError};
+
+pub(super) use closed::Closed;
 
 /// The most bytes of one detail of the agent's own events.
 const MAX_DETAIL: usize = 4096;
@@ -64,15 +69,6 @@ pub(super) struct Writer {
     seal_at: Option<Instant>,
     sealed_below: watch::Sender<u64>,
     vitals: Arc<Vitals>,
-}
-
-/// What is left of a writer that has released its log.
-pub(super) struct Closed {
-    config: LedgerConfig,
-    /// The calls that were open, and are for whoever made them to close.
-    open: BTreeSet<CallId>,
-    sealed_below: watch::Sender<u64>,
-    pub(super) vitals: Arc<Vitals>,
 }
 
 /// Why a writer does not go on.
@@ -165,18 +161,6 @@ impl Writer {
         writer.tell_sealed();
         writer.vitals.open_calls.store(writer.book.len() as u64, Ordering::Relaxed);
         Ok((writer, recovered, begun))
-    }
-
-    fn say_begun(&mut self, why: Option<&str>) {
-        let Some(why) = why else { return };
-        tracing::warn!(epoch = self.epoch.tree.epoch, why, "another epoch of the log begins");
-        let detail = [
-            ("epoch", self.epoch.tree.epoch.to_string()),
-            ("first_seq", self.epoch.tree.first_seq.to_string()),
-            ("reason", why.to_owned()),
-        ];
-        let event = self.agent_event("log.epoch_begun", detail);
-        self.waiting.push_back(Item::new(event, Answer::Note, None));
     }
 
     fn close_unknown(&mut self, calls: &[CallId]) {
@@ -344,165 +328,6 @@ impl Writer {
         }
     }
 
-    /// A group is in the active segment.
-    fn on_disk(&mut self, leaves: Vec<Hash>, idle: bool) {
-        let (was_idle, first) = (self.idle, self.spool.active_events() == leaves.len() as u64);
-        if first {
-            self.leaves.clear();
-            self.active_since = Some(Instant::now());
-        }
-        self.idle = idle && (first || was_idle);
-        if first || (was_idle && !self.idle) {
-            let age = if self.idle { self.config.idle_seal_after } else { self.seal_after() };
-            // A segment that was idle is as young as its first event that was none.
-            self.seal_at = Some(Instant::now() + age);
-        }
-        self.leaves.extend(leaves);
-        self.pulse.wrote();
-        self.bare_since = Some(self.bare_since.unwrap_or(self.pulse.now()));
-        self.covered();
-        *self.vitals.standing() = self.standing();
-    }
-
-    /// Notes whether the active segment ends with a checkpoint.
-    fn covered(&mut self) {
-        if self.spool.is_covered() || self.spool.active_events() == 0 {
-            (self.covered_at, self.bare_since) = (self.pulse.now(), None);
-        }
-    }
-
-    /// How old a segment with more than heartbeats may grow.
-    fn seal_after(&self) -> Duration {
-        self.advised.unwrap_or_default().min(LONGEST_ADVISED).max(self.config.seal_after)
-    }
-
-    fn standing(&self) -> Standing {
-        let tree = &self.epoch.tree;
-        Standing { epoch: tree.epoch, first_seq: tree.first_seq, size: tree.frontier.size() }
-    }
-
-    /// Says that the clock was set, or that nothing happens, when that is so.
-    fn look_at_the_clocks(&mut self) {
-        if let Some(step) = self.pulse.step() {
-            tracing::warn!(step_us = step.step_us, "the wall clock was set");
-            let detail = [("wall_us", step.wall_us.to_string()), ("step_us", step.step_us.to_string())];
-            let event = self.agent_event("clock.step", detail);
-            // Before what has the new time.
-            self.waiting.push_front(Item::new(event, Answer::Note, None));
-        }
-        if self.waiting.is_empty() && self.pulse.silence_left().is_zero() {
-            let detail = [("open_calls", self.book.len().to_string())];
-            self.waiting.push_back(Item::of(self.agent_event(HEARTBEAT, detail)));
-            // Whatever comes of it, not at once again.
-            self.pulse.wrote();
-        }
-    }
-
-    /// Writes a checkpoint when events have waited for one long enough.
-    fn cover_in_time(&mut self) {
-        let late = |since| self.pulse.now().saturating_sub(since) >= CHECKPOINT_EVERY;
-        if !self.bare_since.is_some_and(late) {
-            return;
-        }
-        let Self { spool, epoch, book, config, .. } = self;
-        let frames = Frames { epoch, after: &epoch.tree, book, ended: None, time_us: (config.clock)() };
-        let covered = spool.checkpoint(&frames);
-        if let Err(error) = covered {
-            tracing::error!(%error, "a checkpoint could not be written");
-        }
-        // A segment that cannot take it is given up by the next group, and closed then.
-        self.bare_since = None;
-        self.covered();
-    }
-
-    fn unsealed(&self) -> Option<Unsealed> {
-        let events = self.leaves.len() as u64;
-        if events == 0 || self.ended.is_some() {
-            return None;
-        }
-        let note = self.epoch.sign(&self.epoch.tree, (self.config.clock)());
-        let first_seq = self.spool.next_seq() - events;
-        Some(Unsealed { note, first_seq, leaves: self.leaves.clone(), epoch: self.epoch.signed() })
-    }
-
-    /// Another epoch follows, whose first segment is to begin before anything else is written.
-    fn follow(&mut self, next: Epoch) {
-        let tree = &self.epoch.tree;
-        let last = self.ended.take().unwrap_or_else(|| self.epoch.sign(tree, (self.config.clock)()));
-        self.ended = Some(last);
-        self.epoch = next;
-        self.leaves.clear();
-        *self.vitals.standing() = self.standing();
-    }
-
-    /// Closes the segment in which an epoch ended, if it is not closed yet, and begins one of the epoch that follows.
-    fn end_epoch(&mut self) -> Result<(), SpoolError> {
-        let Some(ended) = &self.ended else { return Ok(()) };
-        let Self { spool, epoch, book, .. } = self;
-        spool.turn(&Frames { epoch, after: &epoch.tree, book, ended: Some(ended), time_us: 0 })?;
-        self.ended = None;
-        self.sealed();
-        self.settle_key();
-        Ok(())
-    }
-
-    /// Tries again what could not be done when an epoch ended.
-    fn end_what_is_over(&mut self) {
-        if let Err(error) = self.end_epoch() {
-            tracing::error!(%error, "the segment in which an epoch ended cannot be closed yet");
-        }
-        self.settle_key();
-    }
-
-    /// Puts the key that signs in the place of the one before, which signs no more.
-    fn settle_key(&mut self) {
-        if self.unsettled {
-            match self.keys.settle() {
-                Ok(()) => self.unsettled = false,
-                // The log says which of the two it is.
-                Err(error) => tracing::error!(%error, "the log's new key is not in the old one's place yet"),
-            }
-        }
-    }
-
-    fn begin_epoch(&mut self, why: &str) -> Result<(), LedgerError> {
-        if self.epoch.tree.frontier.size() > 0 {
-            self.end_epoch()?;
-            self.follow(self.epoch.following(self.spool.next_seq())?);
-            self.say_begun(Some(why));
-        }
-        self.commit_all()
-    }
-
-    fn rotate_key(&mut self) -> Result<Rotated, LedgerError> {
-        self.end_epoch()?;
-        if self.unsettled {
-            self.keys.settle()?;
-            self.unsettled = false;
-        }
-        let next = self.keys.next_or_new()?;
-        let first_seq = self.spool.next_seq() + 1;
-        let rotation = Rotation::next(self.epoch.log.clone(), first_seq, &next)?;
-        let statement = rotation.signed(&self.epoch.signing, &next)?.to_string();
-        let detail = [("epoch", rotation.epoch.to_string()), ("first_seq", first_seq.to_string())];
-        let Body::Agent(mut event) = self.agent_event(ROTATED, detail) else {
-            return Err(EvidenceError::Rotation("it has no event").into());
-        };
-        event.detail.insert(STATEMENT.to_owned(), rotation.recordable(&self.epoch.signing, &next)?);
-        // Nothing else waits, so it is a group of its own.
-        self.waiting.push_back(Item::of(Body::Agent(event)));
-        self.commit()?;
-        let tree = TreeState::begin(rotation.epoch, first_seq);
-        let epoch = Epoch::of(&self.epoch.log, tree, next, Some(statement))?;
-        let rotated = Rotated { key: epoch.key.clone(), epoch: rotation.epoch, first_seq };
-        self.unsettled = true;
-        self.follow(epoch);
-        if let Err(error) = self.end_epoch() {
-            tracing::error!(%error, "the new key's first segment cannot be begun yet");
-        }
-        Ok(rotated)
-    }
-
     /// Gives sequence numbers to as many items as make a group. Items that cannot be written are answered.
     fn stage(&mut self) -> (Vec<Vec<u8>>, Vec<Staged>) {
         if self.lost > 0 {
@@ -620,46 +445,6 @@ impl Writer {
         self.vitals.lost_notes.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn seal_by_age(&mut self) {
-        if self.seal_at.is_none_or(|at| at > Instant::now()) {
-            return;
-        }
-        // Whatever comes of it, not at once again.
-        self.seal_at = Some(Instant::now() + self.seal_after().max(RETRY_AFTER));
-        if self.shelf().usage().segments <= MAX_SEALED_BY_AGE
-            && let Err(error) = self.seal()
-        {
-            tracing::error!(%error, "the active segment could not be sealed");
-        }
-    }
-
-    fn seal_if_older(&mut self, age: Duration) -> Result<bool, LedgerError> {
-        if self.active_since.is_some_and(|since| since.elapsed() >= age) { self.seal() } else { Ok(false) }
-    }
-
-    fn seal(&mut self) -> Result<bool, LedgerError> {
-        let ended = self.ended.is_some();
-        self.end_epoch()?;
-        let Self { spool, epoch, book, config, .. } = self;
-        let frames = Frames { epoch, after: &epoch.tree, book, ended: None, time_us: (config.clock)() };
-        let sealed = spool.seal(&frames)?;
-        self.sealed();
-        Ok(sealed || ended)
-    }
-
-    /// There is a new active segment.
-    fn sealed(&mut self) {
-        (self.active_since, self.seal_at, self.idle) = (None, None, true);
-        self.leaves.clear();
-        self.covered();
-        self.tell_sealed();
-    }
-
-    fn tell_sealed(&self) {
-        let below = self.spool.sealed_below();
-        self.sealed_below.send_if_modified(|now| std::mem::replace(now, below) != below);
-    }
-
     /// Closes what is open, and says that this run has ended.
     fn stop(&mut self) -> Result<(), LedgerError> {
         let open: Vec<_> = self.book.open().cloned().collect();
@@ -688,36 +473,6 @@ impl Writer {
 
     fn agent_event<const N: usize>(&self, name: &str, detail: [(&str, String); N]) -> Body<Text> {
         agent_event(&self.config, name, detail)
-    }
-}
-
-impl Closed {
-    /// Opens the log again that nobody else has taken.
-    pub(super) fn reopen(self) -> Result<Writer, Box<(Self, LedgerError)>> {
-        let found = match spool::open(self.config.storage.clone(), self.config.limits) {
-            Ok(found) => found,
-            Err(error) => return Err(Box::new((self, error.into()))),
-        };
-        let Self { config, open, sealed_below, vitals } = self;
-        let again = (config.clone(), open.clone(), sealed_below.clone(), vitals.clone());
-        Writer::go_on(config, found, &open, sealed_below, vitals).map_err(|error| {
-            let (config, open, sealed_below, vitals) = again;
-            Box::new((Self { config, open, sealed_below, vitals }, error))
-        })
-    }
-
-    /// Answers what cannot be recorded.
-    pub(super) fn refuse(&self, answer: Answer, error: LedgerError) {
-        if answer.is_note() {
-            tracing::error!(%error, "a note could not be recorded");
-            self.vitals.lost_notes.fetch_add(1, Ordering::Relaxed);
-        }
-        answer.give(Err(error));
-    }
-
-    /// What this process says last.
-    pub(super) fn stopped(&self, unknown_calls: usize) -> Body<Text> {
-        agent_event(&self.config, "agent.stopped", [("unknown_calls", unknown_calls.to_string())])
     }
 }
 

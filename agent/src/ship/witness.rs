@@ -97,9 +97,8 @@ impl Witness {
             storage.create(MAKING)?.append(text.as_bytes())?;
             storage.rename(MAKING, name)
         });
-        match kept.await {
-            Ok(Err(error)) => tracing::warn!(%error, name, "what the collector witnessed is not kept"),
-            Ok(Ok(())) | Err(_) => {}
+        if let Ok(Err(error)) = kept.await {
+            tracing::warn!(%error, name, "what the collector witnessed is not kept");
         }
     }
 
