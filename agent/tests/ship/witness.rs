@@ -32,7 +32,8 @@ async fn a_key_is_made_known_once_before_its_first_segment_and_the_cosignature_i
     let shipper = three_segments(folder.path(), stub.clone()).await;
     assert_eq!(shipper.witness().to(), None);
     shipper.ship_all().await.unwrap();
-    let [enrolled] = &stub.says().enrolled[..] else { panic!("not once") };
+    let enrolled = stub.says().enrolled.clone();
+    let [enrolled] = &enrolled[..] else { panic!("not once") };
     assert_eq!((enrolled.first_seq, &enrolled.rotation), (0, &None));
     assert_eq!(enrolled.key.name(), format!("t/h/{}/1", shipper.origin));
     let to = shipper.witness().to().unwrap();
@@ -145,7 +146,8 @@ async fn the_tree_of_what_is_not_sealed_is_shown_and_no_event_is_sent_for_that()
         shipper.ledger.write(AgentEvent { name: name.into(), detail: BTreeMap::new() }).await.unwrap();
     }
     shipper.show_unsealed().await.unwrap();
-    let [shown] = &stub.says().shown[..] else { panic!("not once") };
+    let shown = stub.says().shown.clone();
+    let [shown] = &shown[..] else { panic!("not once") };
     assert_eq!((shown.first_seq, shown.leaves.len()), (4, 2));
     assert_eq!(shipper.witness().to().unwrap().size, 6);
     assert_eq!(shipper.ledger.sealed(), [], "nothing was sealed for it");

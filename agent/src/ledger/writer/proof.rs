@@ -1,7 +1,7 @@
 //! The writer's part of the proof: leaves of what is on disk come in; checkpoints in time, the ends of epochs, changes of
 //! the key, and what the agent says of silence and of its clocks go out. A tree never has a leaf that is not on disk.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use weir_core::evidence::rotation::Rotation;
 use weir_core::evidence::{EvidenceError, Hash, TreeState};
