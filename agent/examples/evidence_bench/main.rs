@@ -1,30 +1,43 @@
-//! Measures what evidence costs the agent: leaves and checkpoints, the spool, and what a call waits for the disk under strict
-//! durability. Run by `cargo xtask bench evidence`, which says what it all means. Leaves one line of JSON on stdout.
+//! Measures what evidence costs: leaves and checkpoints, the spool, what a call waits for the disk under strict durability, and
+//! the way into a collector. Run by `cargo xtask bench evidence`, which says what it all means. Leaves one line of JSON on
+//! stdout.
 
 mod calls;
 mod events;
+mod shipped;
 mod spooled;
 mod tree;
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use serde_json::json;
+use serde_json::{Value, json};
+
+const USAGE: &str = "usage: evidence_bench agent FOLDER SECONDS | ship SOCKET FOLDER CALLS; the folder is on the disk that is \
+                     measured";
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [folder, seconds] = &arguments[..] else {
-        bail!("usage: evidence_bench FOLDER SECONDS; the folder is on the disk that is measured");
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let told = match arguments[..] {
+        ["agent", folder, seconds] => agent(Path::new(folder), Duration::from_secs(seconds.parse()?))?,
+        ["ship", socket, folder, calls] => {
+            shipped::measure(Path::new(socket), &Path::new(folder).join("shipped"), calls.parse()?)?
+        }
+        _ => bail!(USAGE),
     };
-    let (folder, seconds) = (PathBuf::from(folder), Duration::from_secs(seconds.parse()?));
+    println!("{told}");
+    Ok(())
+}
+
+fn agent(folder: &Path, seconds: Duration) -> Result<Value> {
     let events = events::sample()?;
     let bytes = events.iter().map(Vec::len).sum::<usize>() / events.len().max(1);
     let tree = tree::measure(&events)?;
     let spooled = spooled::measure(&folder.join("spooled"), &events, seconds)?;
     let calls = calls::measure(&folder.join("calls"), seconds)?;
-    println!("{}", json!({ "bytes_per_event": bytes, "tree": tree, "spool": spooled, "calls": calls }));
-    Ok(())
+    Ok(json!({ "bytes_per_event": bytes, "tree": tree, "spool": spooled, "calls": calls }))
 }
 
 /// The nanoseconds that this thread has run: what else the machine does is not in them.

@@ -14,7 +14,7 @@ const SECRETS: [(&str, &str); 2] =
 
 /// Checks each claim and prints it with what came of it. Gives how many did not hold.
 pub fn check(world: &World, before: &Run, after: &Run) -> Result<usize> {
-    let claims: [(&str, Result<String>); 10] = [
+    let claims: [(&str, Result<String>); 11] = [
         (
             "the clients saw Weir's certificate, and without Weir the server's own",
             issuers(world, before, after),
@@ -28,6 +28,7 @@ pub fn check(world: &World, before: &Run, after: &Run) -> Result<usize> {
         ("the record says who approved, when and why", approval(world)),
         ("the record ties each call to its process, cgroup and job", attribution(world, after)),
         ("no secret is in the record, on disk or in the store", masking(world, after)),
+        ("the record is proven by its own bytes, and one that is changed shows", proof(world)),
     ];
     let mut broken = 0;
     for (claim, outcome) in claims {
@@ -201,6 +202,35 @@ fn masking(world: &World, after: &Run) -> Result<String> {
     let arguments = world.number("SELECT count() FROM calls WHERE gen_ai_tool_name = 'deploy' AND notEmpty(arguments_masked_detectors)")?;
     ensure!(arguments == 2, "{arguments} calls are recorded with something masked in their arguments");
     Ok(format!("{masked} results and {arguments} calls with masked spans; the clients got them in clear"))
+}
+
+/// Verifies the store and an export of it; then the export with one call's nonce changed.
+fn proof(world: &World) -> Result<String> {
+    let folder = world.folder();
+    let [trust, export] =
+        ["trust.json", "records.tar"].map(|name| folder.join(name).to_string_lossy().into_owned());
+    std::fs::write(&trust, world.collector.run(&["trust"])?)?;
+    world.collector.run(&["verify", "--trust", &trust])?;
+    world.collector.run(&["export", "--output", &export])?;
+    let verified = world.collector.run(&["verify", "--trust", &trust, "--export", &export])?;
+    let mut bytes = std::fs::read(&export)?;
+    let nonce = b"weir-typescript-0";
+    let at = bytes
+        .windows(nonce.len())
+        .position(|window| window == nonce)
+        .context("the export lacks the first call")?;
+    bytes[at] ^= 0x20;
+    std::fs::write(&export, bytes)?;
+    let output = world.collector.attempt(&["verify", "--trust", &trust, "--export", &export])?;
+    let told = String::from_utf8_lossy(&output.stdout);
+    let found =
+        told.lines().find(|line| line.contains("altered")).context("a changed letter was not found")?;
+    ensure!(output.status.code() == Some(1), "{told}");
+    Ok(format!(
+        "{}\n           one letter changed: {}",
+        verified.trim().lines().last().unwrap_or_default(),
+        found.trim()
+    ))
 }
 
 /// The files below a folder that hold the bytes.

@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 
 use super::Timing;
 use super::cells::{Cells, IDLE, PACED, Workload};
-use super::goals::{Goal, goals};
+use super::goals::goals;
 use super::peers::{DIRECT, FLOOR};
+use crate::bench::goal::Goal;
 use crate::progress::output;
 
 pub struct Report {
