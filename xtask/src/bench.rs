@@ -1,6 +1,8 @@
 //! `cargo xtask bench`: what Weir costs, as ratios within one run.
 
+mod evidence;
 mod fleet;
+mod goal;
 mod kernel;
 mod load;
 mod proxy;
@@ -10,6 +12,8 @@ use anyhow::Result;
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Bench {
+    /// What the record costs: leaves, checkpoints, the spool, the disk, the way into the store, verification.
+    Evidence(evidence::Options),
     /// How many hosts one collector and one store can take.
     Fleet(fleet::Options),
     /// What the hooks and lineage cost the processes below them; fails where one is above its bound.
@@ -24,6 +28,7 @@ pub enum Bench {
 
 pub fn run(bench: &Bench) -> Result<()> {
     match bench {
+        Bench::Evidence(options) => evidence::run(options),
         Bench::Fleet(options) => fleet::run(options),
         Bench::Kernel(options) => kernel::run(options),
         Bench::Load(options) => load::run(options),
