@@ -58,7 +58,7 @@ fn stones(world: &World, witness: &VerifyingKey) -> Vec<(u64, u64)> {
     let rows = world.sql("SELECT note FROM tombstones ORDER BY first_seq");
     let stone = |row: &Value| {
         let note = row["note"].as_str().expect("a note").parse().expect("a note");
-        let stone = Tombstone::open(&note, &[witness.clone()]).expect("the witness's");
+        let stone = Tombstone::open(&note, std::slice::from_ref(witness)).expect("the witness's");
         assert!(stone.policy.starts_with("audit (events older than"), "{}", stone.policy);
         (stone.first_seq, stone.last_seq)
     };

@@ -219,6 +219,9 @@ async fn what_is_missing_at_the_ends_of_a_part_and_rows_of_no_log_are_found() {
     assert_eq!(kinds(&audited.verify().await), ["unpinned"]);
 }
 
+/// What is done to the store: its name, the statements, what verification must find, and where.
+type Act<'a> = (&'a str, Vec<String>, &'a [&'a str], (u64, u64));
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_operator_of_the_store_does_by_sql_is_found_and_named() {
     let audited = Audited::begin().await;
@@ -250,7 +253,7 @@ async fn what_the_operator_of_the_store_does_by_sql_is_found_and_named() {
     );
     let again = format!("INSERT INTO events SELECT * FROM events WHERE origin = '{one}' AND seq = 3 {EACH}");
     let forged = forged(&audited).await;
-    let acts: [(&str, Vec<String>, &[&str], (u64, u64)); 14] = [
+    let acts: [Act<'_>; 14] = [
         (
             "canonical",
             vec![update("events", &format!("canonical = {changed}"), "seq = 3")],
