@@ -329,7 +329,7 @@ class Verifier:
                     if item["origin"] in self.seen: self.find("doubled", item["origin"], 0, 0, 0, "log")
                     self.seen.add(item["origin"]); self.log = Log(item["origin"], self.pins.get(item["origin"]), self)
                 else: {b"K ": self.log.key, b"T ": self.log.tombstone, b"C ": self.log.checkpoint, b"B ": self.log.batch}[letter](item)
-        except (ValueError, KeyError, TypeError, AttributeError, Wrong) as why: self.find("unreadable", "", 0, 0, 0, "export", why=str(why))
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, tarfile.TarError, Wrong) as why: self.find("unreadable", "", 0, 0, 0, "export", why=str(why))
         if self.log: self.log.end(until_us)
         for origin, pin in sorted(self.pins.items()):
             if origin not in self.seen and (self.scope == "all" or (self.scope == "origin" and origin == self.of)):
@@ -354,10 +354,11 @@ class Members:
 
 
 def verify(export, trust, asked=None):
-    process = None
-    if str(export).endswith(".zst"):
-        process = subprocess.Popen(["zstd", "-dc", str(export)], stdout=subprocess.PIPE)
-    with tarfile.open(fileobj=process.stdout, mode="r|") if process else tarfile.open(export, "r|") as tar:
+    if not str(export).endswith(".zst"): file = open(export, "rb")
+    else:
+        try: from compression import zstd; file = zstd.open(export)  # Python 3.14
+        except ImportError: file = subprocess.Popen(["zstd", "-dc", str(export)], stdout=subprocess.PIPE).stdout
+    with file, tarfile.open(fileobj=file, mode="r|") as tar:
         manifest = json.load(tar.extractfile(tar.next()))
         verifier = Verifier(trust, manifest["scope"], manifest.get("of", ""))
         if asked not in (None, manifest["scope"]): verifier.find("unreadable", "", 0, 0, 0, "export")  # a part leaves much out
