@@ -63,16 +63,26 @@ pub(super) async fn held(
     if policy.keep_runs.is_empty() {
         return Ok(BTreeSet::new());
     }
-    // An outcome or a message names its call or its connection alone.
+    // An outcome or a message names its call or its connection alone. Read from the bytes that are compared with their leaves:
+    // who can write columns must not be able to end a hold.
     let question = store
         .query(
-            "WITH runs AS (SELECT call_id, flow_id, job_key FROM events WHERE cicd_pipeline_run_id IN ?) \
-             SELECT DISTINCT origin, batch_first_seq FROM events \
-             WHERE sealed_at < fromUnixTimestamp64Micro(?) AND ( \
-                 cicd_pipeline_run_id IN ? \
-                 OR (call_id != '' AND call_id IN (SELECT call_id FROM runs)) \
-                 OR (flow_id != '' AND flow_id IN (SELECT flow_id FROM runs)) \
-                 OR (job_key != '' AND job_key IN (SELECT job_key FROM runs)))",
+            "WITH runs AS ( \
+                 SELECT JSONExtractString(canonical, 'body', 'call_id') AS call, \
+                        JSONExtractString(canonical, 'body', 'flow_id') AS flow, \
+                        JSONExtractString(canonical, 'body', 'caller', 'job_key') AS job \
+                 FROM events WHERE JSONExtractString(canonical, 'body', 'caller', 'job', 'run_id') IN ?) \
+             SELECT DISTINCT origin, batch_first_seq FROM ( \
+                 SELECT origin, batch_first_seq, \
+                        JSONExtractString(canonical, 'body', 'caller', 'job', 'run_id') AS own_run, \
+                        JSONExtractString(canonical, 'body', 'call_id') AS own_call, \
+                        JSONExtractString(canonical, 'body', 'flow_id') AS own_flow, \
+                        JSONExtractString(canonical, 'body', 'job_key') AS own_job \
+                 FROM events WHERE sealed_at < fromUnixTimestamp64Micro(?) \
+             ) WHERE own_run IN ? \
+                 OR (own_call != '' AND own_call IN (SELECT call FROM runs)) \
+                 OR (own_flow != '' AND own_flow IN (SELECT flow FROM runs)) \
+                 OR (own_job != '' AND own_job IN (SELECT job FROM runs))",
         )
         .bind(&policy.keep_runs)
         .bind(before_us)

@@ -103,6 +103,11 @@ async fn what_somebody_asked_to_keep_and_what_was_altered_stays() {
     let run = world.sql("SELECT DISTINCT cicd_pipeline_run_id AS run FROM events WHERE kind = 'intent'");
     let run = run[0]["run"].as_str().expect("a run");
     policy(&world, 1, &format!("keep_runs = [\"{run}\"]"));
+    world
+        .execute(
+            "ALTER TABLE events UPDATE cicd_pipeline_run_id = 'other' WHERE 1 SETTINGS mutations_sync = 2",
+        )
+        .await;
     let kept = (0, 5, "kept".to_owned());
     assert_eq!(apply(&world, &["--dry-run"]), (0, vec![kept, (6, 9, "retired".into())]));
     policy(&world, 1, "keep_origins = [\"01010101010101010101010101010101\"]");
