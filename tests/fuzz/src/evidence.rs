@@ -41,7 +41,7 @@ pub fn segment(bytes: &[u8]) {
     let Ok(mut reader) = Reader::new(bytes) else { return };
     let mut again = header(reader.first_seq()).to_vec();
     let (mut next, mut faults) = (reader.first_seq(), 0);
-    while let Some(frame) = reader.next() {
+    for frame in reader.by_ref() {
         let Ok(frame) = frame else {
             faults += 1;
             continue;
