@@ -95,7 +95,7 @@ impl Maker {
             verdict: Verdict {
                 action: Action::Allow,
                 rule: "reads".into(),
-                policy_digest: "d".repeat(64).into(),
+                policy_digest: "d".repeat(64),
             },
             payload: self.params.clone(),
             durability,
@@ -118,7 +118,7 @@ pub fn sample() -> Result<Vec<Vec<u8>>> {
     let maker = Maker::new();
     let event = |seq: u64| {
         let n = seq / 2;
-        let body = if seq % 2 == 0 {
+        let body = if seq.is_multiple_of(2) {
             Body::Intent(Box::new(maker.intent(n, Durability::Strict)))
         } else {
             Body::Outcome(maker.outcome(n))
