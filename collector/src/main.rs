@@ -117,10 +117,10 @@ async fn serve(config: Config, store: Store, serving: Serving) -> Result<ExitCod
         }
     };
     let witness = Witness::open(&config.witness)?;
-    tracing::info!(key = %witness.public(), "witness");
     // The last: who waits for the socket's file may come in by either.
     let at_socket = socket.as_deref().map(|path| Socket::bind(path, &agent_uids)).transpose()?;
     let address = at_tls.as_ref().map(Tls::address).transpose()?.map(|address| address.to_string());
+    tracing::info!(key = %witness.public(), "witness");
     tracing::info!(?socket, tls = address, store = store.url(), database = store.database(), "ready");
     if serving.json {
         let ready = json!({ "ready": true, "pid": std::process::id(), "socket": socket, "tls": address });
