@@ -234,6 +234,8 @@ fn malformed(message: String) -> Refusal {
 }
 
 fn unavailable(error: StoreError) -> Refusal {
+    // Whoever asks may be nobody yet: where the store is, and who is its user, is not for them.
     tracing::error!(%error, "the store");
-    Refusal { reason: Reason::Unavailable, message: error.to_string() }
+    let message = "the collector's store does not answer now, and its log says why; ask again".into();
+    Refusal { reason: Reason::Unavailable, message }
 }

@@ -57,6 +57,8 @@ const MAX_BODIES_EACH: usize = 2;
 /// Segments that are received at a time, and that are read and stored.
 const MAX_RECEIVED_AT_ONCE: usize = 16;
 const MAX_SEGMENTS_AT_ONCE: usize = 4;
+/// Requests for certificates that ask the store at a time: anybody may make them, and with any token.
+const MAX_CERTIFICATES_AT_ONCE: usize = 4;
 /// How long what has begun may take to end after a stop.
 const DRAIN_WAIT: Duration = Duration::from_secs(90);
 /// After `accept` has failed (too many open files), before it is tried again.
@@ -75,6 +77,7 @@ struct Ingest {
     idle: Idle,
     load: Load,
     segments: Semaphore,
+    certificates: Semaphore,
     /// Of enrolled agents, by their enrolment.
     requests: Arc<Shares<String>>,
     bodies: Arc<Shares<String>>,
@@ -129,6 +132,7 @@ pub async fn serve(doors: Doors, store: Store, witness: Witness, stop: Cancellat
         idle,
         load: Load::default(),
         segments: Semaphore::new(MAX_SEGMENTS_AT_ONCE),
+        certificates: Semaphore::new(MAX_CERTIFICATES_AT_ONCE),
         requests: Shares::of(MAX_REQUESTS_EACH),
         bodies: Shares::of(MAX_BODIES_EACH),
         enrolment: tls.as_ref().map(|tls| Arc::new(enrolment(tls))),

@@ -256,6 +256,7 @@ async fn certified(
     let body = body(request, MAX_CERTIFICATE_BODY, ingest).await?;
     let asked: CertificateRequest = serde_json::from_slice(&body)
         .map_err(|e| refusal(Reason::Malformed, format!("not a request for a certificate: {e}")))?;
+    let Ok(_slot) = ingest.certificates.acquire().await else { return Err(stopping()) };
     let work = async move {
         match agent {
             None => enrolment.redeem(&asked, SystemTime::now()).await,

@@ -42,9 +42,13 @@ pub fn read_trust(path: &Path, witnessed: Option<&Path>) -> Result<Trust, TrustF
             // The names sort by size.
             let notes = entries(&epoch).map_err(unreadable(&epoch))?;
             let notes = notes.into_iter().filter(|path| path.extension().is_some_and(|end| end == "note"));
-            if let Some(newest) = notes.max() {
-                let note = std::fs::read_to_string(&newest).map_err(unreadable(&newest))?;
-                trust.witness(&note).map_err(|source| TrustFileError::Wrong { path: newest, source })?;
+            let notes: Vec<PathBuf> = notes.collect();
+            let is_stored = |path: &&PathBuf| !path.to_string_lossy().ends_with(".idle.note");
+            let newest = [(notes.iter().filter(is_stored).max(), true), (notes.iter().max(), false)];
+            for (path, stored) in newest.into_iter().filter_map(|(path, stored)| Some((path?, stored))) {
+                let note = std::fs::read_to_string(path).map_err(unreadable(path))?;
+                let wrong = |source| TrustFileError::Wrong { path: path.clone(), source };
+                trust.witness(&note, stored).map_err(wrong)?;
             }
         }
     }

@@ -116,3 +116,35 @@ fn a_stored_key_that_is_not_the_pinned_one_is_found() {
     let moved = StoredKey { first_seq: 7, ..log.stored_key() };
     assert_eq!(log.found(Scope::All, moved, &[batch], &[0]), [(Kind::Projection, 0, 0)]);
 }
+
+#[test]
+fn a_last_batch_that_a_witness_saw_stored_cannot_be_called_an_idle_logs_heartbeats() {
+    let mut log = Honest::begin();
+    let (first, gone) = (log.batch(3), log.batch(2));
+    let idle = StoredCheckpoint {
+        epoch: 1,
+        first_seq: 0,
+        size: gone.size,
+        root: gone.root.clone(),
+        idle: true,
+        note: gone.note.clone(),
+    };
+    let found = |trust: &Trust| {
+        let mut verifier = Verifier::new(trust, Scope::All, None).unwrap();
+        verifier.take(Item::Log { origin: log.name.origin.clone() }, None);
+        verifier.take(Item::Batch(first.clone()), None);
+        for seq in 0..3 {
+            let canonical = Honest::event(seq);
+            let leaf_hash = leaf_hash(&canonical);
+            verifier.take(Item::Event(StoredEvent { epoch: 1, seq, canonical: &canonical, leaf_hash }), None);
+        }
+        verifier.take(Item::Checkpoint(idle.clone()), None);
+        let report = verifier.end(None);
+        report.findings.iter().map(|one| (one.kind, one.first_seq, one.last_seq)).collect::<Vec<_>>()
+    };
+    let mut trust = log.trust();
+    trust.witness(&gone.note, false).unwrap();
+    assert_eq!(found(&trust), [], "an idle log's leaves may come yet");
+    trust.witness(&gone.note, true).unwrap();
+    assert_eq!(found(&trust), [(Kind::Truncated, 3, 4)]);
+}

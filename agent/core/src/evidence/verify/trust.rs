@@ -96,18 +96,19 @@ impl Trust {
         Ok(trust)
     }
 
-    /// Adds a checkpoint that somebody else kept, if it is of a pinned log and newer than what is there.
-    pub fn witness(&mut self, note: &str) -> Result<(), TrustError> {
+    /// Adds a checkpoint that somebody else kept, if it is of a pinned log and newer than what is there. `stored`: the witness
+    /// had its events in the store.
+    pub fn witness(&mut self, note: &str, stored: bool) -> Result<(), TrustError> {
         let seen = checkpoint("a witnessed checkpoint", "some log", note)?;
         for pin in &mut self.logs {
             if super::super::checkpoint::LogName::try_from(pin.key.name().to_owned())
                 .is_ok_and(|log| log.origin == seen.log.origin)
             {
-                let known =
-                    pin.witnessed.as_deref().map(|known| checkpoint("witnessed", pin.key.name(), known));
+                let place = if stored { &mut pin.stored } else { &mut pin.witnessed };
+                let known = place.as_deref().map(|known| checkpoint("witnessed", pin.key.name(), known));
                 let known = known.transpose()?.map(|known| (known.log.epoch, known.size));
                 if known.is_none_or(|known| known < (seen.log.epoch, seen.size)) {
-                    pin.witnessed = Some(note.to_owned());
+                    *place = Some(note.to_owned());
                 }
             }
         }
