@@ -147,17 +147,6 @@ impl Spool {
         self.with_reserve(Priority::Reserved, |spool| spool.rotate(around))
     }
 
-    /// Puts other bytes in a sealed segment's place: whole and on disk, or not at all.
-    pub fn rewrite(&mut self, first_seq: u64, bytes: &[u8]) -> Result<(), SpoolError> {
-        let file = self.shelf.sealed().into_iter().find(|file| file.first_seq == first_seq);
-        let file = file.ok_or(SpoolError::NotSealed(first_seq))?;
-        self.with_reserve(Priority::Reserved, |spool| {
-            create_file(&*spool.storage, &segment_name(first_seq), bytes).map(drop)
-        })?;
-        self.shelf.put(SegmentFile { bytes: bytes.len() as u64, ..file });
-        Ok(())
-    }
-
     /// Frees the folder for another writer, to whom what is left is to be told. Should there be events that are not
     /// sealed, that one will find them by reading.
     pub fn release(self, head: Head) -> Left {
