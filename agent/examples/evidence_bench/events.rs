@@ -92,11 +92,7 @@ impl Maker {
                 proof: Proof::Certificate,
             },
             mcp: Mcp { method: text("tools/call"), ..Mcp::default() },
-            verdict: Verdict {
-                action: Action::Allow,
-                rule: "reads".into(),
-                policy_digest: "d".repeat(64),
-            },
+            verdict: Verdict { action: Action::Allow, rule: "reads".into(), policy_digest: "d".repeat(64) },
             payload: self.params.clone(),
             durability,
             approval_id: None,

@@ -21,6 +21,9 @@ use crate::share::Kept;
 /// How long a body that must be judged by its first bytes may take for them before its head goes on without. They are judged when they
 /// come; a client that waits for its server's head before it says anything (as gRPC's may) must not wait for ever.
 const FIRST_BYTES: Duration = Duration::from_millis(500);
+/// So much of a refused body is read all the same, for at most so long.
+const DISCARDED: usize = 1 << 20;
+const DISCARD_WAIT: Duration = Duration::from_millis(300);
 
 /// A request that was read.
 #[derive(Debug)]
@@ -167,14 +170,18 @@ pub async fn read(
     request: hyper::Request<Incoming>,
     patience: Patience,
 ) -> Result<Read, (Parts, RequestError)> {
-    let (mut parts, body) = request.into_parts();
+    let (mut parts, mut body) = request.into_parts();
     if parts.method == http::Method::CONNECT {
         return Err((parts, RequestError::Connect));
     }
     let begun = Coding::of(&parts.headers).and_then(|coding| Ok((coding, Start::new(coding)?)));
     let (coding, start) = match begun {
         Ok(begun) => begun,
-        Err(error) => return Err((parts, error.into())),
+        Err(error) => {
+            let error = error.into();
+            discard(&parts, &mut body, &error).await;
+            return Err((parts, error));
+        }
     };
     let must_be_whole = claims_json(&parts.headers);
     let upgrade = Upgrade::of(&mut parts);
@@ -183,21 +190,28 @@ pub async fn read(
     let had_body = !reading.body.is_end_stream();
     let streams = match reading.first(start, must_be_whole).await {
         Ok(streams) => streams,
-        Err(error) => return Err((parts, error)),
+        Err(error) => {
+            discard(&parts, &mut reading.body, &error).await;
+            return Err((parts, error));
+        }
     };
     let with_upgrade = upgrade.is_some();
     one_connections_alone(&mut parts.headers, with_upgrade);
     in_origin_form(&mut parts);
-    parts.headers.remove(header::EXPECT);
     if let Some(start) = streams {
         let Reading { body, bytes, patience, .. } = reading;
         let body = Outgoing::streamed(bytes.into(), body, start, patience.pause);
+        parts.headers.remove(header::EXPECT);
         return Ok(Read::Streamed(StreamedRequest { parts, body }));
     }
     let decoded = match reading.whole(coding).await {
         Ok(decoded) => decoded,
-        Err(error) => return Err((parts, error)),
+        Err(error) => {
+            discard(&parts, &mut reading.body, &error).await;
+            return Err((parts, error));
+        }
     };
+    parts.headers.remove(header::EXPECT);
     let Reading { bytes, trailers, patience, .. } = reading;
     let bytes = Bytes::from(bytes);
     parts.headers.remove(header::CONTENT_LENGTH);
@@ -211,6 +225,23 @@ pub async fn read(
     Ok(Read::Whole(ReadRequest { parts, body, encoded, trailers, upgrade, kept: patience.kept }))
 }
 
+/// Throws away what is left of a body that is refused: the connection is closed behind the answer, and a client that still sends
+/// then would be told of that, and not why. One that waits to be told to go on is not.
+async fn discard(parts: &Parts, body: &mut Incoming, why: &RequestError) {
+    let is_over = matches!(why, RequestError::TooSlow(_) | RequestError::BrokenOff(_));
+    if is_over || parts.headers.contains_key(header::EXPECT) {
+        return;
+    }
+    let mut left = DISCARDED;
+    let reading = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            let Some(less) = left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) else { return };
+            left = less;
+        }
+    };
+    let _ = tokio::time::timeout(DISCARD_WAIT, reading).await;
+}
+
 impl ReadRequest {
     /// Its client waits for it: by closing its half of the connection it has left, and takes back what it asked for.
     pub fn is_waited_for(&self) {
@@ -219,7 +250,6 @@ impl ReadRequest {
         }
     }
 
-    /// Parts the head from the body as it came.
     /// Puts another text in the place of the body, unencoded, and lets the head say so.
     pub fn replace_body(&mut self, text: String) {
         let headers = &mut self.parts.headers;
@@ -233,6 +263,7 @@ impl ReadRequest {
         (self.body, self.encoded) = (text.into(), None);
     }
 
+    /// Parts the head from the body as it came.
     pub fn into_outgoing(self) -> (Parts, Outgoing) {
         let data = self.encoded.unwrap_or(self.body);
         let data = Some(data).filter(|data| !data.is_empty());
