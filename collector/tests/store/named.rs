@@ -328,7 +328,8 @@ async fn silences_clock_steps_and_missing_events_are_told_with_their_places() {
     assert_eq!(told[0], json!([8, null, false]), "up to the present");
     assert_eq!(ask(&world, &["silences"])[3]["seconds"], 1800);
     // An idle log is heard of by its checkpoints, whose events come later.
-    let idle = "INSERT INTO checkpoints (origin, time, idle) SELECT origin, now64(6), true FROM events LIMIT 1";
+    let idle =
+        "INSERT INTO checkpoints (origin, time, idle) SELECT origin, now64(6), true FROM events LIMIT 1";
     world.execute(idle).await;
     assert_eq!(ask(&world, &["silences"]).len(), 3, "not silent now");
 
