@@ -119,9 +119,9 @@ fn a_run_is_played_again_and_what_has_changed_shows() -> Result<()> {
     let story_calls = played.len();
     let value = world.folder().join("value");
     std::fs::write(&value, secret() + "\n")?;
-    let arguments = world.sql(&format!(
+    let arguments = world.sql(
         "SELECT masked_pseudonyms[1] AS p FROM events WHERE kind = 'intent' AND gen_ai_tool_name = 'echo' AND notEmpty(payload_pseudonyms)"
-    ))?;
+    )?;
     let pseudonym = arguments.first().and_then(|row| row["p"].as_str()).context("a pseudonym")?.to_owned();
     let binding = format!("{pseudonym}=@{}", value.display());
     let output = collector(&["replay", bundle, "--against", &url, "--json", "--bind", &binding])?;
