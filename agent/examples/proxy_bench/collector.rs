@@ -12,9 +12,14 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use tokio::net::UnixListener;
+use weir_core::evidence::key::SigningKey;
+use weir_core::evidence::note::SignedNote;
 use weir_core::ids::Origin;
 use weir_core::segment::{FrameKind, Reader, batch_digest};
-use weir_core::wire::{POLL, PollResponse, SEGMENTS, SegmentAck};
+use weir_core::wire::{
+    Advice, CHECKPOINTS, CheckpointAck, CheckpointPost, ENROL, EnrolAck, POLL, PollResponse, SEGMENTS,
+    SegmentAck,
+};
 
 pub async fn serve(socket: &Path) -> Result<()> {
     let listener = UnixListener::bind(socket)?;
@@ -33,6 +38,12 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>> {
     let body = request.into_body().collect().await?.to_bytes();
     let answer = match path.as_str() {
         SEGMENTS => serde_json::to_vec(&acknowledged(&body)?)?,
+        ENROL => serde_json::to_vec(&EnrolAck { witness: witness().cosigning(NAME)? })?,
+        CHECKPOINTS => {
+            let posted: CheckpointPost = serde_json::from_slice(&body)?;
+            let checkpoint = cosigned(&posted.note)?;
+            serde_json::to_vec(&CheckpointAck { checkpoint, advice: Advice::default() })?
+        }
         POLL => serde_json::to_vec(&PollResponse::default())?,
         _ => anyhow::bail!("nobody was to be held"),
     };
@@ -46,15 +57,30 @@ fn acknowledged(segment: &[u8]) -> Result<SegmentAck> {
     }
     let mut reader = Reader::new(segment)?;
     let first_seq = reader.first_seq();
-    let mut events = Vec::new();
+    let (mut events, mut checkpoint) = (Vec::new(), None);
     for frame in reader.by_ref() {
         let frame = frame?;
-        if frame.kind == FrameKind::Event {
-            events.push(frame.bytes);
+        match frame.kind {
+            FrameKind::Event => events.push(frame.bytes),
+            FrameKind::Checkpoint => checkpoint = Some(cosigned(std::str::from_utf8(frame.bytes)?)?),
+            FrameKind::Carry | FrameKind::Tree => {}
         }
     }
     let first = events.first().context("a segment without events")?;
     let Placed { origin } = serde_json::from_slice(first)?;
     let batch_digest = batch_digest(events.into_iter());
-    Ok(SegmentAck::new(origin, first_seq, reader.next_seq().saturating_sub(1), batch_digest))
+    let ack = SegmentAck::new(origin, first_seq, reader.next_seq().saturating_sub(1), batch_digest);
+    Ok(SegmentAck { checkpoint, ..ack })
+}
+
+const NAME: &str = "bench";
+
+fn witness() -> SigningKey {
+    SigningKey::from_seed(&[1; 32])
+}
+
+fn cosigned(note: &str) -> Result<String> {
+    let mut note: SignedNote = note.parse()?;
+    note.cosign(&witness(), NAME, 0)?;
+    Ok(note.to_string())
 }
