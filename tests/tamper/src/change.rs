@@ -56,8 +56,8 @@ impl Act {
     /// The label of what must be found; one of them is enough.
     pub fn shows_as(self) -> &'static [&'static str] {
         match self {
-            Act::Canonical => &["altered", "spliced", "reordered"],
-            Act::CanonicalAndLeaf => &["altered"],
+            // The bytes may name another log now, or another place.
+            Act::Canonical | Act::CanonicalAndLeaf => &["altered", "spliced", "reordered"],
             Act::Column => &["projection"],
             Act::DeleteRow | Act::DeleteBatch | Act::DeleteOrigin => &["deleted"],
             Act::DeleteTail => &["truncated", "rolled_back"],
