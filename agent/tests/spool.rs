@@ -12,7 +12,7 @@ use weir::spool::faulty::Faulty;
 use weir::spool::{
     self, Around, Begins, Folder, Found, Group, Head, Limits, Priority, SetAside, Spool, SpoolError, Storage,
 };
-use weir_core::segment::{FrameKind, Reader};
+use weir_core::segment::{EventFrames, FrameKind, Reader};
 
 const SMALL: Limits = Limits { max_bytes: 1 << 20, reserve_bytes: 1 << 14, seal_bytes: 700, seal_events: 8 };
 
@@ -54,8 +54,8 @@ fn append_as(
     group: &[&str],
     priority: Priority,
 ) -> Result<std::ops::Range<u64>, SpoolError> {
-    let group: Vec<_> = group.iter().map(|event| event.as_bytes().to_vec()).collect();
-    spool.append(Group { events: &group, priority, checkpoint: false }, &Fixed("carry"))
+    let mut frames = EventFrames::of(spool.next_seq(), group.iter().map(|event| event.as_bytes()));
+    spool.append(Group { frames: &mut frames, priority, checkpoint: false }, &Fixed("carry"))
 }
 
 /// All events that would be shipped. No sequence number may be among them twice.

@@ -1,5 +1,5 @@
 //! Canonical JSON (RFC 8785) of what Weir itself writes: a value comes in, its bytes go out, members in order, in one pass and
-//! one buffer. What a record never holds (numbers that are no integers or are beyond 2^53, names that are not plain ASCII) is
+//! one buffer. A type whose members are declared in the order of their names is written without moving anything. What a record never holds (numbers that are no integers or are beyond 2^53, names that are not plain ASCII) is
 //! left to the general implementation, which knows all of the RFC: the bytes are the same either way.
 
 use std::fmt;
@@ -9,10 +9,33 @@ use serde::ser::{self, Impossible};
 
 /// The canonical bytes of a value.
 pub fn to_vec(value: &impl Serialize) -> Result<Vec<u8>, serde_json::Error> {
-    let mut writer = Writer { out: Vec::with_capacity(FIRST), spare: Vec::new(), members: Vec::new() };
-    match value.serialize(&mut writer) {
-        Ok(()) => Ok(writer.out),
-        Err(Unusual) => serde_json_canonicalizer::to_vec(value),
+    let mut out = Vec::with_capacity(FIRST);
+    Scribe::default().append(value, &mut out)?;
+    Ok(out)
+}
+
+/// Writes one value after another, and keeps what it needs for that.
+#[derive(Default)]
+pub struct Scribe {
+    spare: Vec<u8>,
+    members: Vec<Member>,
+}
+
+impl Scribe {
+    /// Writes a value's canonical bytes behind what is in `out`. After an error nothing was written.
+    pub fn append(&mut self, value: &impl Serialize, out: &mut Vec<u8>) -> Result<(), serde_json::Error> {
+        let start = out.len();
+        let Self { spare, members } = std::mem::take(self);
+        let mut writer = Writer { out: std::mem::take(out), spare, members };
+        writer.members.clear();
+        let written = value.serialize(&mut writer);
+        let Writer { out: bytes, spare, members } = writer;
+        (*out, *self) = (bytes, Self { spare, members });
+        if let Err(Unusual) = written {
+            out.truncate(start);
+            out.extend_from_slice(&serde_json_canonicalizer::to_vec(value)?);
+        }
+        Ok(())
     }
 }
 
@@ -192,17 +215,26 @@ impl Open<'_> {
         let own = members.get_mut(self.first..).unwrap_or_default();
         let name = |member: &Member| out.get(member.start..member.name_end).unwrap_or_default();
         if !own.is_sorted_by(|one, next| name(one) < name(next)) {
-            let start = own.first().map_or(0, |member| member.start);
+            let (mut start, mut end) = own.first().zip(own.last()).map_or((0, 0), |(a, z)| (a.start, z.end));
             own.sort_unstable_by(|one, other| name(one).cmp(name(other)));
             if own.windows(2).any(|pair| matches!(pair, [one, next] if name(one) == name(next))) {
                 return Err(Unusual);
             }
+            // What stands in its place already is not moved: the largest, mostly.
+            let mut moved = &*own;
+            while let Some((first, rest)) = moved.split_first().filter(|(first, _)| first.start == start) {
+                (start, moved) = (first.end, rest);
+            }
+            while let Some((last, rest)) = moved.split_last().filter(|(last, _)| last.end == end) {
+                (end, moved) = (last.start, rest);
+            }
             spare.clear();
-            for member in own.iter() {
+            for member in moved {
                 spare.extend_from_slice(out.get(member.start..member.end).unwrap_or_default());
             }
-            out.truncate(start);
-            out.extend_from_slice(spare);
+            if let Some(place) = out.get_mut(start..end).filter(|place| place.len() == spare.len()) {
+                place.copy_from_slice(spare);
+            }
         }
         members.truncate(self.first);
         if out.last() == Some(&b',') {

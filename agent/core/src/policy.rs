@@ -103,10 +103,10 @@ pub struct Call<'a> {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
     pub action: Action,
-    /// The rule that matched; `default` when none did.
-    pub rule: String,
     /// Which policy spoke: SHA-256 of its rules, as hex.
     pub policy_digest: String,
+    /// The rule that matched; `default` when none did.
+    pub rule: String,
 }
 
 /// A rule that cannot be. The operator is at fault.

@@ -2,6 +2,9 @@
 //! with its place in the log goes out as canonical bytes (RFC 8785), which are what is stored, shipped,
 //! hashed and shown. Payloads are strings inside them, so nothing in a payload is ever read as a number.
 //!
+//! The members of these types are declared in the order of their names, which is that of the canonical bytes: so these are
+//! written as they come, and nothing has to be put in order.
+//!
 //! `T` is text that a job may have chosen. The agent writes `Event<Masked<String>>`; since a `Masked` cannot
 //! be made from outside, nothing unmasked can be written. Readers get `Event<String>`.
 
@@ -21,6 +24,7 @@ pub use labels::{
 };
 pub use mcp::{Marks, Mcp};
 
+pub use crate::canonical::Scribe;
 use crate::ids::{ApprovalId, Boot, CallId, FlowId, MessageId, Origin};
 use crate::mask::{Masked, Recordable, Span};
 pub use crate::policy::Durability;
@@ -37,16 +41,16 @@ pub type Stored = Event<String>;
 /// One event with its place in the log.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Event<T> {
-    pub v: u32,
-    pub tenant: String,
+    pub body: Body<T>,
+    pub boot: Boot,
     pub host: String,
     pub origin: Origin,
-    pub boot: Boot,
     /// Dense in its origin, from 0.
     pub seq: u64,
+    pub tenant: String,
     /// Wall clock, microseconds since 1970 (below 2^53 until the year 2255).
     pub time_us: u64,
-    pub body: Body<T>,
+    pub v: u32,
 }
 
 /// What happened.
@@ -90,46 +94,46 @@ impl<T> Body<T> {
 /// See [`Body::Intent`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Intent<T> {
-    pub call_id: CallId,
-    pub flow_id: FlowId,
-    pub caller: Arc<Caller<T>>,
-    pub server: Server<T>,
-    pub mcp: Mcp<T>,
-    pub verdict: Verdict,
-    /// The params, masked.
-    pub payload: Payload<T>,
-    pub durability: Durability,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub approval_id: Option<ApprovalId>,
+    pub call_id: CallId,
+    pub caller: Arc<Caller<T>>,
+    pub durability: Durability,
+    pub flow_id: FlowId,
+    pub mcp: Mcp<T>,
+    /// The params, masked.
+    pub payload: Payload<T>,
+    pub server: Server<T>,
+    pub verdict: Verdict,
 }
 
 /// Who made a call: what the kernel and /proc said of the process that connected.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Caller<T> {
-    pub pid: u32,
-    /// Clock ticks since the host's boot (/proc/PID/stat, field 22); with `pid` it names a process.
-    pub start_time: Option<u64>,
-    pub uid: u32,
-    pub gid: u32,
-    pub comm: T,
-    pub executable: T,
-    pub command_line: T,
     pub cgroup: T,
-    pub job: Job<T>,
-    /// False when the process was gone before it could be read: then only what the kernel said is there.
-    pub seen_alive: bool,
-    /// From which processes it comes, the nearest first, as far as they are known.
-    #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
-    pub parents: Vec<Ancestor<T>>,
+    pub comm: T,
+    pub command_line: T,
     /// Of the container that it runs in; empty without one.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub container_id: String,
-    /// The number of its network namespace, as `/proc/PID/ns/net` shows it; 0 is not known.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub netns: u32,
+    pub executable: T,
+    pub gid: u32,
+    pub job: Job<T>,
     /// The job under which its connects are counted (see [`Connect::job_key`]); empty when not known.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub job_key: String,
+    /// The number of its network namespace, as `/proc/PID/ns/net` shows it; 0 is not known.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub netns: u32,
+    /// From which processes it comes, the nearest first, as far as they are known.
+    #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
+    pub parents: Vec<Ancestor<T>>,
+    pub pid: u32,
+    /// False when the process was gone before it could be read: then only what the kernel said is there.
+    pub seen_alive: bool,
+    /// Clock ticks since the host's boot (/proc/PID/stat, field 22); with `pid` it names a process.
+    pub start_time: Option<u64>,
+    pub uid: u32,
 }
 
 /// Events are canonical: what is not known is left out, so that those of before these fields read back.
@@ -141,25 +145,25 @@ fn is_zero(n: &u32) -> bool {
 /// A process that [`Caller`] comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ancestor<T> {
+    pub executable: T,
     pub pid: u32,
     /// Clock ticks since the host's boot; with `pid` it names a process.
     pub start_time: Option<u64>,
-    pub executable: T,
 }
 
 /// The CI job, as the process's environment names it. Later work proves it; this only reads it.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Job<T> {
+    pub actor: T,
+    pub commit: T,
+    pub job: T,
     /// `github`, `gitlab`, `jenkins`, or empty.
     pub provider: String,
-    pub repository: T,
-    pub workflow: T,
-    pub run_id: T,
-    pub job: T,
-    pub actor: T,
     pub reference: T,
-    pub commit: T,
+    pub repository: T,
+    pub run_id: T,
     pub runner: T,
+    pub workflow: T,
 }
 
 /// Where a connection went.
@@ -167,9 +171,9 @@ pub struct Job<T> {
 pub struct Server<T> {
     /// The address that the client dialled.
     pub address: String,
-    pub port: u16,
     /// The name that the proof is for; without proof, the address.
     pub name: T,
+    pub port: u16,
     pub proof: Proof,
 }
 
@@ -186,11 +190,8 @@ pub enum Proof {
 /// Masked content.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Payload<T> {
-    pub text: T,
     /// Bytes of the clear content.
     pub bytes: u64,
-    /// Whether `text` is less than the whole.
-    pub truncated: bool,
     /// Keyed digest of the whole clear content (`Masker::digest`), where `text` is not all of it to the letter:
     /// equal contents have equal ones, and nothing can be guessed from it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -198,60 +199,63 @@ pub struct Payload<T> {
     /// What was masked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub masked: Vec<Span>,
+    pub text: T,
+    /// Whether `text` is less than the whole.
+    pub truncated: bool,
 }
 
 /// See [`Body::Decision`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DecisionRecord<T> {
-    pub call_id: CallId,
     pub approval_id: ApprovalId,
-    pub decision: HoldEnd,
     /// Who signed: the principal of the allowed-signers file. Empty when nobody did.
     pub approver: T,
+    pub call_id: CallId,
+    pub decision: HoldEnd,
+    pub justification: T,
     /// The signing key's SHA-256 fingerprint.
     pub key: String,
-    pub justification: T,
-    pub ticket: T,
+    pub signature: T,
     /// When the approver says to have signed, microseconds since 1970.
     pub signed_us: Option<u64>,
     /// The signed statement and its signature, so that anybody can check them again.
     pub statement: T,
-    pub signature: T,
+    pub ticket: T,
 }
 
 /// See [`Body::Message`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Message<T> {
-    pub flow_id: FlowId,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub call_id: Option<CallId>,
-    pub direction: Direction,
-    /// The method; of a response, its request's where that is known. Empty for what is not MCP.
-    pub method: T,
-    pub label: MessageLabel,
-    pub payload: Payload<T>,
-    /// Of a server's request: what its answer names.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub message_id: Option<MessageId>,
     /// Of a response to a server's request: that one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answers: Option<MessageId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub call_id: Option<CallId>,
+    pub direction: Direction,
+    /// The JSON-RPC error's code, of a response that is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_code: Option<i64>,
+    pub flow_id: FlowId,
+    pub label: MessageLabel,
+    #[serde(default = "Marks::default", skip_serializing_if = "Marks::is_empty")]
+    pub marks: Marks<T>,
+    /// Of a server's request: what its answer names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message_id: Option<MessageId>,
+    /// The method; of a response, its request's where that is known. Empty for what is not MCP.
+    pub method: T,
+    pub payload: Payload<T>,
+    #[serde(default = "none", skip_serializing_if = "Option::is_none")]
+    pub protocol_version: Option<T>,
     /// The JSON text of the id, of a request or a response.
     #[serde(default = "none", skip_serializing_if = "Option::is_none")]
     pub request_id: Option<T>,
     /// A pseudonym, as [`Mcp::session`].
     #[serde(default = "none", skip_serializing_if = "Option::is_none")]
     pub session: Option<T>,
-    #[serde(default = "none", skip_serializing_if = "Option::is_none")]
-    pub protocol_version: Option<T>,
-    /// The JSON-RPC error's code, of a response that is one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub error_code: Option<i64>,
     /// Why it was not read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unread: Option<Unread>,
-    #[serde(default = "Marks::default", skip_serializing_if = "Marks::is_empty")]
-    pub marks: Marks<T>,
 }
 
 impl<T> Message<T> {
@@ -290,20 +294,20 @@ fn none<T>() -> Option<T> {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Outcome<T> {
     pub call_id: CallId,
-    pub result: CallResult,
-    /// The upstream's HTTP status, if there was an answer.
-    pub http_status: Option<u16>,
-    /// The JSON-RPC error's code, if the answer was an error.
-    pub error_code: Option<i64>,
     /// From the request's last byte to the answer's, microseconds of the monotonic clock; absent when unknown.
     pub duration_us: Option<u64>,
+    /// The JSON-RPC error's code, if the answer was an error.
+    pub error_code: Option<i64>,
+    /// The upstream's HTTP status, if there was an answer.
+    pub http_status: Option<u16>,
+    #[serde(default = "Marks::default", skip_serializing_if = "Marks::is_empty")]
+    pub marks: Marks<T>,
     /// The result or error, masked.
     pub payload: Payload<T>,
+    pub result: CallResult,
     /// Why the answer was not read, of a call that ended as `unparsed`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unread: Option<Unread>,
-    #[serde(default = "Marks::default", skip_serializing_if = "Marks::is_empty")]
-    pub marks: Marks<T>,
 }
 
 impl<T: Default> Outcome<T> {
@@ -325,31 +329,31 @@ impl<T: Default> Outcome<T> {
 /// See [`Body::Flow`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Flow<T> {
-    pub flow_id: FlowId,
+    pub bytes_down: u64,
+    /// Bytes from the client and to it, above TLS when it was terminated.
+    pub bytes_up: u64,
     pub caller: Arc<Caller<T>>,
+    /// What the kernel decided, of a connection that it counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connect: Option<Connect>,
+    pub duration_us: u64,
+    pub end: FlowEnd,
+    pub flow_id: FlowId,
+    /// Why it was treated or ended so, where `treatment` and `end` do not say.
+    #[serde(default, skip_serializing_if = "FlowReason::is_none")]
+    pub reason: FlowReason,
     pub server: Server<T>,
     /// The name that the client asked for in its ClientHello, if any.
     pub sni: T,
     pub treatment: Treatment,
-    pub end: FlowEnd,
-    /// Bytes from the client and to it, above TLS when it was terminated.
-    pub bytes_up: u64,
-    pub bytes_down: u64,
-    pub duration_us: u64,
-    /// What the kernel decided, of a connection that it counted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub connect: Option<Connect>,
-    /// Why it was treated or ended so, where `treatment` and `end` do not say.
-    #[serde(default, skip_serializing_if = "FlowReason::is_none")]
-    pub reason: FlowReason,
 }
 
 /// See [`Body::Agent`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AgentEvent<T> {
+    pub detail: BTreeMap<String, T>,
     /// `agent.started`, `agent.stopped`, `flow.unattributed`, `spool.torn` ...
     pub name: String,
-    pub detail: BTreeMap<String, T>,
 }
 
 /// Canonical bytes could not be made: a fault of Weir's.
@@ -361,6 +365,26 @@ impl<T: Recordable> Event<T> {
     /// The bytes that are stored, shipped and hashed (RFC 8785).
     pub fn canonical(&self) -> Result<Vec<u8>, CanonicalError> {
         Ok(crate::canonical::to_vec(self)?)
+    }
+}
+
+/// An [`Event`] whose parts are somebody else's: what a writer of many makes of a body, without a copy of anything.
+#[derive(Debug, Serialize)]
+pub struct Placed<'a, T> {
+    pub body: &'a Body<T>,
+    pub boot: &'a Boot,
+    pub host: &'a str,
+    pub origin: &'a Origin,
+    pub seq: u64,
+    pub tenant: &'a str,
+    pub time_us: u64,
+    pub v: u32,
+}
+
+impl<T: Recordable> Placed<'_, T> {
+    /// Writes [`Event::canonical`] behind what is in `out`. After an error nothing was written.
+    pub fn append(&self, scribe: &mut Scribe, out: &mut Vec<u8>) -> Result<(), CanonicalError> {
+        Ok(scribe.append(self, out)?)
     }
 }
 

@@ -14,6 +14,9 @@
 //! A torn tail (the file ends inside a frame, or the last frame's
 //! checksum is wrong and nothing whole follows) is cut on recovery; damage anywhere else is an error.
 
+use std::convert::Infallible;
+use std::ops::Range;
+
 use crate::ids::hex;
 use sha2::{Digest, Sha256};
 
@@ -99,12 +102,114 @@ pub fn header(first_seq: u64) -> [u8; HEADER_LEN] {
 /// Appends one frame to `out`.
 pub fn push_frame(out: &mut Vec<u8>, kind: FrameKind, seq: u64, bytes: &[u8]) {
     debug_assert!(bytes.len() <= MAX_FRAME);
-    let crc = frame_crc(kind.byte(), &seq.to_le_bytes(), bytes);
-    out.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
-    out.extend_from_slice(&crc.to_le_bytes());
-    out.push(kind.byte());
-    out.extend_from_slice(&seq.to_le_bytes());
+    out.extend_from_slice(&frame_header(kind, seq, bytes));
     out.extend_from_slice(bytes);
+}
+
+fn frame_header(kind: FrameKind, seq: u64, bytes: &[u8]) -> [u8; FRAME_HEADER_LEN] {
+    let mut header = [0; FRAME_HEADER_LEN];
+    header[..4].copy_from_slice(&(bytes.len() as u32).to_le_bytes());
+    header[8] = kind.byte();
+    header[9..].copy_from_slice(&seq.to_le_bytes());
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&header[8..]), bytes);
+    header[4..8].copy_from_slice(&crc.to_le_bytes());
+    header
+}
+
+/// The frames of events that are written together. Each event is made in its place, in one buffer, which serves again for
+/// the next ones.
+#[derive(Debug, Default)]
+pub struct EventFrames {
+    first_seq: u64,
+    bytes: Vec<u8>,
+    /// Where each event's own bytes are.
+    events: Vec<Range<usize>>,
+}
+
+impl EventFrames {
+    /// Of these events, the first with this sequence number.
+    pub fn of<'a>(first_seq: u64, events: impl IntoIterator<Item = &'a [u8]>) -> Self {
+        let mut frames = Self::default();
+        frames.begin(first_seq);
+        for event in events {
+            let Ok(()) = frames.push(|out| {
+                out.extend_from_slice(event);
+                Ok::<(), Infallible>(())
+            });
+        }
+        frames
+    }
+
+    /// Forgets what was in it. The next event gets this sequence number.
+    pub fn begin(&mut self, first_seq: u64) {
+        self.first_seq = first_seq;
+        self.bytes.clear();
+        self.events.clear();
+    }
+
+    /// Gives memory back, but for this much.
+    pub fn shrink_to(&mut self, bytes: usize) {
+        self.bytes.shrink_to(bytes);
+    }
+
+    /// Takes one more event, which `write` puts behind what is there. After an error there is none more.
+    pub fn push<E>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Result<(), E> {
+        let (start, seq) = (self.bytes.len(), self.next_seq());
+        self.bytes.extend_from_slice(&[0; FRAME_HEADER_LEN]);
+        let event = self.bytes.len();
+        if let Err(error) = write(&mut self.bytes) {
+            self.bytes.truncate(start);
+            return Err(error);
+        }
+        if let Some((header, bytes)) =
+            self.bytes.get_mut(start..).and_then(|frame| frame.split_first_chunk_mut::<FRAME_HEADER_LEN>())
+        {
+            *header = frame_header(FrameKind::Event, seq, bytes);
+        }
+        self.events.push(event..self.bytes.len());
+        Ok(())
+    }
+
+    /// The sequence number of the first event.
+    pub fn first_seq(&self) -> u64 {
+        self.first_seq
+    }
+
+    /// The sequence number behind the last event's.
+    pub fn next_seq(&self) -> u64 {
+        self.first_seq.saturating_add(self.events.len() as u64)
+    }
+
+    /// How many events there are.
+    pub fn len(&self) -> usize {
+        self.events.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.events.is_empty()
+    }
+
+    /// The frames, one behind the other.
+    pub fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.end()).unwrap_or_default()
+    }
+
+    /// The same, and a checkpoint behind them.
+    pub fn with_checkpoint(&mut self, note: &[u8]) -> &[u8] {
+        let next_seq = self.next_seq();
+        self.bytes.truncate(self.end());
+        push_frame(&mut self.bytes, FrameKind::Checkpoint, next_seq, note);
+        &self.bytes
+    }
+
+    /// The events' own bytes.
+    pub fn events(&self) -> impl Iterator<Item = &[u8]> {
+        self.events.iter().map(|event| self.bytes.get(event.clone()).unwrap_or_default())
+    }
+
+    fn end(&self) -> usize {
+        self.events.last().map_or(0, |event| event.end)
+    }
 }
 
 fn frame_crc(kind: u8, seq: &[u8], bytes: &[u8]) -> u32 {
@@ -284,6 +389,30 @@ mod tests {
             ]
         );
         assert_eq!((reader.first_seq(), reader.next_seq(), reader.offset()), (7, 9, bytes.len()));
+    }
+
+    #[test]
+    fn events_made_in_place_are_the_same_frames_and_one_that_fails_leaves_nothing() {
+        let mut frames = EventFrames::of(3, [&b"of before"[..]]);
+        frames.begin(7);
+        for event in [&b"first"[..], b"", b"second"] {
+            let made = frames.push(|out| {
+                out.extend_from_slice(event);
+                if event.is_empty() { Err("empty") } else { Ok(()) }
+            });
+            assert_eq!(made.is_err(), event.is_empty());
+        }
+        let mut same = Vec::new();
+        push_frame(&mut same, FrameKind::Event, 7, b"first");
+        push_frame(&mut same, FrameKind::Event, 8, b"second");
+        assert_eq!((frames.bytes(), frames.first_seq(), frames.next_seq()), (&same[..], 7, 9));
+        assert_eq!(frames.events().collect::<Vec<_>>(), [&b"first"[..], b"second"]);
+        let events = same.len();
+        push_frame(&mut same, FrameKind::Checkpoint, 9, b"note");
+        for _ in 0..2 {
+            assert_eq!(frames.with_checkpoint(b"note"), same);
+        }
+        assert_eq!((frames.bytes(), frames.len()), (&same[..events], 2));
     }
 
     #[test]

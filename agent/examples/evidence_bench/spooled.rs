@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use serde_json::{Value, json};
 use weir::spool::{self, Around, Folder, Group, Head, Limits, Priority};
+use weir_core::segment::EventFrames;
 
 /// Events of one group.
 const GROUPS: [usize; 3] = [1, 64, 256];
@@ -41,11 +42,19 @@ fn rate(folder: &Path, events: &[Vec<u8>], group: usize, seconds: Duration) -> R
     let found = spool::open(Arc::new(Folder::open(folder)?), Limits::default())?;
     let mut spool = found.start(&Still.head())?;
     let shelf = spool.shelf();
-    let group: Vec<_> = events.iter().take(group).cloned().collect();
+    let mut frames = EventFrames::default();
     let (began, mut records) = (Instant::now(), 0);
     while began.elapsed() < seconds {
-        spool.append(Group { events: &group, priority: Priority::Ordinary, checkpoint: false }, &Still)?;
-        records += group.len();
+        frames.begin(spool.next_seq());
+        for event in events.iter().cycle().take(group) {
+            frames.push(|out| {
+                out.extend_from_slice(event);
+                anyhow::Ok(())
+            })?;
+        }
+        spool
+            .append(Group { frames: &mut frames, priority: Priority::Ordinary, checkpoint: false }, &Still)?;
+        records += group;
         // As a collector's acknowledgements would.
         for sealed in shelf.sealed() {
             shelf.trim(sealed.first_seq)?;

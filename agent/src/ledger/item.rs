@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
-use weir_core::ids::{Boot, CallId};
+use weir_core::ids::{Boot, CallId, Origin};
 use weir_core::mask::{MaskedByPeer, Recordable};
 use weir_core::policy::Action;
-use weir_core::record::{Body, CallResult, Event, Intent, Message, Outcome, Payload, Written};
-use weir_core::segment::MAX_FRAME;
+use weir_core::record::{self, Body, CallResult, Intent, Message, Outcome, Payload, Placed, Scribe};
+use weir_core::segment::{EventFrames, MAX_FRAME};
 
 use super::book::Book;
 use super::guest::GuestAnswer;
@@ -70,12 +70,6 @@ pub(super) enum Content {
     Own(Body<Text>),
     /// Made by a process that this one replaces.
     Guest(Boot, Box<Body<MaskedByPeer>>),
-}
-
-/// The same with its place in the log.
-pub(super) enum Placed {
-    Own(Written),
-    Guest(Event<MaskedByPeer>),
 }
 
 /// Something to be written.
@@ -150,50 +144,42 @@ impl Content {
             Content::Guest(_, body) => priority(body),
         }
     }
-}
 
-impl Placed {
-    /// The event's canonical bytes. Of a payload too large for a frame a part is kept, and the event says so.
-    pub(super) fn encode(&mut self) -> Result<Vec<u8>, LedgerError> {
+    /// Adds the event to those that are written together. Of a payload too large for a frame a part is kept, and the event
+    /// says so. The boot stays that of the process in which it happened.
+    pub(super) fn encode(
+        &mut self,
+        place: &Place<'_>,
+        scribe: &mut Scribe,
+        frames: &mut EventFrames,
+    ) -> Result<(), LedgerError> {
         match self {
-            Placed::Own(event) => encode(event),
-            Placed::Guest(event) => encode(event),
+            Content::Own(body) => encode(body, place.boot, place, scribe, frames),
+            Content::Guest(boot, body) => encode(body, boot, place, scribe, frames),
         }
     }
 
     pub(super) fn note_in(&self, book: &mut Book) {
         match self {
-            Placed::Own(event) => book.apply(&event.body),
-            Placed::Guest(event) => book.apply(&event.body),
+            Content::Own(body) => book.apply(body),
+            Content::Guest(_, body) => book.apply(body),
         }
     }
 
     /// Whether it only says that nothing happens.
     pub(super) fn is_heartbeat(&self) -> bool {
-        matches!(self, Placed::Own(event) if matches!(&event.body, Body::Agent(event) if event.name == HEARTBEAT))
+        matches!(self, Content::Own(Body::Agent(event)) if event.name == HEARTBEAT)
     }
+}
 
-    pub(super) fn seq(&self) -> u64 {
-        match self {
-            Placed::Own(event) => event.seq,
-            Placed::Guest(event) => event.seq,
-        }
-    }
-
-    pub(super) fn priority(&self) -> Priority {
-        match self {
-            Placed::Own(event) => priority(&event.body),
-            Placed::Guest(event) => priority(&event.body),
-        }
-    }
-
-    /// Without its place.
-    pub(super) fn into_content(self) -> Content {
-        match self {
-            Placed::Own(event) => Content::Own(event.body),
-            Placed::Guest(event) => Content::Guest(event.boot, Box::new(event.body)),
-        }
-    }
+/// What an event gets beside its body and its number.
+pub(super) struct Place<'a> {
+    pub(super) tenant: &'a str,
+    pub(super) host: &'a str,
+    pub(super) origin: &'a Origin,
+    /// Of this process.
+    pub(super) boot: &'a Boot,
+    pub(super) time_us: u64,
 }
 
 /// The call that a body opens (true) or closes.
@@ -221,12 +207,29 @@ fn priority<T>(body: &Body<T>) -> Priority {
     }
 }
 
-fn encode<T: Recordable>(event: &mut Event<T>) -> Result<Vec<u8>, LedgerError> {
-    let mut bytes = canonical(event)?;
-    if bytes.len() > MAX_FRAME && cut(&mut event.body) {
-        bytes = canonical(event)?;
-    }
-    if bytes.len() > MAX_FRAME { Err(LedgerError::TooLarge(bytes.len())) } else { Ok(bytes) }
+fn encode<T: Recordable>(
+    body: &mut Body<T>,
+    boot: &Boot,
+    place: &Place<'_>,
+    scribe: &mut Scribe,
+    frames: &mut EventFrames,
+) -> Result<(), LedgerError> {
+    let &Place { tenant, host, origin, time_us, .. } = place;
+    let seq = frames.next_seq();
+    frames.push(|out| {
+        let start = out.len();
+        let mut write = |body: &Body<T>, out: &mut Vec<u8>| {
+            out.truncate(start);
+            let event = Placed { body, boot, host, origin, seq, tenant, time_us, v: record::VERSION };
+            let written = event.append(scribe, out);
+            written.map_err(|error| LedgerError::NotCanonical(error.to_string())).map(|()| out.len() - start)
+        };
+        let mut bytes = write(body, out)?;
+        if bytes > MAX_FRAME && cut(body) {
+            bytes = write(body, out)?;
+        }
+        if bytes > MAX_FRAME { Err(LedgerError::TooLarge(bytes)) } else { Ok(()) }
+    })
 }
 
 /// Leaves a part of the payload, if there is one.
@@ -235,10 +238,6 @@ pub(super) fn cut<T: Recordable>(body: &mut Body<T>) -> bool {
     payload.text = std::mem::take(&mut payload.text).cut(CUT_TEXT);
     payload.truncated = true;
     true
-}
-
-fn canonical<T: Recordable>(event: &Event<T>) -> Result<Vec<u8>, LedgerError> {
-    event.canonical().map_err(|error| LedgerError::NotCanonical(error.to_string()))
 }
 
 fn payload<T>(body: &mut Body<T>) -> Option<&mut Payload<T>> {

@@ -14,11 +14,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 use weir_core::evidence::Hash;
 use weir_core::ids::{Boot, CallId, Origin};
-use weir_core::record::{self, AgentEvent, Body, CallResult, Event};
+use weir_core::record::{self, AgentEvent, Body, CallResult, Event, Scribe, Written};
+use weir_core::segment::EventFrames;
 
 use super::book::Book;
 use super::epoch::{Epoch, Frames};
-use super::item::{Answer, Command, Content, Item, Placed, ended};
+use super::item::{Answer, Command, Content, Item, Place, ended};
 use super::keys::LogKeys;
 use super::pulse::Pulse;
 use super::released::{Away, Release};
@@ -33,6 +34,8 @@ pub(super) use closed::Closed;
 
 /// The most bytes of one detail of the agent's own events.
 const MAX_DETAIL: usize = 4096;
+/// The most bytes of a group's that are kept for the next one.
+const KEPT_BYTES: usize = 1 << 20;
 /// How long the thread sleeps when nothing is to be done.
 const IDLE: Duration = Duration::from_secs(3600);
 /// And at least, when something that is due could not be done.
@@ -60,7 +63,10 @@ pub(super) struct Writer {
     /// The active segment has heartbeats alone.
     idle: bool,
     advised: Option<Duration>,
-    waiting: VecDeque<Item>,
+    waiting: VecDeque<Box<Item>>,
+    /// Where the events of a group become bytes; kept for the next group.
+    frames: EventFrames,
+    scribe: Scribe,
     /// Lost notes of which no event says so yet.
     lost: u64,
     /// When the active segment got its first event.
@@ -79,9 +85,9 @@ pub(super) enum Ran {
 
 /// An item with its place in the log.
 struct Staged {
-    event: Placed,
-    answer: Answer,
-    room: Option<OwnedSemaphorePermit>,
+    item: Box<Item>,
+    seq: u64,
+    time_us: u64,
 }
 
 impl Writer {
@@ -93,7 +99,7 @@ impl Writer {
     ) -> Result<(Self, Recovered), LedgerError> {
         let (mut writer, recovered, begun) = Self::begin(config, found, watch::Sender::new(0), vitals)?;
         let started = writer.started(&recovered);
-        writer.waiting.push_back(Item::of(started));
+        writer.put(Item::of(started));
         writer.say_begun(begun);
         writer.close_unknown(&recovered.unknown);
         writer.commit_all()?;
@@ -151,6 +157,8 @@ impl Writer {
             idle: true,
             advised: None,
             waiting: VecDeque::new(),
+            frames: EventFrames::default(),
+            scribe: Scribe::default(),
             lost: 0,
             active_since: None,
             seal_at: None,
@@ -164,11 +172,12 @@ impl Writer {
     }
 
     fn close_unknown(&mut self, calls: &[CallId]) {
-        self.waiting.extend(calls.iter().map(|call| Item::of(ended(call.clone(), CallResult::Unknown))));
+        let unknown = |call: &CallId| Box::new(Item::of(ended(call.clone(), CallResult::Unknown)));
+        self.waiting.extend(calls.iter().map(unknown));
     }
 
     pub(super) fn put(&mut self, item: Item) {
-        self.waiting.push_back(item);
+        self.waiting.push_back(Box::new(item));
     }
 
     pub(super) fn shelf(&self) -> Shelf {
@@ -194,7 +203,7 @@ impl Writer {
             let mut after = None;
             while let Some(command) = next.take() {
                 match command {
-                    Command::Put(item) => self.waiting.push_back(*item),
+                    Command::Put(item) => self.waiting.push_back(item),
                     other => {
                         after = Some(other);
                         break;
@@ -233,7 +242,7 @@ impl Writer {
                         ("open_calls", self.book.len().to_string()),
                         ("guests", guests.to_string()),
                     ];
-                    self.waiting.push_back(Item::of(self.agent_event("agent.started", detail)));
+                    self.put(Item::of(self.agent_event("agent.started", detail)));
                     let _ = self.commit_all();
                 }
                 Some(Command::GuestLost { boot, pid, calls }) => self.guest_lost(&boot, pid, calls),
@@ -268,9 +277,9 @@ impl Writer {
             ("pid", pid.to_string()),
             ("unknown_calls", calls.len().to_string()),
         ];
-        self.waiting.push_back(Item::of(self.agent_event("agent.lost", detail)));
+        self.put(Item::of(self.agent_event("agent.lost", detail)));
         for (call, room) in calls {
-            self.waiting.push_back(Item::new(ended(call, CallResult::Unknown), Answer::Nobody, room));
+            self.put(Item::new(ended(call, CallResult::Unknown), Answer::Nobody, room));
         }
         let _ = self.commit_all();
     }
@@ -298,48 +307,55 @@ impl Writer {
 
     /// Writes one group.
     fn commit(&mut self) -> Result<(), LedgerError> {
-        let (group, staged) = self.stage();
-        if group.is_empty() {
-            return Ok(());
-        }
-        let priority = staged.iter().map(|staged| staged.event.priority()).min();
+        let mut frames = std::mem::take(&mut self.frames);
+        frames.begin(self.spool.next_seq());
+        let staged = self.stage(&mut frames);
+        let written = if frames.is_empty() { Ok(()) } else { self.write(&mut frames, staged) };
+        frames.shrink_to(KEPT_BYTES);
+        self.frames = frames;
+        written
+    }
+
+    fn write(&mut self, group: &mut EventFrames, staged: Vec<Staged>) -> Result<(), LedgerError> {
+        let priority = staged.iter().map(|staged| staged.item.content.priority()).min();
         let priority = priority.unwrap_or(Priority::Reserved);
         let mut after = self.epoch.tree.clone();
-        let leaves: Vec<Hash> = group.iter().map(|event| after.push(event)).collect();
+        let leaves: Vec<Hash> = group.events().map(|event| after.push(event)).collect();
         // Early, so that it goes with events and needs no sync of its own.
         let checkpoint = self.pulse.now().saturating_sub(self.covered_at) >= CHECKPOINT_EVERY / 2;
         let written = self.end_epoch().and_then(|()| {
             let Self { spool, epoch, book, config, .. } = self;
             let frames = Frames { epoch, after: &after, book, ended: None, time_us: (config.clock)() };
-            spool.append(Group { events: &group, priority, checkpoint }, &frames)
+            spool.append(Group { frames: group, priority, checkpoint }, &frames)
         });
         match written {
             Ok(_) => {
                 self.epoch.tree = after;
-                self.on_disk(leaves, staged.iter().all(|staged| staged.event.is_heartbeat()));
+                self.on_disk(leaves, staged.iter().all(|staged| staged.item.content.is_heartbeat()));
                 *self.vitals.fault() = None;
                 if priority == Priority::Ordinary {
                     self.vitals.unable.store(false, Ordering::Release);
                 }
-                staged.into_iter().for_each(|staged| self.settle(staged));
+                self.settle(staged);
                 Ok(())
             }
             Err(error) => self.refuse(staged, priority, error),
         }
     }
 
-    /// Gives sequence numbers to as many items as make a group. Items that cannot be written are answered.
-    fn stage(&mut self) -> (Vec<Vec<u8>>, Vec<Staged>) {
+    /// Gives sequence numbers to as many items as make a group, and makes their bytes. Items that cannot be written are
+    /// answered.
+    fn stage(&mut self, group: &mut EventFrames) -> Vec<Staged> {
         if self.lost > 0 {
             let body = self.agent_event("ledger.lost", [("notes", self.lost.to_string())]);
-            self.waiting.push_front(Item::new(body, Answer::Lost(self.lost), None));
+            self.waiting.push_front(Box::new(Item::new(body, Answer::Lost(self.lost), None)));
         }
-        let (mut group, mut staged, mut bytes) = (Vec::new(), Vec::<Staged>::new(), 0);
+        let most = GROUP_EVENTS.min(usize::try_from(self.config.limits.seal_events).unwrap_or(GROUP_EVENTS));
+        let mut staged = Vec::with_capacity(most.min(self.waiting.len()));
         // Calls that this group opens (true) or closes.
         let mut changes = BTreeMap::new();
-        let most = GROUP_EVENTS.min(usize::try_from(self.config.limits.seal_events).unwrap_or(GROUP_EVENTS));
-        while group.len() < most && bytes < GROUP_BYTES {
-            let Some(item) = self.waiting.pop_front() else { break };
+        while group.len() < most && group.bytes().len() < GROUP_BYTES {
+            let Some(mut item) = self.waiting.pop_front() else { break };
             let call = item.content.call();
             if let Some((call_id, opens)) = &call {
                 let is_open = changes.get(call_id).copied().unwrap_or_else(|| self.book.is_open(call_id));
@@ -348,12 +364,13 @@ impl Writer {
                     continue;
                 }
             }
-            let mut event = self.place(item.content, group.len() as u64);
-            match event.encode() {
-                Ok(canonical) => {
-                    bytes += canonical.len();
-                    group.push(canonical);
-                    staged.push(Staged { event, answer: item.answer, room: item.room });
+            let Self { config, origin, scribe, .. } = self;
+            let LedgerConfig { tenant, host, boot, clock, .. } = config;
+            let place = Place { tenant, host, origin, boot, time_us: clock() };
+            let seq = group.next_seq();
+            match item.content.encode(&place, scribe, group) {
+                Ok(()) => {
+                    staged.push(Staged { seq, time_us: place.time_us, item });
                     changes.extend(call);
                 }
                 Err(error) => {
@@ -364,43 +381,33 @@ impl Writer {
                 }
             }
         }
-        (group, staged)
+        staged
     }
 
-    fn place(&self, content: Content, at: u64) -> Placed {
-        match content {
-            Content::Own(body) => Placed::Own(self.event(self.config.boot.clone(), body, at)),
-            Content::Guest(boot, body) => Placed::Guest(self.event(boot, *body, at)),
+    /// The group is on disk.
+    fn settle(&mut self, group: Vec<Staged>) {
+        for Staged { item, seq, time_us } in group {
+            let Item { content, answer, room } = *item;
+            content.note_in(&mut self.book);
+            self.vitals.open_calls.store(self.book.len() as u64, Ordering::Relaxed);
+            if let Answer::Lost(notes) = answer {
+                self.lost -= notes;
+            }
+            if let Some(tap) = &self.config.tap
+                && let Content::Own(body) = content
+            {
+                tap(&self.event(body, seq, time_us));
+            }
+            // Who was told that a call is closed finds its slot free.
+            drop(room);
+            answer.give(Ok(seq));
         }
     }
 
-    /// The boot stays that of the process in which it happened.
-    fn event<T>(&self, boot: Boot, body: Body<T>, at: u64) -> Event<T> {
-        Event {
-            v: record::VERSION,
-            tenant: self.config.tenant.clone(),
-            host: self.config.host.clone(),
-            origin: self.origin.clone(),
-            boot,
-            seq: self.spool.next_seq() + at,
-            time_us: (self.config.clock)(),
-            body,
-        }
-    }
-
-    /// The event is on disk.
-    fn settle(&mut self, staged: Staged) {
-        staged.event.note_in(&mut self.book);
-        self.vitals.open_calls.store(self.book.len() as u64, Ordering::Relaxed);
-        if let (Some(tap), Placed::Own(event)) = (&self.config.tap, &staged.event) {
-            tap(event);
-        }
-        if let Answer::Lost(notes) = staged.answer {
-            self.lost -= notes;
-        }
-        // Who was told that a call is closed finds its slot free.
-        drop(staged.room);
-        staged.answer.give(Ok(staged.event.seq()));
+    fn event(&self, body: Body<Text>, seq: u64, time_us: u64) -> Written {
+        let LedgerConfig { tenant, host, boot, .. } = &self.config;
+        let (tenant, host, boot, origin) = (tenant.clone(), host.clone(), boot.clone(), self.origin.clone());
+        Event { body, boot, host, origin, seq, tenant, time_us, v: record::VERSION }
     }
 
     /// The group is not on disk.
@@ -417,8 +424,7 @@ impl Writer {
         self.vitals.unable.store(true, Ordering::Release);
         self.vitals.failed_groups.fetch_add(1, Ordering::Relaxed);
         for staged in staged.into_iter().rev() {
-            let Staged { event, answer, room } = staged;
-            self.waiting.push_front(Item { content: event.into_content(), answer, room });
+            self.waiting.push_front(staged.item);
         }
         // What may use the reserve gets another try; else only outcomes are kept.
         for item in std::mem::take(&mut self.waiting) {
@@ -427,8 +433,9 @@ impl Writer {
             } else if only_ordinary && item.content.priority() == Priority::Reserved {
                 self.waiting.push_back(item);
             } else if matches!(item.content.call(), Some((_, false))) {
-                item.answer.give(Err(error.clone()));
-                self.waiting.push_back(Item { answer: Answer::Nobody, ..item });
+                let Item { content, answer, room } = *item;
+                answer.give(Err(error.clone()));
+                self.put(Item { content, answer: Answer::Nobody, room });
             } else {
                 if item.answer.is_note() {
                     self.lose_note(&error);
@@ -450,7 +457,7 @@ impl Writer {
         let open: Vec<_> = self.book.open().cloned().collect();
         let stopped = self.agent_event("agent.stopped", [("unknown_calls", open.len().to_string())]);
         self.close_unknown(&open);
-        self.waiting.push_back(Item::of(stopped));
+        self.put(Item::of(stopped));
         self.commit_all()?;
         self.seal().map(drop)
     }

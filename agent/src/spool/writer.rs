@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use weir_core::segment::{FRAME_HEADER_LEN, FrameKind, MAX_FRAME, MAX_SEGMENT, header, push_frame};
+use weir_core::segment::{EventFrames, FrameKind, MAX_FRAME, MAX_SEGMENT, header, push_frame};
 
 use super::recovery::Left;
 use super::shelf::{SegmentFile, Shelf};
@@ -33,9 +33,10 @@ pub struct Head {
 }
 
 /// Events that are written together.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct Group<'a> {
-    pub events: &'a [Vec<u8>],
+    /// Of these the first has the spool's `next_seq`.
+    pub frames: &'a mut EventFrames,
     pub priority: Priority,
     /// A checkpoint is due: it goes with them, without a sync of its own.
     pub checkpoint: bool,
@@ -120,7 +121,10 @@ impl Spool {
     /// Appends a group, and returns its sequence numbers when it is on disk. After an error none of it is in
     /// the log, as long as this writer lives; should the process end first, recovery may still find it.
     pub fn append(&mut self, group: Group<'_>, around: &dyn Around) -> Result<Range<u64>, SpoolError> {
-        self.with_reserve(group.priority, |spool| spool.append_once(group, around))
+        let Group { frames, priority, checkpoint } = group;
+        self.with_reserve(priority, |spool| {
+            spool.append_once(Group { frames: &mut *frames, priority, checkpoint }, around)
+        })
     }
 
     /// Writes a checkpoint into the active segment, unless it ends with one or is to be given up. Returns whether it did.
@@ -176,13 +180,16 @@ impl Spool {
     }
 
     fn append_once(&mut self, group: Group<'_>, around: &dyn Around) -> Result<Range<u64>, SpoolError> {
-        let Group { events: group, priority, checkpoint } = group;
-        let first = self.next_seq;
-        let events = group.len() as u64;
-        let bytes: usize = group.iter().map(|event| FRAME_HEADER_LEN + event.len()).sum();
+        let Group { frames, priority, checkpoint } = group;
+        let (first, events, bytes) = (self.next_seq, frames.len() as u64, frames.bytes().len());
+        if frames.first_seq() != first {
+            return Err(SpoolError::Inconsistent(
+                "a group has other sequence numbers than those that are next",
+            ));
+        }
         let fits = |limit: usize, used: u64| used.saturating_add(bytes as u64) <= limit as u64;
         let too_large = SpoolError::TooLarge { bytes, events };
-        if group.iter().any(|event| event.len() > MAX_FRAME) || events > self.limits.seal_events {
+        if frames.events().any(|event| event.len() > MAX_FRAME) || events > self.limits.seal_events {
             return Err(too_large);
         }
         let sealed_by = !fits(self.limits.seal_bytes, self.active.bytes)
@@ -198,21 +205,15 @@ impl Spool {
         } else {
             self.make_room(priority, bytes as u64 + CLOSING)?;
         }
-        let mut frames = Vec::with_capacity(bytes + CLOSING as usize);
-        for (event, seq) in group.iter().zip(first..) {
-            push_frame(&mut frames, FrameKind::Event, seq, event);
-        }
         // Another group like this would not fit: then the segment is closed already, without a sync for that alone.
         let last = !fits(self.limits.seal_bytes, self.active.bytes + bytes as u64)
             || self.active.events + 2 * events > self.limits.seal_events;
         let covered = checkpoint || last;
-        if covered {
-            push_frame(&mut frames, FrameKind::Checkpoint, first + events, &around.with_group());
-        }
-        self.write(&frames)?;
+        let bytes = if covered { frames.with_checkpoint(&around.with_group()) } else { frames.bytes() };
+        self.write(bytes)?;
         self.next_seq += events;
         self.active.events += events;
-        self.wrote(&frames, covered);
+        self.wrote(bytes, covered);
         Ok(first..self.next_seq)
     }
 

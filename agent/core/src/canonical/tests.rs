@@ -86,3 +86,28 @@ fn random(state: &mut u64, depth: u32) -> Value {
         }
     }
 }
+
+#[test]
+fn members_in_any_order_are_put_into_theirs_behind_what_is_there() {
+    let names = ["a", "b", "c", "d"];
+    let mut scribe = Scribe::default();
+    // Each order of four members is a number below 4^4 with four different digits.
+    for order in 0..256 {
+        let at = [order % 4, order / 4 % 4, order / 16 % 4, order / 64];
+        if (0..4).any(|n| !at.contains(&n)) {
+            continue;
+        }
+        let members = at.map(|n| (names[n], "x".repeat(n * 3)));
+        let value =
+            Value::Object(members.map(|(name, text)| (name.to_owned(), text.into())).into_iter().collect());
+        let mut out = b"before,".to_vec();
+        scribe.append(&json!([value, 7]), &mut out).unwrap();
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            r#"before,[{"a":"","b":"xxx","c":"xxxxxx","d":"xxxxxxxxx"},7]"#
+        );
+        let mut unusual = b"before,".to_vec();
+        scribe.append(&json!([value, 1.5]), &mut unusual).unwrap();
+        assert!(unusual.starts_with(br#"before,[{"a":"#) && unusual.ends_with(b",1.5]"));
+    }
+}

@@ -14,33 +14,33 @@ use super::labels::{ConnectReason, ConnectVerdict, GapReason};
 /// once, under this job and verdict.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Connect {
-    /// `<epoch>-<job>`, 16 hex digits each: unlike any other job's, of this host or another.
-    pub job_key: String,
-    pub verdict: ConnectVerdict,
-    pub reason: ConnectReason,
-    /// The IP protocol's number: 6 is TCP. 0 is not known.
-    pub protocol: u8,
     /// Nanoseconds since the host's boot.
     pub at_ns: u64,
+    /// `<epoch>-<job>`, 16 hex digits each: unlike any other job's, of this host or another.
+    pub job_key: String,
+    /// The IP protocol's number: 6 is TCP. 0 is not known.
+    pub protocol: u8,
+    pub reason: ConnectReason,
     /// The client's own end, as it would have been without Weir; empty and 0 where it had none.
     pub source: String,
     pub source_port: u16,
+    pub verdict: ConnectVerdict,
 }
 
 /// What the kernel counted of a job until now; see [`super::Body::Completeness`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Completeness<T> {
-    pub job_key: String,
-    /// What the job is: the path of its cgroup, or its executable.
-    pub name: T,
     /// Nothing of the job is left, and everything it did is recorded: the sums are final.
     pub closed: bool,
+    /// Redirected connects that have no flow record yet. Read after `kernel`.
+    pub in_flight: u64,
+    pub job_key: String,
     /// By verdict, as the hooks counted.
     pub kernel: ConnectSums,
     /// Those of them for which the ring of connects had no room.
     pub lost: ConnectSums,
-    /// Redirected connects that have no flow record yet. Read after `kernel`.
-    pub in_flight: u64,
+    /// What the job is: the path of its cgroup, or its executable.
+    pub name: T,
     /// What the tables and rings of the whole host could not take: `tasks_full`, `task_events_lost` ...
     pub tables: BTreeMap<String, u64>,
 }
@@ -48,13 +48,13 @@ pub struct Completeness<T> {
 /// Numbers of connects by verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ConnectSums {
-    pub redirected: u64,
-    pub passed: u64,
-    pub refused: u64,
-    pub unanswered: u64,
-    pub failed: u64,
     pub datagram: u64,
+    pub failed: u64,
+    pub passed: u64,
+    pub redirected: u64,
+    pub refused: u64,
     pub socket: u64,
+    pub unanswered: u64,
 }
 
 impl ConnectSums {
@@ -92,10 +92,10 @@ impl ConnectSums {
 /// Connects of a job that were counted and will never have a flow record; see [`super::Body::Gap`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gap<T> {
-    pub job_key: String,
-    pub verdict: ConnectVerdict,
-    pub reason: GapReason,
     /// How many, of those that no earlier gap of the job told of.
     pub count: u64,
     pub detail: BTreeMap<String, T>,
+    pub job_key: String,
+    pub reason: GapReason,
+    pub verdict: ConnectVerdict,
 }

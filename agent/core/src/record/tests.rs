@@ -31,6 +31,18 @@ fn an_event_reads_back_from_its_canonical_bytes() {
 }
 
 #[test]
+fn a_body_in_its_place_has_the_bytes_of_its_event() {
+    let event = event();
+    let Event { body, boot, host, origin, seq, tenant, time_us, v } = &event;
+    let (seq, time_us, v) = (*seq, *time_us, *v);
+    let mut out = b"before".to_vec();
+    Placed { body, boot, host, origin, seq, tenant, time_us, v }
+        .append(&mut Scribe::default(), &mut out)
+        .unwrap();
+    assert_eq!(out.strip_prefix(b"before"), Some(&event.canonical().unwrap()[..]));
+}
+
+#[test]
 fn events_of_before_connects_were_accounted_for_read_back() {
     let caller = r#""caller":{"cgroup":"/job","comm":"node","command_line":"node","executable":"/bin/node","gid":1,"job":{"actor":"","commit":"","job":"","provider":"","reference":"","repository":"","run_id":"","runner":"","workflow":""},"pid":7,"seen_alive":true,"start_time":9,"uid":1}"#;
     let server = r#""server":{"address":"::1","name":"::1","port":1,"proof":"unproven"}"#;

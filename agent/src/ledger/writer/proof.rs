@@ -24,7 +24,7 @@ impl Writer {
             ("reason", why.to_owned()),
         ];
         let event = self.agent_event("log.epoch_begun", detail);
-        self.waiting.push_back(Item::new(event, Answer::Note, None));
+        self.put(Item::new(event, Answer::Note, None));
     }
 
     /// A group is in the active segment.
@@ -66,11 +66,11 @@ impl Writer {
             let detail = [("wall_us", step.wall_us.to_string()), ("step_us", step.step_us.to_string())];
             let event = self.agent_event("clock.step", detail);
             // Before what has the new time.
-            self.waiting.push_front(Item::new(event, Answer::Note, None));
+            self.waiting.push_front(Box::new(Item::new(event, Answer::Note, None)));
         }
         if self.waiting.is_empty() && self.pulse.silence_left().is_zero() {
             let detail = [("open_calls", self.book.len().to_string())];
-            self.waiting.push_back(Item::of(self.agent_event(HEARTBEAT, detail)));
+            self.put(Item::of(self.agent_event(HEARTBEAT, detail)));
             // Whatever comes of it, not at once again.
             self.pulse.wrote();
         }
@@ -168,7 +168,7 @@ impl Writer {
         };
         event.detail.insert(STATEMENT.to_owned(), rotation.recordable(&self.epoch.signing, &next)?);
         // Nothing else waits, so it is a group of its own.
-        self.waiting.push_back(Item::of(Body::Agent(event)));
+        self.put(Item::of(Body::Agent(event)));
         self.commit()?;
         let tree = TreeState::begin(rotation.epoch, first_seq);
         let epoch = Epoch::of(&self.epoch.log, tree, next, Some(statement))?;
