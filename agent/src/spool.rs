@@ -17,6 +17,9 @@
 //! - A segment is made whole in `scratch` (header, and a carry frame that the caller gives: what it must know of
 //!   all before), synced, renamed, and the folder synced, before the old one counts as sealed and may be
 //!   trimmed. So there is always one on disk to say where the log goes on.
+//! - Where segments grow fast, the next one is made with room behind it, zeros as many as the last one had bytes: a group
+//!   that is written into blocks which the file has already is on disk some times sooner than one for which the file system
+//!   must find blocks, and write down which. What is left of the room is cut off when the segment is sealed.
 //! - After a write or sync that failed, nothing is believed of the bytes behind the last successful sync, nor
 //!   is the file synced again in the hope of better luck (the kernel may have dropped its dirty pages): the
 //!   file is cut there, and the next group goes into a new segment.
@@ -55,6 +58,9 @@ pub use writer::{Around, Group, Head, Spool};
 /// The room that is kept for the checkpoint which closes a segment.
 pub const CLOSING: u64 = 1024;
 
+/// Segments smaller than this are not worth the writing of room for the next one: a quiet host's.
+pub const ROOM_FROM: usize = 128 << 10;
+
 /// How much a spool may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -66,6 +72,8 @@ pub struct Limits {
     pub seal_bytes: usize,
     /// A segment is sealed before it has more events than this.
     pub seal_events: u64,
+    /// A segment that follows one of so many bytes is made with room for as many.
+    pub room_from: usize,
 }
 
 impl Default for Limits {
@@ -77,7 +85,13 @@ impl Default for Limits {
 impl Limits {
     /// The usual shares of a folder of `max_bytes`.
     pub fn of(max_bytes: u64) -> Self {
-        Self { max_bytes, reserve_bytes: max_bytes / 16, seal_bytes: 1 << 20, seal_events: MAX_EVENTS }
+        Self {
+            max_bytes,
+            reserve_bytes: max_bytes / 16,
+            seal_bytes: 1 << 20,
+            seal_events: MAX_EVENTS,
+            room_from: ROOM_FROM,
+        }
     }
 
     fn check(self) -> Result<Self, SpoolError> {

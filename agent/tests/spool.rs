@@ -14,7 +14,8 @@ use weir::spool::{
 };
 use weir_core::segment::{EventFrames, FrameKind, Reader};
 
-const SMALL: Limits = Limits { max_bytes: 1 << 20, reserve_bytes: 1 << 14, seal_bytes: 700, seal_events: 8 };
+const SMALL: Limits =
+    Limits { max_bytes: 1 << 20, reserve_bytes: 1 << 14, seal_bytes: 700, seal_events: 8, room_from: 100 };
 
 /// What stands around events, to the spool only bytes.
 struct Fixed(&'static str);
@@ -82,7 +83,7 @@ fn values(log: &BTreeMap<u64, String>) -> Vec<&str> {
 /// The last segment's name, and its bytes.
 fn last_segment(disk: &Faulty) -> (String, Vec<u8>) {
     let name = disk.names().into_iter().rfind(|name| name.ends_with(".seg")).unwrap();
-    let bytes = disk.bytes(&name).unwrap();
+    let bytes = disk.written(&name).unwrap();
     (name, bytes)
 }
 
@@ -136,11 +137,40 @@ fn the_report_says_how_many_bytes_were_torn() {
     let disk = Faulty::new();
     append(&mut start(&disk), &["first"]).unwrap();
     let (name, mut bytes) = last_segment(&disk);
-    bytes.extend_from_slice(&[0; 40]);
+    bytes.extend_from_slice(&[7; 40]);
     disk.put(&name, &bytes);
     let found = open(&disk.killed()).unwrap();
     assert_eq!((found.report.torn_bytes, found.report.tail_kept), (40, false));
     assert_eq!(found.next_seq, 1);
+}
+
+#[test]
+fn a_segment_behind_a_large_one_has_room_which_is_no_part_of_it() {
+    let disk = Faulty::new();
+    let mut spool = start(&disk);
+    let large = "l".repeat(SMALL.room_from);
+    append(&mut spool, &[&large]).unwrap();
+    let (first, bytes) = last_segment(&disk);
+    assert_eq!(disk.bytes(&first).unwrap(), bytes, "nothing was large before");
+    spool.seal(&Fixed("carry")).unwrap();
+    append(&mut spool, &["b"]).unwrap();
+    let (second, bytes) = last_segment(&disk);
+    let with_room = disk.bytes(&second).unwrap();
+    assert!(with_room.len() > bytes.len() + SMALL.room_from, "{} of {}", bytes.len(), with_room.len());
+    // More of it is written into the room, which is no tail, and whatever is torn in it is counted without it.
+    append(&mut spool, &["c"]).unwrap();
+    assert_eq!(disk.bytes(&second).unwrap().len(), with_room.len());
+    let torn = disk.copy();
+    let (_, mut bytes) = last_segment(&torn);
+    bytes.extend([&[9; 30][..], &[0; 300]].concat());
+    torn.put(&second, &bytes);
+    let found = open(&torn).unwrap();
+    assert_eq!((found.report.torn_bytes, found.next_seq), (30, 3));
+    let found = open(&disk.copy()).unwrap();
+    assert_eq!((found.report, found.next_seq), (spool::Report::default(), 3));
+    // A sealed segment has none.
+    assert_eq!(log(&mut spool).into_values().collect::<Vec<_>>(), [&large, "b", "c"]);
+    assert_eq!(disk.bytes(&second), disk.written(&second));
 }
 
 #[test]
@@ -337,7 +367,8 @@ fn a_real_folder_keeps_what_the_faulty_one_keeps() {
 
 #[test]
 fn a_full_spool_refuses_ordinary_groups_and_takes_reserved_ones() {
-    let limits = Limits { max_bytes: 8192, reserve_bytes: 2048, seal_bytes: 1024, seal_events: 100 };
+    let limits =
+        Limits { max_bytes: 8192, reserve_bytes: 2048, seal_bytes: 1024, seal_events: 100, room_from: 100 };
     let disk = Faulty::new();
     let mut spool = spool::open(Arc::new(disk.clone()), limits).unwrap().start(&head("")).unwrap();
     let event = "e".repeat(200);

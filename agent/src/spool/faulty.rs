@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 use super::storage::{Append, Lock, LockError, Storage};
 use super::{ORIGIN, RESERVE, SCRATCH, SetAside, named_seq};
 
+/// The operation after which the next append goes behind what it wrote.
+const WRITE: &str = "write";
 /// The unit in which un-synced bytes survive.
 const SECTOR: usize = 64;
 
@@ -71,6 +73,8 @@ struct Disk {
 #[derive(Debug, Default, Clone)]
 struct File {
     now: Vec<u8>,
+    /// Where the next append goes; behind it is room.
+    at: usize,
     synced: Vec<u8>,
     dirty: BTreeSet<usize>,
 }
@@ -178,11 +182,19 @@ impl Faulty {
         Some(disk.files.get(*disk.names.get(name)?)?.now.clone())
     }
 
+    /// The same without the room behind them.
+    pub fn written(&self, name: &str) -> Option<Vec<u8>> {
+        let mut bytes = self.bytes(name)?;
+        bytes.truncate(bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1));
+        Some(bytes)
+    }
+
     /// Puts a file there, as if it had always been.
     pub fn put(&self, name: &str, bytes: &[u8]) {
         let mut disk = self.disk();
         let id = disk.files.len();
-        disk.files.push(File { now: bytes.to_vec(), synced: bytes.to_vec(), dirty: BTreeSet::new() });
+        let (now, synced) = (bytes.to_vec(), bytes.to_vec());
+        disk.files.push(File { now, at: bytes.len(), synced, dirty: BTreeSet::new() });
         disk.names.insert(name.to_owned(), id);
         disk.synced_names.insert(name.to_owned(), id);
     }
@@ -257,17 +269,21 @@ impl Faulty {
         Ok(id)
     }
 
-    fn write(&self, id: usize, bytes: &[u8]) -> io::Result<()> {
-        let (mut disk, fault) = self.operation("write", On::File(id))?;
+    fn write(&self, doing: &'static str, id: usize, bytes: &[u8]) -> io::Result<()> {
+        let (mut disk, fault) = self.operation(doing, On::File(id))?;
         let free = disk.capacity.map_or(u64::MAX, |capacity| capacity.saturating_sub(disk.used()));
-        let whole = bytes.len().min(usize::try_from(free).unwrap_or(usize::MAX));
+        let room = disk.files.get(id).map_or(0, |file| file.now.len() - file.at);
+        let whole = bytes.len().min(usize::try_from(free).unwrap_or(usize::MAX).saturating_add(room));
         let kept = match fault {
             None => whole,
             Some(Fault::Torn(at)) => at.min(whole),
             Some(_) => 0,
         };
         if let (Some(file), Some(bytes)) = (disk.files.get_mut(id), bytes.get(..kept)) {
-            file.append(bytes);
+            file.put(bytes);
+            if doing == WRITE {
+                file.at += bytes.len();
+            }
         }
         fail(fault)?;
         if kept < bytes.len() { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
@@ -334,14 +350,19 @@ fn fail(fault: Option<Fault>) -> io::Result<()> {
 }
 
 impl File {
-    fn append(&mut self, bytes: &[u8]) {
-        let start = self.now.len();
-        self.now.extend_from_slice(bytes);
-        self.dirty.extend(start / SECTOR..self.now.len().div_ceil(SECTOR));
+    /// Where the next append goes.
+    fn put(&mut self, bytes: &[u8]) {
+        let end = self.at + bytes.len();
+        self.now.resize(self.now.len().max(end), 0);
+        if let Some(place) = self.now.get_mut(self.at..end) {
+            place.copy_from_slice(bytes);
+        }
+        self.dirty.extend(self.at / SECTOR..end.div_ceil(SECTOR));
     }
 
     fn set_len(&mut self, len: usize) {
         self.now.truncate(len);
+        self.at = self.now.len();
         self.dirty.retain(|sector| sector * SECTOR < len);
         if !len.is_multiple_of(SECTOR) {
             self.dirty.insert(len / SECTOR);
@@ -427,7 +448,7 @@ impl Storage for Faulty {
     fn preallocate(&self, name: &str, len: u64) -> io::Result<()> {
         let id = self.make(name)?;
         let len = usize::try_from(len).map_err(io::Error::other)?;
-        self.write(id, &vec![0; len])
+        self.write(WRITE, id, &vec![0; len])
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
@@ -462,11 +483,24 @@ struct Handle {
 
 impl Append for Handle {
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.disk.write(self.file, bytes)
+        self.disk.write(WRITE, self.file, bytes)
     }
 
     fn sync_data(&mut self) -> io::Result<()> {
         self.disk.sync(self.file)
+    }
+
+    fn make_room(&mut self, len: usize) -> io::Result<()> {
+        self.disk.write("make room in", self.file, &vec![0; len])
+    }
+
+    fn give_room_back(&mut self) -> io::Result<()> {
+        let (mut disk, fault) = self.disk.operation("give room back of", On::File(self.file))?;
+        fail(fault)?;
+        if let Some(file) = disk.files.get_mut(self.file) {
+            file.set_len(file.at);
+        }
+        Ok(())
     }
 }
 

@@ -243,8 +243,10 @@ impl Found {
         self.events.extend(scan.events.iter().map(copy));
         let len = match scan.end {
             End::Whole => bytes.len(),
+            End::Room { at } => at,
             End::Cut { at, beyond } => {
-                self.cut_off(first_seq, bytes.get(at..).unwrap_or_default(), beyond)?;
+                let tail = bytes.get(at..).unwrap_or_default();
+                self.cut_off(first_seq, without_room(tail), beyond)?;
                 at
             }
             End::Damaged(fault) => {
@@ -338,9 +340,19 @@ impl Standing {
     }
 }
 
+/// What is left of a tail without the room that was made for more.
+fn without_room(tail: &[u8]) -> &[u8] {
+    let end = tail.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    tail.get(..end).unwrap_or_default()
+}
+
 /// How far a segment can be read.
 enum End {
     Whole,
+    /// Behind it is nothing but room that was made for more.
+    Room {
+        at: usize,
+    },
     /// What lies behind is no part of the log. `beyond` when there are whole frames in it.
     Cut {
         at: usize,
@@ -410,6 +422,11 @@ impl Scan {
     }
 
     fn ended_by(mut self, error: SegmentError, bytes: &[u8], at: usize, next: Option<u64>) -> Self {
+        let tail = bytes.get(at..).unwrap_or_default();
+        if next.is_none() && without_room(tail).is_empty() {
+            self.end = End::Room { at };
+            return self;
+        }
         let beyond = last_whole_event(bytes, at);
         match next {
             None => {

@@ -4,8 +4,11 @@
 use std::fmt;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+/// Room is made by writes of so many bytes.
+const ZEROS: usize = 64 << 10;
 
 /// A folder of files. A name is one path component.
 pub trait Storage: fmt::Debug + Send + Sync {
@@ -36,6 +39,11 @@ pub trait Append: Send {
     fn append(&mut self, bytes: &[u8]) -> io::Result<()>;
     /// Makes what was appended last (fdatasync).
     fn sync_data(&mut self) -> io::Result<()>;
+    /// Puts so many zeros behind what was appended; what is appended next takes their place. Where they are on the disk, a
+    /// sync has bytes to write and nothing of the file system's own.
+    fn make_room(&mut self, len: usize) -> io::Result<()>;
+    /// Cuts off the room that is left.
+    fn give_room_back(&mut self) -> io::Result<()>;
 }
 
 /// Holds the folder until it is dropped.
@@ -171,6 +179,22 @@ impl Append for File {
     fn sync_data(&mut self) -> io::Result<()> {
         File::sync_data(self)
     }
+
+    fn make_room(&mut self, len: usize) -> io::Result<()> {
+        let zeros = [0; ZEROS];
+        let (mut at, mut left) = (self.stream_position()?, len);
+        while left > 0 {
+            let some = zeros.get(..left).unwrap_or(&zeros);
+            self.write_all_at(some, at)?;
+            (at, left) = (at + some.len() as u64, left - some.len());
+        }
+        Ok(())
+    }
+
+    fn give_room_back(&mut self) -> io::Result<()> {
+        let end = self.stream_position()?;
+        self.set_len(end)
+    }
 }
 
 impl From<io::Error> for LockError {
@@ -222,6 +246,15 @@ mod tests {
         assert_eq!(folder.read("b").unwrap(), b"abcdefgh");
         folder.cut("b", 2).unwrap().append(b"x").unwrap();
         assert_eq!(folder.read("b").unwrap(), b"abx");
+        let mut roomy = folder.create("c").unwrap();
+        roomy.append(b"ab").unwrap();
+        roomy.make_room(ZEROS + 5).unwrap();
+        roomy.append(b"cd").unwrap();
+        assert_eq!(folder.read("c").unwrap(), [&b"abcd"[..], &[0; ZEROS + 3]].concat());
+        roomy.give_room_back().unwrap();
+        roomy.append(b"e").unwrap();
+        assert_eq!(folder.read("c").unwrap(), b"abcde");
+        folder.remove("c").unwrap();
         folder.remove("b").unwrap();
         assert!(folder.list().unwrap().is_empty());
     }

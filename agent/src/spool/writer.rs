@@ -62,6 +62,8 @@ struct Active {
     /// Whether its last frame is a checkpoint.
     covered: bool,
     state: Tail,
+    /// Whether it was made with room behind its bytes.
+    has_room: bool,
 }
 
 /// What may be done with the active segment.
@@ -83,7 +85,7 @@ impl Spool {
         next_seq: u64,
         head: &Head,
     ) -> Result<Self, SpoolError> {
-        let active = new_segment(&*storage, next_seq, head)?;
+        let active = new_segment(&*storage, next_seq, head, 0)?;
         shelf.active_is(active.bytes, 0);
         let mut spool = Self { storage, limits, shelf, active, next_seq, reserve: false };
         // Without it ordinary groups are refused, and the first of them says so.
@@ -249,12 +251,23 @@ impl Spool {
         Ok(())
     }
 
+    /// Cuts off what is left of the active segment's room: a sealed segment has none, and what lies behind its end is damage.
+    fn give_room_back(&mut self) -> Result<(), SpoolError> {
+        if self.active.has_room {
+            let cut = self.active.file.give_room_back().and_then(|()| self.active.file.sync_data());
+            cut.map_err(SpoolError::io("cut", &segment_name(self.active.first_seq)))?;
+            self.active.has_room = false;
+        }
+        Ok(())
+    }
+
     /// Puts a new segment in the active one's place.
     fn rotate(&mut self, around: &dyn Around) -> Result<(), SpoolError> {
         self.close(around)?;
+        self.give_room_back()?;
         // Once the new one may be there, nothing more may be written into the old one.
         self.active.state = Tail::Ended;
-        let new = new_segment(&*self.storage, self.next_seq, &around.head())?;
+        let new = new_segment(&*self.storage, self.next_seq, &around.head(), self.room_ahead())?;
         let old = std::mem::replace(&mut self.active, new);
         // An old one without events had the same name, and is gone.
         if old.events > 0 {
@@ -262,6 +275,16 @@ impl Spool {
         }
         self.shelf.active_is(self.active.bytes, 0);
         Ok(())
+    }
+
+    /// How much room the next segment is made with: a little more than the one before has, if that had enough to be worth
+    /// it, and if the folder has room in plenty.
+    fn room_ahead(&self) -> usize {
+        let Limits { max_bytes, reserve_bytes, seal_bytes, room_from, .. } = self.limits;
+        let last = usize::try_from(self.active.bytes).unwrap_or(usize::MAX);
+        let room = last.saturating_add(last / 4).min(seal_bytes.saturating_add(CLOSING as usize));
+        let needed = self.shelf.usage().bytes.saturating_add(reserve_bytes).saturating_add(room as u64);
+        if last >= room_from && needed <= max_bytes / 2 { room } else { 0 }
     }
 
     /// Checks that `bytes` more may be used, and gives the reserve up or takes it back accordingly.
@@ -320,11 +343,16 @@ fn head_bytes(first_seq: u64, head: &Head) -> Result<Vec<u8>, SpoolError> {
 }
 
 /// Makes a segment with nothing but its head, whole and on disk, or not at all.
-fn new_segment(storage: &dyn Storage, first_seq: u64, head: &Head) -> Result<Active, SpoolError> {
+fn new_segment(
+    storage: &dyn Storage,
+    first_seq: u64,
+    head: &Head,
+    room: usize,
+) -> Result<Active, SpoolError> {
     let bytes = head_bytes(first_seq, head)?;
-    let file = create_file(storage, &segment_name(first_seq), &bytes)?;
+    let file = create_roomy(storage, &segment_name(first_seq), &bytes, room)?;
     let bytes = bytes.len() as u64;
-    Ok(Active { file, first_seq, events: 0, bytes, covered: false, state: Tail::Sound })
+    Ok(Active { file, first_seq, events: 0, bytes, covered: false, state: Tail::Sound, has_room: room > 0 })
 }
 
 /// Makes a file that has all its bytes as soon as it has its name.
@@ -333,9 +361,23 @@ pub(super) fn create_file(
     name: &str,
     bytes: &[u8],
 ) -> Result<Box<dyn Append>, SpoolError> {
+    create_roomy(storage, name, bytes, 0)
+}
+
+/// The same, with room behind the bytes where there is any.
+fn create_roomy(
+    storage: &dyn Storage,
+    name: &str,
+    bytes: &[u8],
+    room: usize,
+) -> Result<Box<dyn Append>, SpoolError> {
     let mut file = storage.create(SCRATCH).map_err(SpoolError::io("create", name))?;
-    let written = file.append(bytes).and_then(|()| file.sync_data());
-    written.map_err(SpoolError::io("write", name))?;
+    let mut written = file.append(bytes);
+    if written.is_ok() && room > 0 && file.make_room(room).is_err() {
+        // It can do without; a disk that is full needs what there is of it.
+        written = file.give_room_back();
+    }
+    written.and_then(|()| file.sync_data()).map_err(SpoolError::io("write", name))?;
     storage.rename(SCRATCH, name).map_err(SpoolError::io("name", name))?;
     storage.sync_folder().map_err(SpoolError::io("sync", name))?;
     Ok(file)

@@ -17,7 +17,7 @@ use super::*;
 
 /// The frames of a file.
 fn frames(disk: &Faulty, name: &str) -> Vec<(FrameKind, Vec<u8>)> {
-    let bytes = disk.bytes(name).unwrap();
+    let bytes = disk.written(name).unwrap();
     Reader::new(&bytes).unwrap().map(Result::unwrap).map(|f| (f.kind, f.bytes.to_vec())).collect()
 }
 
@@ -63,7 +63,7 @@ async fn a_torn_tail_at_every_byte_of_the_last_segment_leaves_a_log_that_is_prov
     // The one behind it is empty: without it, what was sealed is what was being written.
     let names = segments(&disk);
     disk.remove(&names[2]).unwrap();
-    let bytes = disk.bytes(&names[1]).unwrap();
+    let bytes = disk.written(&names[1]).unwrap();
     for cut in 0..=bytes.len() {
         let disk = disk.copy();
         disk.put(&names[1], &bytes[..cut]);
@@ -118,7 +118,8 @@ async fn a_checkpoint_is_written_on_a_full_disk_from_the_reserve() {
 #[tokio::test]
 async fn a_folder_at_its_limit_has_room_for_the_last_checkpoint() {
     let disk = Faulty::new();
-    let limits = Limits { max_bytes: 12_000, reserve_bytes: 2000, seal_bytes: 4000, seal_events: 40 };
+    let limits =
+        Limits { max_bytes: 12_000, reserve_bytes: 2000, seal_bytes: 4000, seal_events: 40, room_from: 500 };
     let (ledger, _) = Ledger::open(LedgerConfig { limits, ..config(disk.clone()) }).unwrap();
     while ledger.write(message(&"m".repeat(300))).await.is_ok() {}
     ledger.seal_if_older(Duration::ZERO).await.unwrap();

@@ -315,6 +315,14 @@ impl Append for UnsyncedFile {
     fn sync_data(&mut self) -> std::io::Result<()> {
         Ok(())
     }
+
+    fn make_room(&mut self, len: usize) -> std::io::Result<()> {
+        self.0.make_room(len)
+    }
+
+    fn give_room_back(&mut self) -> std::io::Result<()> {
+        self.0.give_room_back()
+    }
 }
 
 /// The control: were this to pass, the cuts above would show nothing.

@@ -35,7 +35,13 @@ pub fn text(text: &str) -> Text {
 pub fn config(storage: impl Storage + 'static) -> LedgerConfig {
     let boot = Boot::from_random([9; 16]);
     LedgerConfig {
-        limits: Limits { max_bytes: 4 << 20, reserve_bytes: 1 << 16, seal_bytes: 4000, seal_events: 40 },
+        limits: Limits {
+            max_bytes: 4 << 20,
+            reserve_bytes: 1 << 16,
+            seal_bytes: 4000,
+            seal_events: 40,
+            room_from: 500,
+        },
         clock: Arc::new(|| 1_790_000_000_000_000),
         monotonic: Arc::new(|| Duration::ZERO),
         seal_after: FOREVER,

@@ -27,7 +27,7 @@ struct Left {
 
 fn last(disk: &Faulty) -> (String, Vec<u8>) {
     let name = disk.names().into_iter().rfind(|name| name.ends_with(".seg")).unwrap();
-    let bytes = disk.bytes(&name).unwrap();
+    let bytes = disk.written(&name).unwrap();
     (name, bytes)
 }
 

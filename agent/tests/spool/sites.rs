@@ -12,16 +12,19 @@ use weir_tests::soak::{Draw, Soak};
 use super::{Fixed, append_as, head, last_segment, log};
 
 /// Small enough to be filled.
-const LIMITS: Limits = Limits { max_bytes: 6000, reserve_bytes: 1500, seal_bytes: 700, seal_events: 8 };
+const LIMITS: Limits =
+    Limits { max_bytes: 6000, reserve_bytes: 1500, seal_bytes: 700, seal_events: 8, room_from: 1 };
 
 /// How often a start is tried: more often than there are faults.
 const TRIES: usize = 8;
 
 /// All that is ever done to the disk. What is new belongs here and into [`History`], so that it fails, too.
-const SITES: [(&str, &str); 15] = [
+const SITES: [(&str, &str); 17] = [
     ("create", "reserve"),
     ("create", "scratch"),
     ("cut", "segment"),
+    ("give room back of", "segment"),
+    ("make room in", "scratch"),
     ("remove", "reserve"),
     ("remove", "scratch"),
     ("remove", "segment"),
@@ -38,7 +41,7 @@ const SITES: [(&str, &str); 15] = [
 
 /// Where the spool's sources ask the storage for a change: the file, the call, how often. It is counted in their text, so that
 /// none comes unseen.
-const CALLS: [(&str, &str, usize); 15] = [
+const CALLS: [(&str, &str, usize); 17] = [
     ("recovery.rs", "storage.cut(", 1),
     ("recovery.rs", "storage.remove(", 2),
     ("recovery.rs", "storage.rename(", 1),
@@ -47,7 +50,9 @@ const CALLS: [(&str, &str, usize); 15] = [
     ("shelf.rs", "storage.rename(", 1),
     ("shelf.rs", "storage.sync_folder(", 2),
     ("writer.rs", "file.append(", 2),
-    ("writer.rs", "file.sync_data(", 2),
+    ("writer.rs", "file.give_room_back(", 2),
+    ("writer.rs", "file.make_room(", 1),
+    ("writer.rs", "file.sync_data(", 3),
     ("writer.rs", "storage.create(", 1),
     ("writer.rs", "storage.cut(", 1),
     ("writer.rs", "storage.preallocate(", 1),
@@ -255,9 +260,18 @@ fn each_place_that_changes_the_disk_is_known_here_and_happens() {
         }
         let text = std::fs::read_to_string(&path).unwrap();
         let text = text.split("#[cfg(test)]").next().unwrap_or_default();
-        for call in
-            ["append(", "sync_data(", "create(", "cut(", "preallocate(", "remove(", "rename(", "sync_folder("]
-        {
+        for call in [
+            "append(",
+            "sync_data(",
+            "make_room(",
+            "give_room_back(",
+            "create(",
+            "cut(",
+            "preallocate(",
+            "remove(",
+            "rename(",
+            "sync_folder(",
+        ] {
             for of in ["file.", "storage."] {
                 let call = format!("{of}{call}");
                 let times = text.matches(&call).count();
