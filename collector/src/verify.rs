@@ -206,12 +206,29 @@ impl Sink for Checker {
 
     fn told(&mut self, told: &Told<'_>) {
         // A note that is none has a finding of the verifier's.
-        let Ok(read) = told.note.parse::<SignedNote>().and_then(|note| Checkpoint::read(&note)) else {
-            return;
-        };
+        let Ok(note) = told.note.parse::<SignedNote>() else { return };
+        let Ok(read) = Checkpoint::read(&note) else { return };
         let time = crate::rows::time(read.time_us);
         if (told.tenant, told.host, told.time) != (&*read.log.tenant, &*read.log.host, time) {
             let why = "tenant, host or time differ from what its checkpoint says";
+            self.differs(told.epoch, told.last_seq, told.table, why);
+        }
+        if !told.counted {
+            self.differs(
+                told.epoch,
+                told.last_seq,
+                told.table,
+                "it counts other events than it says to hold",
+            );
+        }
+        // A cosignature is of a second.
+        let second = |at: i64| at.unsigned_abs() / 1_000_000;
+        let mut signed = note.said_cosigned().peekable();
+        if let Some(at) = told.witnessed
+            && signed.peek().is_some()
+            && !signed.any(|time_s| time_s == second(at))
+        {
+            let why = "it says to be cosigned at another time than its cosignatures";
             self.differs(told.epoch, told.last_seq, told.table, why);
         }
     }

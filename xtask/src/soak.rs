@@ -33,17 +33,20 @@ struct Kind {
     package: &'static str,
     target: &'static str,
     test: &'static str,
+    /// Whether a release build of it is worth its minutes: it computes, and waits for nobody.
+    release: bool,
     /// Cases at scale 1.
     cases: u64,
 }
 
-const KINDS: [Kind; 8] = [
+const KINDS: [Kind; 9] = [
     Kind {
         name: "kill",
         what: "kill -9 of agent, collector and store under load",
         package: "weir-tests",
         target: "kill",
         test: "many::nothing_is_lost_when_they_are_killed_again_and_again_under_load",
+        release: false,
         cases: 2000,
     },
     Kind {
@@ -52,6 +55,7 @@ const KINDS: [Kind; 8] = [
         package: "weir",
         target: "ledger",
         test: "power::what_was_acknowledged_is_in_the_image_that_a_power_cut_leaves",
+        release: false,
         cases: 500,
     },
     Kind {
@@ -60,6 +64,7 @@ const KINDS: [Kind; 8] = [
         package: "weir",
         target: "spool",
         test: "sites::nothing_acknowledged_is_lost_when_some_changes_of_the_disk_fail",
+        release: false,
         cases: 20_000,
     },
     Kind {
@@ -68,6 +73,7 @@ const KINDS: [Kind; 8] = [
         package: "weir",
         target: "ledger",
         test: "torn::a_segment_cut_at_any_byte_keeps_all_that_was_acknowledged_before",
+        release: false,
         cases: 40_960,
     },
     Kind {
@@ -76,6 +82,7 @@ const KINDS: [Kind; 8] = [
         package: "weir-collector",
         target: "store",
         test: "store_faults::each_event_is_stored_once_whatever_the_store_does_meanwhile",
+        release: false,
         cases: 5000,
     },
     Kind {
@@ -84,6 +91,7 @@ const KINDS: [Kind; 8] = [
         package: "weir",
         target: "ledger",
         test: "clock::a_clock_set_by_an_hour_or_a_year_is_told_of_and_the_log_stays_dense",
+        release: false,
         cases: 5000,
     },
     Kind {
@@ -92,7 +100,17 @@ const KINDS: [Kind; 8] = [
         package: "weir-tamper",
         target: "tamper",
         test: "each_of_twelve_kinds_of_tampering_is_found_at_its_place_by_both_verifiers_alike",
+        release: true,
         cases: 120_000,
+    },
+    Kind {
+        name: "tamper-store",
+        what: "a store that is changed by SQL, and verified",
+        package: "weir-collector",
+        target: "store",
+        test: "tampered::whatever_a_program_changes_in_the_store_by_sql_is_found_at_its_place",
+        release: false,
+        cases: 1000,
     },
     Kind {
         name: "untouched",
@@ -100,6 +118,7 @@ const KINDS: [Kind; 8] = [
         package: "weir-tamper",
         target: "tamper",
         test: "untouched_logs_raise_no_alarm_in_either_verifier",
+        release: true,
         cases: 1_000_000,
     },
 ];
@@ -140,7 +159,8 @@ pub fn run(options: &Options) -> Result<()> {
     }
     require_kernel()?;
     let setup = setup::prepare(Needs { world: true, ..Needs::none() })?;
-    shown(cargo(&setup).args(["build", "-p", "weir", "-p", "weir-collector", "-p", "weir-store"]))?;
+    let programs = ["weir", "weir-collector", "weir-store", "weir-tamper"];
+    shown(cargo(&setup).arg("build").args(programs.map(|name| format!("-p{name}"))))?;
     let all: Vec<&'static Kind> = KINDS.iter().collect();
     let chosen = all
         .into_iter()
@@ -191,17 +211,9 @@ impl Kind {
         let (wanted, began) = (self.scaled(options.scale), Instant::now());
         let log = self.log()?;
         let mut command = cargo(setup);
-        command.args([
-            "test",
-            "-p",
-            self.package,
-            "--test",
-            self.target,
-            "--",
-            "--exact",
-            self.test,
-            "--nocapture",
-        ]);
+        command.args(["test", "-p", self.package, "--test", self.target]);
+        command.args(self.release.then_some("--release"));
+        command.args(["--", "--exact", self.test, "--nocapture"]);
         command.env(CASES_VARIABLE, wanted.to_string()).env(SEED_VARIABLE, options.seed.to_string());
         say(format_args!("{}: {wanted} cases of {}, from seed {} on", self.name, self.what, options.seed));
         let mut file = File::create(&log).with_context(|| format!("making {}", log.display()))?;

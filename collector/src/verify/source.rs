@@ -39,6 +39,10 @@ pub(super) struct Told<'r> {
     pub(super) time: i64,
     pub(super) epoch: u32,
     pub(super) last_seq: u64,
+    /// When it was cosigned, microseconds, where the row says it.
+    pub(super) witnessed: Option<i64>,
+    /// Whether the row's numbers fit each other.
+    pub(super) counted: bool,
     pub(super) note: &'r str,
 }
 
@@ -400,6 +404,8 @@ fn pass_checkpoint(row: &CheckpointRow, sink: &mut impl Sink) -> Result<(), Veri
         time: row.time,
         epoch: row.epoch,
         last_seq: row.first_seq.saturating_add(row.tree_size).saturating_sub(1),
+        witnessed: Some(row.witnessed_at),
+        counted: true,
         note: &row.note,
     });
     sink.take(Item::Checkpoint(stored_checkpoint(row)))
@@ -413,6 +419,11 @@ fn told_by(row: &BatchRow) -> Told<'_> {
         time: row.sealed_at,
         epoch: row.epoch,
         last_seq: row.last_seq,
+        witnessed: None,
+        counted: row
+            .last_seq
+            .checked_sub(row.first_seq)
+            .is_some_and(|n| n.checked_add(1) == Some(row.events)),
         note: &row.note,
     }
 }

@@ -18,6 +18,7 @@ mod records;
 mod remote;
 mod retention;
 mod store_faults;
+mod tampered;
 mod verify;
 mod witness;
 mod world;

@@ -26,15 +26,15 @@ const TABLES: [&str; 4] = ["events", "batches", "checkpoints", "identities"];
 const EACH: &str = "SETTINGS insert_deduplicate = 0, deduplicate_insert = 'disable'";
 
 /// A store with three logs, and an auditor's trust in it.
-struct Audited {
-    world: World,
+pub struct Audited {
+    pub world: World,
     trust: Trust,
     trust_file: PathBuf,
     origins: Vec<Origin>,
 }
 
 impl Audited {
-    async fn begin() -> Self {
+    pub async fn begin() -> Self {
         let world = World::start();
         let agent = Agent::at(world.collector.socket());
         let mut origins = Vec::new();
@@ -67,7 +67,7 @@ impl Audited {
         Self { world, trust, trust_file, origins }
     }
 
-    async fn restore(&self) {
+    pub async fn restore(&self) {
         for table in TABLES {
             self.world.execute(&format!("TRUNCATE TABLE {table}")).await;
             self.world.execute(&format!("INSERT INTO {table} SELECT * FROM kept_{table} {EACH}")).await;
@@ -80,7 +80,7 @@ impl Audited {
         verify_store(&self.world.operator(), &Asked::All, &self.trust, besides).await.expect("a verdict")
     }
 
-    fn trust_file(&self) -> &str {
+    pub fn trust_file(&self) -> &str {
         self.trust_file.to_str().expect("UTF-8")
     }
 
@@ -106,9 +106,10 @@ async fn put(agent: &Agent, segment: Vec<u8>) {
     assert!(ack.checkpoint.is_some_and(|note| note.lines().count() == 8), "it is cosigned");
 }
 
-type Place = (String, String, u64, u64, u64, String);
+pub type Place = (String, String, u64, u64, u64, String);
 
-fn findings(lines: &str) -> Vec<Place> {
+/// What `verify --json` told.
+pub fn findings(lines: &str) -> Vec<Place> {
     let rows = lines.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect(line));
     let place = |one: serde_json::Value| {
         let one = one.get("finding").unwrap_or(&one).clone();

@@ -1,12 +1,14 @@
-//! `weir-tamper`: cases of tampering, by count and seed. Exit codes: 0 all found, 1 not, 2 wrong usage.
+//! `weir-tamper`: cases of tampering, by count and seed. Exit codes: 0 all found (of a store: changed), 1 not, 2 wrong usage.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use weir_core::evidence::verify::Scope;
 use weir_tamper::cases::{Tally, beginnings, places, verify};
 use weir_tamper::honest::{Size, make};
+use weir_tamper::store::Store;
 
 /// Changes exports as somebody with every right on the store could, and asks whether verification sees it
 #[derive(Debug, Parser)]
@@ -31,6 +33,22 @@ enum Command {
         #[arg(long, default_value_t = 20_000)]
         rows: usize,
         #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+    /// Change a store by SQL, once, and print what was done: `weir-collector verify` must name it. Not for a store whose
+    /// records are wanted
+    Store {
+        /// Of ClickHouse's HTTP interface
+        #[arg(long)]
+        url: String,
+        #[arg(long, default_value = "weir")]
+        database: String,
+        #[arg(long, default_value = "default")]
+        user: String,
+        #[arg(long)]
+        password_file: PathBuf,
+        /// Which way and which rows; neighbours do different things
+        #[arg(long)]
         seed: u64,
     },
 }
@@ -68,6 +86,14 @@ fn main() -> Result<ExitCode> {
             }
             println!("{events} untouched events: {alarms} false alarms");
             Ok(if alarms == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Command::Store { url, database, user, password_file, seed } => {
+            let password = std::fs::read_to_string(&password_file)
+                .with_context(|| format!("reading {}", password_file.display()))?;
+            let store = Store::new(&url, &database, &user, password.trim());
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            println!("{}", serde_json::to_string(&runtime.block_on(store.tamper(seed))?)?);
+            Ok(ExitCode::SUCCESS)
         }
     }
 }

@@ -117,6 +117,12 @@ impl SignedNote {
         good.then_some(time_s).ok_or_else(bad)
     }
 
+    /// When its witnesses say to have signed it, in seconds since 1970, whoever they are; nothing is checked here.
+    pub fn said_cosigned(&self) -> impl Iterator<Item = u64> {
+        let times = self.signatures.iter().filter(|one| one.bytes.len() == TIME_LEN + SIGNATURE_LEN);
+        times.filter_map(|one| one.bytes.first_chunk::<TIME_LEN>()).map(|time| u64::from_be_bytes(*time))
+    }
+
     fn by(&self, key: &VerifyingKey, algorithm: Algorithm) -> Result<&Signature, EvidenceError> {
         let unsigned = || EvidenceError::Unsigned(key.name().to_owned());
         let is_by = |signature: &&Signature| signature.name == key.name() && signature.id == key.id();

@@ -1,0 +1,513 @@
+//! Tampering with a store, by SQL alone. A store and dice come in; it is changed as its operator could, and what must be found
+//! goes out.
+//!
+//! It knows tables and columns from the store itself, and of Weir's code what signs.
+
+use anyhow::{Context, Result, bail};
+use clickhouse::Client;
+use serde::Serialize;
+use serde_json::Value;
+use weir_core::evidence::key::SigningKey;
+use weir_core::evidence::note::SignedNote;
+use weir_core::evidence::{Frontier, Hash, leaf_hash};
+use weir_core::ids::hex;
+
+use crate::dice::Dice;
+
+/// A change waits until it is done.
+const DONE: &str = "SETTINGS mutations_sync = 2";
+/// Rows count that were there before.
+const EACH: &str = "SETTINGS insert_deduplicate = 0, deduplicate_insert = 'disable'";
+/// What the collector alone says of a row, in no signed bytes: which agent sent it, when it came, and why it was not read.
+const UNSIGNED: [&str; 4] = ["agent_uid", "agent_identity", "ingested_at", "parse_error"];
+/// What the other tables say that verification reads, beside what names the row.
+const OF_BATCHES: [&str; 9] = [
+    "host_name",
+    "epoch_first_seq",
+    "last_seq",
+    "events",
+    "batch_digest",
+    "tree_size",
+    "root",
+    "frontier",
+    "sealed_at",
+];
+const OF_CHECKPOINTS: [&str; 4] = ["host_name", "first_seq", "root", "witnessed_at"];
+
+/// What is done to a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Act {
+    Canonical,
+    CanonicalAndLeaf,
+    /// A column that derives from the event's bytes.
+    Column,
+    OfBatch,
+    OfCheckpoint,
+    DeleteRow,
+    DeleteBatch,
+    DeleteTail,
+    DeleteOrigin,
+    DoubleRow,
+    SwapRows,
+    Splice,
+    AnotherKey,
+    RollBack,
+    /// A view that leaves something out.
+    View,
+}
+
+/// How many ways there are; the first seeds go through all of them.
+pub const WAYS: u64 = ACTS.len() as u64;
+const ACTS: [Act; 15] = [
+    Act::Canonical,
+    Act::CanonicalAndLeaf,
+    Act::Column,
+    Act::OfBatch,
+    Act::OfCheckpoint,
+    Act::DeleteRow,
+    Act::DeleteBatch,
+    Act::DeleteTail,
+    Act::DeleteOrigin,
+    Act::DoubleRow,
+    Act::SwapRows,
+    Act::Splice,
+    Act::AnotherKey,
+    Act::RollBack,
+    Act::View,
+];
+
+impl Act {
+    /// Kinds of finding of which one is enough.
+    fn shows_as(self) -> &'static [&'static str] {
+        match self {
+            // The bytes may name another log now, or another place.
+            Act::Canonical | Act::CanonicalAndLeaf => &["altered", "spliced", "reordered"],
+            Act::Column | Act::OfCheckpoint => &["projection"],
+            Act::OfBatch => &["projection", "altered", "deleted"],
+            Act::DeleteRow | Act::DeleteBatch | Act::DeleteOrigin => &["deleted"],
+            Act::DeleteTail => &["truncated", "rolled_back"],
+            Act::DoubleRow => &["doubled"],
+            Act::SwapRows => &["reordered"],
+            Act::Splice => &["spliced"],
+            Act::AnotherKey => &["another_key"],
+            Act::RollBack => &["rolled_back"],
+            Act::View => &["definition"],
+        }
+    }
+}
+
+/// What was done, and where a finding must point.
+#[derive(Debug, Serialize)]
+pub struct Done {
+    pub what: String,
+    pub shows_as: &'static [&'static str],
+    /// Empty where it is no log's.
+    pub origin: String,
+    pub first_seq: u64,
+    pub last_seq: u64,
+    pub statements: Vec<String>,
+}
+
+/// A store as its operator reaches it.
+pub struct Store(Client);
+
+/// A stored segment.
+struct Batch {
+    origin: String,
+    epoch: u64,
+    first_seq: u64,
+    last_seq: u64,
+}
+
+impl Store {
+    pub fn new(url: &str, database: &str, user: &str, password: &str) -> Self {
+        Self(Client::default().with_url(url).with_database(database).with_user(user).with_password(password))
+    }
+
+    async fn ask(&self, question: &str) -> Result<Vec<Value>> {
+        let mut answer = self.0.query_raw(question).fetch_bytes("JSONEachRow")?;
+        let bytes = answer.collect().await.with_context(|| question.to_owned())?;
+        let lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        lines.map(|line| Ok(serde_json::from_slice(line)?)).collect()
+    }
+
+    async fn batches(&self) -> Result<Vec<Batch>> {
+        let question = "SELECT origin, epoch, first_seq, last_seq FROM batches ORDER BY origin, first_seq";
+        let batch = |row: &Value| {
+            Ok(Batch {
+                origin: text(row, "origin")?,
+                epoch: number(row, "epoch")?,
+                first_seq: number(row, "first_seq")?,
+                last_seq: number(row, "last_seq")?,
+            })
+        };
+        self.ask(question).await?.iter().map(batch).collect()
+    }
+
+    /// Changes it as the seed says. Neighbouring seeds do different things.
+    ///
+    /// # Errors
+    /// When the store does not answer or refuses a statement, and when it holds too little to be changed so: it takes two
+    /// logs of three batches each.
+    pub async fn tamper(&self, seed: u64) -> Result<Done> {
+        let mut dice = Dice::new(seed.wrapping_mul(0x2545_f491_4f6c_dd1d));
+        let act = usize::try_from(seed).ok().and_then(|seed| ACTS.get(seed % ACTS.len())).copied();
+        let done = self.plan(act.context("no act")?, &mut dice).await?;
+        for statement in &done.statements {
+            self.0.query_raw(statement).execute().await.with_context(|| statement.clone())?;
+        }
+        Ok(done)
+    }
+
+    async fn plan(&self, act: Act, dice: &mut Dice) -> Result<Done> {
+        let all = self.batches().await?;
+        let batch = dice.pick(&all).context("there is no batch")?;
+        let of_log: Vec<&Batch> = all.iter().filter(|other| other.origin == batch.origin).collect();
+        let seq = within(batch, dice);
+        let mut what = format!("{act:?}");
+        let mut place = (seq, seq);
+        let origin = &batch.origin;
+        let row = format!("origin = '{origin}' AND seq = {seq}");
+        let statements = match act {
+            Act::Canonical => {
+                let changed = hex(&self.changed(&row, dice).await?);
+                vec![update("events", &format!("canonical = unhex('{changed}')"), &row)]
+            }
+            Act::CanonicalAndLeaf => {
+                let changed = self.changed(&row, dice).await?;
+                let leaf = hex(&leaf_hash(&changed));
+                let set = format!("canonical = unhex('{}'), leaf_hash = unhex('{leaf}')", hex(&changed));
+                let mut statements = vec![update("events", &set, &row)];
+                if dice.below(2) == 0 {
+                    statements.push(leaf_of_batch(batch, seq, &leaf));
+                }
+                statements
+            }
+            Act::Column => {
+                let (column, statements) = self.column(&row, dice).await?;
+                what = format!("{what} {column}");
+                statements
+            }
+            Act::OfBatch => {
+                place = (batch.first_seq, batch.last_seq + 1);
+                let column = dice.pick(&OF_BATCHES).context("no column")?;
+                what = format!("{what} {column}");
+                let where_ = format!("origin = '{origin}' AND first_seq = {}", batch.first_seq);
+                vec![update("batches", &self.other("batches", column).await?, &where_)]
+            }
+            Act::OfCheckpoint => {
+                place = (batch.last_seq, batch.last_seq + 1);
+                let column = dice.pick(&OF_CHECKPOINTS).context("no column")?;
+                what = format!("{what} {column}");
+                let where_ =
+                    format!("origin = '{origin}' AND first_seq + tree_size = {}", batch.last_seq + 1);
+                vec![update("checkpoints", &self.other("checkpoints", column).await?, &where_)]
+            }
+            Act::DeleteRow => vec![delete("events", &row)],
+            Act::DeleteBatch => {
+                // The last one is the tail.
+                let batch =
+                    dice.pick(&of_log[..of_log.len().saturating_sub(1)]).context("one batch alone")?;
+                place = (batch.first_seq, batch.last_seq);
+                delete_batch(batch, dice.below(2) == 0)
+            }
+            Act::DeleteTail => {
+                let last = of_log.last().context("no batch")?.last_seq;
+                // The first event stays: without it, it would be the whole log.
+                place = (seq.max(1), last);
+                behind(origin, place.0)
+            }
+            Act::DeleteOrigin => {
+                place = (0, u64::MAX);
+                let tables = ["events", "batches", "checkpoints", "identities"];
+                tables.map(|table| delete(table, &format!("origin = '{origin}'"))).to_vec()
+            }
+            Act::DoubleRow => vec![format!("INSERT INTO events SELECT * FROM events WHERE {row} {EACH}")],
+            Act::SwapRows => {
+                let other = loop {
+                    let batch = *dice.pick(&of_log).context("no batch")?;
+                    let other = within(batch, dice);
+                    if other != seq {
+                        break other;
+                    }
+                };
+                let bytes = |seq: u64| {
+                    format!("(SELECT canonical FROM events WHERE origin = '{origin}' AND seq = {seq})")
+                };
+                let set = format!("canonical = if(seq = {seq}, {}, {})", bytes(other), bytes(seq));
+                vec![update("events", &set, &format!("origin = '{origin}' AND seq IN ({seq}, {other})"))]
+            }
+            Act::Splice => {
+                let others: Vec<&Batch> = all.iter().filter(|other| &other.origin != origin).collect();
+                let theirs = *dice.pick(&others).context("there is one log alone")?;
+                let next = of_log.last().context("no batch")?.last_seq + 1;
+                place = (next, next);
+                vec![format!(
+                    "INSERT INTO events SELECT * REPLACE ('{origin}' AS origin, toUInt64({next}) AS seq) FROM \
+                     (SELECT * FROM events WHERE origin = '{}' AND seq = {}) {EACH}",
+                    theirs.origin,
+                    within(theirs, dice)
+                )]
+            }
+            Act::AnotherKey => {
+                place = (batch.first_seq, batch.last_seq);
+                self.another_key(batch, seq, dice).await?
+            }
+            Act::RollBack => {
+                place = (0, u64::MAX);
+                let mut origins: Vec<&str> = all.iter().map(|batch| batch.origin.as_str()).collect();
+                origins.dedup();
+                let half = |origin: &&str| {
+                    let of_log: Vec<&Batch> = all.iter().filter(|batch| batch.origin == *origin).collect();
+                    of_log.get(of_log.len() / 2).map_or_else(Vec::new, |cut| behind(origin, cut.first_seq))
+                };
+                origins.iter().flat_map(half).collect()
+            }
+            Act::View => {
+                let views = self.ask(
+                    "SELECT name FROM system.tables WHERE database = currentDatabase() AND engine = 'View'",
+                );
+                let views = views.await?;
+                let view = text(dice.pick(&views).context("no view")?, "name")?;
+                what = format!("{what} {view}");
+                return self.view(what, &view, dice).await;
+            }
+        };
+        let (first_seq, last_seq) = place;
+        Ok(Done { what, shows_as: act.shows_as(), origin: origin.clone(), first_seq, last_seq, statements })
+    }
+
+    /// A view that hides every row, or those of one name.
+    async fn view(&self, what: String, view: &str, dice: &mut Dice) -> Result<Done> {
+        let of = format!(
+            "SELECT as_select FROM system.tables WHERE database = currentDatabase() AND name = '{view}'"
+        );
+        let select = text(self.ask(&of).await?.first().context("no view")?, "as_select")?;
+        let which = *dice.pick(&["0", "rand() > 0", "now() < toDateTime(0)"]).context("no condition")?;
+        let statement = format!("CREATE OR REPLACE VIEW {view} AS SELECT * FROM ({select}) WHERE {which}");
+        Ok(Done {
+            what,
+            shows_as: Act::View.shows_as(),
+            origin: String::new(),
+            first_seq: 0,
+            last_seq: 0,
+            statements: vec![statement],
+        })
+    }
+
+    /// Other bytes for an event.
+    async fn changed(&self, row: &str, dice: &mut Dice) -> Result<Vec<u8>> {
+        let rows = self.ask(&format!("SELECT hex(canonical) AS bytes FROM events WHERE {row}")).await?;
+        let mut bytes = unhex(&text(rows.first().context("no such row")?, "bytes")?)?;
+        match dice.below(4) {
+            0 => bytes.push(b' '),
+            1 => bytes.truncate(bytes.len().saturating_sub(1 + dice.below(8))),
+            2 => bytes = b"{}".to_vec(),
+            _ => {
+                let at = dice.below(bytes.len());
+                if let Some(byte) = bytes.get_mut(at) {
+                    *byte ^= 1 << dice.below(5);
+                }
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// A column of an event gets another value. What the table is ordered by cannot be changed in its place: such a row is
+    /// taken out, and put back otherwise.
+    async fn column(&self, row: &str, dice: &mut Dice) -> Result<(String, Vec<String>)> {
+        let columns = self
+            .ask(
+                "SELECT name, type, is_in_sorting_key OR is_in_partition_key AS key FROM system.columns \
+                 WHERE database = currentDatabase() AND table = 'events' AND default_kind IN ('', 'DEFAULT') ORDER BY position",
+            )
+            .await?;
+        let mut derived = Vec::new();
+        for column in &columns {
+            let name = text(column, "name")?;
+            // What names the row is another act, and so are its bytes and their leaf.
+            if !UNSIGNED.contains(&name.as_str())
+                && !["origin", "seq", "canonical", "leaf_hash"].contains(&name.as_str())
+            {
+                derived.push((name, text(column, "type")?, number(column, "key")? == 1));
+            }
+        }
+        let (name, kind, key) = dice.pick(&derived).context("no column")?;
+        let other = other(name, kind)?;
+        let statements = if *key {
+            vec![
+                "DROP TABLE IF EXISTS aside SYNC".to_owned(),
+                "CREATE TABLE aside AS events ENGINE = Memory".to_owned(),
+                format!(
+                    "INSERT INTO aside SELECT * REPLACE ({other} AS {name}) FROM (SELECT * FROM events WHERE {row})"
+                ),
+                delete("events", row),
+                format!("INSERT INTO events SELECT * FROM aside {EACH}"),
+                "DROP TABLE aside SYNC".to_owned(),
+            ]
+        } else {
+            vec![update("events", &format!("{name} = {other}"), row)]
+        };
+        Ok((name.clone(), statements))
+    }
+
+    /// What sets a column to another value.
+    async fn other(&self, table: &str, column: &str) -> Result<String> {
+        let question = format!(
+            "SELECT type FROM system.columns WHERE database = currentDatabase() AND table = '{table}' AND name = '{column}'"
+        );
+        let rows = self.ask(&question).await?;
+        let kind = text(rows.first().with_context(|| format!("{table} has no {column}"))?, "type")?;
+        Ok(format!("{column} = {}", other(column, &kind)?))
+    }
+
+    /// A batch is rewritten: another event, its leaf, the root, and the checkpoints over it under keys of the forger's.
+    async fn another_key(&self, batch: &Batch, seq: u64, dice: &mut Dice) -> Result<Vec<String>> {
+        let origin = &batch.origin;
+        let of_batch = format!("origin = '{origin}' AND first_seq = {}", batch.first_seq);
+        let of_checkpoint = format!(
+            "origin = '{origin}' AND epoch = {} AND first_seq + tree_size = {}",
+            batch.epoch,
+            batch.last_seq + 1
+        );
+        let rows = self
+            .ask(&format!(
+                "SELECT note, epoch_first_seq, arrayMap(x -> hex(x), frontier) AS frontier, \
+                        arrayMap(x -> hex(x), leaf_hashes) AS leaves FROM batches WHERE {of_batch}"
+            ))
+            .await?;
+        let stored = rows.first().context("no such batch")?;
+        let noted = self.ask(&format!("SELECT note FROM checkpoints WHERE {of_checkpoint}")).await?;
+        let noted = text(noted.first().context("no checkpoint of the batch")?, "note")?;
+        // The last line is `— name signature`.
+        let witness =
+            noted.lines().last().and_then(|line| line.split(' ').nth(1)).context("no cosignature")?;
+
+        let size = batch.first_seq - number(stored, "epoch_first_seq")?;
+        let mut tree = Frontier::of_parts(size, hashes(stored, "frontier")?).context("no tree")?;
+        let (mut leaves, bytes) = (hashes(stored, "leaves")?, format!("{{\"forged\":{}}}", dice.roll()));
+        let leaf = leaf_hash(bytes.as_bytes());
+        *leaves.get_mut(usize::try_from(seq - batch.first_seq)?).context("no such leaf")? = leaf;
+        tree.extend(leaves);
+
+        let honest: SignedNote = text(stored, "note")?.parse()?;
+        let mut lines: Vec<String> = honest.text().lines().map(str::to_owned).collect();
+        *lines.get_mut(2).context("no root")? =
+            base64::Engine::encode(&base64::prelude::BASE64_STANDARD, tree.root());
+        let mut note = SignedNote::new(format!("{}\n", lines.join("\n")))?;
+        note.sign(&SigningKey::from_seed(&dice.bytes()), lines.first().context("no name")?)?;
+        let bare = hex(note.to_string().as_bytes());
+        note.cosign(&SigningKey::from_seed(&dice.bytes()), witness, 1_795_300_000)?;
+        let cosigned = hex(note.to_string().as_bytes());
+        let (leaf, root) = (hex(&leaf), hex(&tree.root()));
+        Ok(vec![
+            update(
+                "events",
+                &format!("canonical = unhex('{}'), leaf_hash = unhex('{leaf}')", hex(bytes.as_bytes())),
+                &format!("origin = '{origin}' AND seq = {seq}"),
+            ),
+            leaf_of_batch(batch, seq, &leaf),
+            update("batches", &format!("note = unhex('{bare}'), root = unhex('{root}')"), &of_batch),
+            update(
+                "checkpoints",
+                &format!("note = unhex('{cosigned}'), root = unhex('{root}')"),
+                &of_checkpoint,
+            ),
+        ])
+    }
+}
+
+fn update(table: &str, set: &str, where_: &str) -> String {
+    format!("ALTER TABLE {table} UPDATE {set} WHERE {where_} {DONE}")
+}
+
+fn delete(table: &str, where_: &str) -> String {
+    format!("ALTER TABLE {table} DELETE WHERE {where_} {DONE}")
+}
+
+fn delete_batch(batch: &Batch, with_checkpoints: bool) -> Vec<String> {
+    let Batch { origin, first_seq, last_seq, .. } = batch;
+    let mut statements = vec![
+        delete("events", &format!("origin = '{origin}' AND seq BETWEEN {first_seq} AND {last_seq}")),
+        delete("batches", &format!("origin = '{origin}' AND first_seq = {first_seq}")),
+    ];
+    if with_checkpoints {
+        let inside = format!(
+            "origin = '{origin}' AND first_seq + tree_size > {first_seq} AND first_seq + tree_size <= {} ",
+            last_seq + 1
+        );
+        statements.push(delete("checkpoints", &inside));
+    }
+    statements
+}
+
+/// All of a log from a number on goes, with its checkpoints and keys.
+fn behind(origin: &str, cut: u64) -> Vec<String> {
+    vec![
+        delete("events", &format!("origin = '{origin}' AND seq >= {cut}")),
+        delete("batches", &format!("origin = '{origin}' AND last_seq >= {cut}")),
+        delete("checkpoints", &format!("origin = '{origin}' AND first_seq + tree_size > {cut}")),
+        delete("identities", &format!("origin = '{origin}' AND first_seq >= {cut}")),
+    ]
+}
+
+fn leaf_of_batch(batch: &Batch, seq: u64, leaf: &str) -> String {
+    let at = seq - batch.first_seq + 1;
+    let set = format!(
+        "leaf_hashes = arrayMap((x, n) -> if(n = {at}, toFixedString(unhex('{leaf}'), 32), x), leaf_hashes, arrayEnumerate(leaf_hashes))"
+    );
+    update("batches", &set, &format!("origin = '{}' AND first_seq = {}", batch.origin, batch.first_seq))
+}
+
+/// Another value for a column of this type.
+fn other(name: &str, kind: &str) -> Result<String> {
+    let plain = kind.strip_prefix("LowCardinality(").and_then(|kind| kind.strip_suffix(')')).unwrap_or(kind);
+    Ok(match plain {
+        "String" => format!("concat({name}, 'x')"),
+        "Bool" => format!("NOT {name}"),
+        "FixedString(32)" => format!("toFixedString(reverse({name}), 32)"),
+        "DateTime64(6, 'UTC')" => format!("addSeconds({name}, 1)"),
+        "Nullable(DateTime64(6, 'UTC'))" => {
+            format!("addSeconds(ifNull({name}, toDateTime64(0, 6, 'UTC')), 1)")
+        }
+        "Map(String, String)" => format!("mapUpdate({name}, map('x', 'y'))"),
+        "Map(String, UInt64)" => format!("mapUpdate({name}, map('x', toUInt64(1)))"),
+        _ if plain.starts_with("Array(FixedString(32)") => {
+            format!("arrayPushBack({name}, toFixedString(repeat('x', 32), 32))")
+        }
+        _ if plain.starts_with("Array(") && plain.contains("String") => format!("arrayPushBack({name}, 'x')"),
+        _ if plain.starts_with("Array(") && plain.contains("Int") => format!("arrayPushBack({name}, 1)"),
+        _ if plain.starts_with("Nullable(") && plain.contains("Int") => format!("ifNull({name}, 0) + 1"),
+        _ if plain.starts_with("UInt") || plain.starts_with("Int") => format!("{name} + 1"),
+        _ => bail!("no other value is known for {name}, a {kind}"),
+    })
+}
+
+fn within(batch: &Batch, dice: &mut Dice) -> u64 {
+    let events = usize::try_from(batch.last_seq - batch.first_seq + 1).unwrap_or(1);
+    batch.first_seq + dice.below(events) as u64
+}
+
+fn text(row: &Value, name: &str) -> Result<String> {
+    row[name].as_str().map(str::to_owned).with_context(|| format!("no {name} in {row}"))
+}
+
+fn number(row: &Value, name: &str) -> Result<u64> {
+    let value = &row[name];
+    let quoted = || value.as_str().and_then(|digits| digits.parse().ok());
+    value.as_u64().or_else(quoted).with_context(|| format!("no {name} in {row}"))
+}
+
+fn unhex(text: &str) -> Result<Vec<u8>> {
+    let pairs = text.as_bytes().chunks(2);
+    pairs.map(|pair| Ok(u8::from_str_radix(std::str::from_utf8(pair)?, 16)?)).collect()
+}
+
+fn hashes(row: &Value, name: &str) -> Result<Vec<Hash>> {
+    let list = row[name].as_array().with_context(|| format!("no {name} in {row}"))?;
+    let hash = |text: &Value| {
+        let bytes = unhex(text.as_str().context("no hash")?)?;
+        bytes.try_into().ok().context("a hash has another length")
+    };
+    list.iter().map(hash).collect()
+}
