@@ -30,7 +30,7 @@ use crate::{
     EXECUTABLES, JOBS, TASK_EVENTS, TASKS, USERS,
     account::add_to_host as count,
     select::settings,
-    structures::{At, Cgroup, NOBODY, Task, of, offset},
+    structures::{Cgroup, Known, NOBODY, Structure, Task, of, offset},
 };
 
 /// Marks the job of a selected executable's start.
@@ -41,7 +41,7 @@ const SEEN: [u32; 5] = [1, 2, 10, 16, 38];
 
 /// A process was made; it has not run yet.
 pub fn fork(ctx: &BtfTracePointContext) {
-    let (forker, child) = (Task(At::of(ctx.arg(0))), Task(At::of(ctx.arg(1))));
+    let (forker, child) = (Task(Known::of(ctx.arg(0))), Task(Known::of(ctx.arg(1))));
     let (pid, tgid): (u32, u32) = (child.0.read(offset!(task_pid)), child.tgid());
     if pid != tgid {
         return;
@@ -73,7 +73,7 @@ pub fn fork(ctx: &BtfTracePointContext) {
 
 /// The current process became another program.
 pub fn exec(ctx: &BtfTracePointContext) {
-    let (task, binprm) = (Task(At::of(ctx.arg(0))), At::of(ctx.arg(2)));
+    let (task, binprm) = (Task(Known::of(ctx.arg(0))), Known::of(ctx.arg(2)));
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
     let before = tag(tgid);
     let cgroup = task.cgroup();
@@ -112,7 +112,7 @@ pub fn exec(ctx: &BtfTracePointContext) {
 
 /// A thread of the current process ends.
 pub fn exit(ctx: &BtfTracePointContext) {
-    let task = Task(At::of(ctx.arg(0)));
+    let task = Task(Known::of(ctx.arg(0)));
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
     let own = tag(tgid);
     if own.job == 0 {
@@ -137,10 +137,10 @@ pub fn exit(ctx: &BtfTracePointContext) {
 
 /// A process, or one thread of it, was moved to another cgroup.
 pub fn attach(ctx: &BtfTracePointContext) {
-    if !Cgroup(At::of(ctx.arg(0))).is_unified() {
+    if !Cgroup(Known::of(ctx.arg(0))).is_unified() {
         return;
     }
-    let task = Task(At::of(ctx.arg(2)));
+    let task = Task(Known::of(ctx.arg(2)));
     let (tgid, cgroup) = (task.tgid(), task.cgroup());
     let before = tag(tgid);
     let selected = cgroup.selected();
@@ -174,7 +174,7 @@ pub fn attach(ctx: &BtfTracePointContext) {
 
 /// A cgroup was made: the agent looks at once whether it is one to be selected.
 pub fn mkdir(ctx: &BtfTracePointContext) {
-    let cgroup = Cgroup(At::of(ctx.arg(0)));
+    let cgroup = Cgroup(Known::of(ctx.arg(0)));
     let path: *const c_void = ctx.arg(1);
     if !cgroup.is_unified() {
         return;
@@ -232,7 +232,7 @@ fn tag(tgid: u32) -> Tag {
 
 /// What a process belongs to that has no tag of its own yet. The start is not filled in.
 #[inline(always)]
-fn belongs(inherited: Tag, cgroup: Cgroup) -> Tag {
+fn belongs(inherited: Tag, cgroup: Cgroup<Known>) -> Tag {
     if inherited.by_executable != 0 {
         return inherited;
     }
@@ -249,13 +249,13 @@ fn belongs(inherited: Tag, cgroup: Cgroup) -> Tag {
 
 /// Of the file that is about to run.
 #[inline(always)]
-fn inode(binprm: At) -> At {
+fn inode(binprm: Known) -> Known {
     binprm.follow(offset!(binprm_file)).follow(offset!(file_inode))
 }
 
 /// Null when it is not.
 #[inline(always)]
-fn selected_executable(binprm: At) -> *const Selected {
+fn selected_executable(binprm: Known) -> *const Selected {
     if settings().is_none_or(|settings| settings.by_executable == 0) {
         return null();
     }
@@ -287,7 +287,14 @@ fn account(job: u64) {
 /// # Safety
 /// `told` must be valid for writes.
 #[inline(always)]
-unsafe fn describe(told: *mut TaskEvent, kind: u32, tgid: u32, own: &Tag, task: Task, cgroup: Cgroup) -> u64 {
+unsafe fn describe(
+    told: *mut TaskEvent,
+    kind: u32,
+    tgid: u32,
+    own: &Tag,
+    task: Task,
+    cgroup: Cgroup<Known>,
+) -> u64 {
     let user = bpf_get_current_uid_gid();
     let namespaces = task.0.follow(offset!(task_nsproxy));
     let net = namespaces.follow(offset!(nsproxy_net_ns));
@@ -341,7 +348,7 @@ unsafe fn copy_path(told: *mut NamedEvent, from: u64) {
 /// # Safety
 /// As of [`copy_path`].
 #[inline(always)]
-unsafe fn copy_arguments(told: *mut NamedEvent, mm: At) {
+unsafe fn copy_arguments(told: *mut NamedEvent, mm: Known) {
     let (start, end): (u64, u64) = (mm.read(offset!(mm_arg_start)), mm.read(offset!(mm_arg_end)));
     let whole = end.wrapping_sub(start);
     let size = if whole > ARGUMENTS_BYTES as u64 { ARGUMENTS_BYTES as u64 } else { whole };

@@ -8,7 +8,10 @@ use core::{ffi::c_void, ptr::read_volatile};
 use aya_ebpf::{
     Global,
     bindings::bpf_sock,
-    helpers::{bpf_get_current_task, bpf_probe_read_kernel, generated::bpf_skc_to_tcp_sock},
+    helpers::{
+        bpf_probe_read_kernel,
+        generated::{bpf_get_current_task_btf, bpf_skc_to_tcp_sock},
+    },
 };
 use weir_ebpf::{Selected, Settings, Tag, task::Offsets};
 
@@ -38,37 +41,73 @@ macro_rules! offset {
 }
 pub(crate) use offset;
 
-/// A structure of the kernel's, by its address. A null one reads as zeros.
+/// A structure of the kernel's. A null one reads as zeros.
+pub trait Structure: Copy {
+    fn read<T: Copy + Default>(self, offset: u32) -> T;
+    fn follow(self, offset: u32) -> Self;
+}
+
+/// One by its address alone: a helper reads for it.
 #[derive(Clone, Copy, PartialEq)]
 pub struct At(pub u64);
 
-impl At {
+impl Structure for At {
     #[inline(always)]
-    pub fn of(argument: *const c_void) -> Self {
-        Self(argument as u64)
-    }
-
-    #[inline(always)]
-    pub fn read<T: Copy + Default>(self, offset: u32) -> T {
+    fn read<T: Copy + Default>(self, offset: u32) -> T {
         let from = self.0.wrapping_add(u64::from(offset)) as *const T;
         // SAFETY: the helper checks the address; what it cannot read is an error.
         unsafe { bpf_probe_read_kernel(from) }.unwrap_or_default()
     }
 
     #[inline(always)]
-    pub fn follow(self, offset: u32) -> Self {
+    fn follow(self, offset: u32) -> Self {
         Self(self.read(offset))
+    }
+}
+
+/// One of which the verifier knows the type, so that a field costs a load in place of a call: what the kernel gave as such, and
+/// what a pointer in there leads to.
+#[derive(Clone, Copy)]
+pub struct Known(*const u8);
+
+impl Known {
+    #[inline(always)]
+    pub fn of(argument: *const c_void) -> Self {
+        Self(argument.cast())
+    }
+
+    /// For the verifier, a number.
+    #[inline(always)]
+    fn address(self) -> At {
+        // SAFETY: the helper reads from the stack.
+        At(unsafe { bpf_probe_read_kernel(&raw const self.0) }.map_or(0, |address| address as u64))
+    }
+}
+
+impl Structure for Known {
+    #[inline(always)]
+    fn read<T: Copy + Default>(self, offset: u32) -> T {
+        // SAFETY: a field of the type that the verifier knows, or the program is not loaded; the kernel catches what cannot be
+        // read, and that is 0.
+        unsafe { read_volatile(self.0.add(offset as usize).cast()) }
+    }
+
+    #[inline(always)]
+    fn follow(self, offset: u32) -> Self {
+        // SAFETY: as in `read`.
+        Self(unsafe { read_volatile(self.0.add(offset as usize).cast()) })
     }
 }
 
 /// A process or thread.
 #[derive(Clone, Copy)]
-pub struct Task(pub At);
+pub struct Task(pub Known);
 
 impl Task {
+    #[inline(always)]
     pub fn current() -> Self {
-        // SAFETY: gives the address of the current task.
-        Self(At(unsafe { bpf_get_current_task() }))
+        // SAFETY: gives the current task.
+        Self(Known(unsafe { bpf_get_current_task_btf() } as *const u8))
     }
 
     #[inline(always)]
@@ -84,15 +123,15 @@ impl Task {
 
     /// In the cgroup2 hierarchy.
     #[inline(always)]
-    pub fn cgroup(self) -> Cgroup {
+    pub fn cgroup(self) -> Cgroup<Known> {
         Cgroup(self.0.follow(offset!(task_cgroups)).follow(offset!(css_set_dfl_cgrp)))
     }
 }
 
 #[derive(Clone, Copy)]
-pub struct Cgroup(pub At);
+pub struct Cgroup<S>(pub S);
 
-impl Cgroup {
+impl Cgroup<At> {
     /// In which a socket was made.
     #[inline(always)]
     pub fn of_socket(sk: *mut bpf_sock) -> Self {
@@ -102,8 +141,7 @@ impl Cgroup {
         Self(At(address.map_or(0, |sk| sk as u64)).follow(offset!(sock_cgroup)))
     }
 
-    /// The number of the cgroup in which a socket was made. Of TCP the verifier knows where each pointer leads, and there is a load
-    /// for each of them in place of a call.
+    /// The number of the cgroup in which a socket was made. Of TCP the verifier knows where each pointer leads.
     #[inline(always)]
     pub fn id_of_socket(sk: *mut bpf_sock) -> u64 {
         // SAFETY: the context holds the socket.
@@ -111,30 +149,7 @@ impl Cgroup {
         if tcp.is_null() {
             return Self::of_socket(sk).id();
         }
-        // SAFETY: these pointers are the kernel's own, in a structure that the socket holds; what cannot be read is 0 (the kernel
-        // catches it).
-        unsafe {
-            let cgroup: *const u8 = read_volatile(tcp.add(offset!(sock_cgroup) as usize).cast());
-            let node: *const u8 = read_volatile(cgroup.add(offset!(cgroup_kn) as usize).cast());
-            read_volatile(node.add(offset!(kernfs_node_id) as usize).cast())
-        }
-    }
-
-    /// Whether it was removed. What came from it can live on.
-    #[inline(always)]
-    pub fn is_gone(self) -> bool {
-        self.0.read::<u32>(offset!(cgroup_flags)) & ONLINE == 0
-    }
-
-    #[inline(always)]
-    pub fn id(self) -> u64 {
-        self.0.follow(offset!(cgroup_kn)).read(offset!(kernfs_node_id))
-    }
-
-    /// Whether it is of the cgroup2 hierarchy, whose number is 0.
-    #[inline(always)]
-    pub fn is_unified(self) -> bool {
-        self.0.follow(offset!(cgroup_root)).read::<u32>(offset!(cgroup_root_hierarchy)) == 0
+        Cgroup(Known(tcp).follow(offset!(sock_cgroup))).id()
     }
 
     /// What the innermost selected one of it and those above it gives; [`NOBODY`]'s if there is none.
@@ -161,6 +176,42 @@ impl Cgroup {
             }
         }
         NOBODY
+    }
+}
+
+impl Cgroup<Known> {
+    /// The same. Most processes of a job are in the very cgroup that is selected, which the verifier knows.
+    #[inline(always)]
+    pub fn selected(self) -> Tag {
+        let deepest = settings().map_or(0, |settings| settings.cgroup_levels) as u32 & 0xf;
+        if deepest == 0 {
+            return NOBODY;
+        }
+        if deepest == self.0.read::<u32>(offset!(cgroup_level))
+            && let Some(selected) = CGROUPS.get_ptr(self.id())
+        {
+            return of(selected);
+        }
+        Cgroup(self.0.address()).selected()
+    }
+}
+
+impl<S: Structure> Cgroup<S> {
+    /// Whether it was removed. What came from it can live on.
+    #[inline(always)]
+    pub fn is_gone(self) -> bool {
+        self.0.read::<u32>(offset!(cgroup_flags)) & ONLINE == 0
+    }
+
+    #[inline(always)]
+    pub fn id(self) -> u64 {
+        self.0.follow(offset!(cgroup_kn)).read(offset!(kernfs_node_id))
+    }
+
+    /// Whether it is of the cgroup2 hierarchy, whose number is 0.
+    #[inline(always)]
+    pub fn is_unified(self) -> bool {
+        self.0.follow(offset!(cgroup_root)).read::<u32>(offset!(cgroup_root_hierarchy)) == 0
     }
 }
 

@@ -10,17 +10,19 @@
 //! - `bare`: the least that a connection can be: one process that makes both ends, and resets it. No switch between processes, and
 //!   no orderly end; what the hooks add is the same, and weighs more;
 //! - `connect`: connect(2) alone, blocking, until it returns with the connection established;
-//! - `process`: from the start of `/bin/true` (fork and exec) until it is waited for.
+//! - `process`: from the start of `/bin/true` (fork and exec) until it is waited for, by a process of its own: the descriptors of
+//!   Weir's tables and programs are the agent's, and none of them is a job's to copy and to close.
 //!
 //! Without what the agent does of its own (taking the origin). A time is the median of a batch, so that a batch is not spoilt by
 //! what else the machine does in one of its moments.
 
 use std::{
+    cell::RefCell,
     fs,
-    io::Read,
+    io::{Read, Write},
     net::{Ipv4Addr, Shutdown, SocketAddrV4, SocketAddrV6, TcpListener, TcpStream},
     os::fd::{AsFd, AsRawFd, OwnedFd},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -45,10 +47,14 @@ const PROCESSES: usize = 300;
 
 /// The argument with which this program is the other end of connections.
 const SERVE: &str = "serve";
+/// With which it starts processes, and says how long each took.
+const START: &str = "start";
 
 fn main() -> Result<()> {
-    if std::env::args().nth(1).as_deref() == Some(SERVE) {
-        return serve();
+    match std::env::args().nth(1).as_deref() {
+        Some(SERVE) => return serve(),
+        Some(START) => return start(),
+        _ => {}
     }
     let rounds: usize = std::env::args().nth(1).context("say how many rounds")?.parse()?;
     let processor = stay_on_one_processor()?;
@@ -74,6 +80,14 @@ struct Place {
     /// And this one of these.
     bare: Ends,
     agent_v6: TcpListener,
+    starter: RefCell<Starter>,
+}
+
+/// A process that starts others when it is told to. It ends with its owner.
+struct Starter {
+    process: Served,
+    told: ChildStdin,
+    answers: ChildStdout,
 }
 
 /// Who listens: where the client wants to go, and in the agent's place.
@@ -192,6 +206,7 @@ impl Weir {
     fn begin(place: &Place) -> Result<Self> {
         // The tag of a process is given as it comes into a selected cgroup: from outside.
         place.attached.add(Pid::this())?;
+        place.attached.add(place.starter.borrow().pid()?)?;
         let hooks = Hooks::load(Plan::default())?;
         for listener in [&place.served.agent, &place.bare.agent, &place.agent_v6] {
             hooks.mark_listener(listener.as_fd())?;
@@ -275,14 +290,26 @@ impl Place {
         bare.server.set_nonblocking(true)?;
         bare.agent.set_nonblocking(true)?;
         let agent_v6 = listen("[::1]:0")?;
+        let starter = RefCell::new(Starter::new()?);
         let attached = Cgroup::create(&name)?;
         let selected = Cgroup::create(format!("{name}/selected"))?;
         let beside = Cgroup::create(format!("{name}/beside"))?;
-        Ok(Self { before: before.to_owned(), attached, selected, beside, level: 2, served, bare, agent_v6 })
+        Ok(Self {
+            before: before.to_owned(),
+            attached,
+            selected,
+            beside,
+            level: 2,
+            served,
+            bare,
+            agent_v6,
+            starter,
+        })
     }
 
     fn join(&self, case: Case) -> Result<()> {
         let cgroup = if case == Case::Unselected { &self.beside } else { &self.selected };
+        cgroup.add(self.starter.borrow().pid()?)?;
         Ok(cgroup.add(Pid::this())?)
     }
 
@@ -290,6 +317,7 @@ impl Place {
         let before =
             weir::cgroup::mount_point()?.join(self.before.trim_start_matches('/')).join("cgroup.procs");
         fs::write(before, std::process::id().to_string())?;
+        drop(self.starter);
         self.selected.remove()?;
         self.beside.remove()?;
         Ok(self.attached.remove()?)
@@ -298,7 +326,8 @@ impl Place {
     /// By [`TIMED`].
     fn both(&self, case: Case, mut weir: Option<&mut Weir>) -> Result<Times> {
         if case == Case::ForkExec {
-            let [process, _] = self.batch(PROCESSES, weir, || Ok([process()?; 2]))?;
+            let [process, _] =
+                self.batch(PROCESSES, weir, || Ok([self.starter.borrow_mut().process()?; 2]))?;
             return Ok([process; 3]);
         }
         let leads = |weir: &Option<&mut Weir>, ends| match weir {
@@ -380,6 +409,40 @@ fn serve() -> Result<()> {
 fn reset(accepted: TcpStream) -> Result<()> {
     let linger = nix::libc::linger { l_onoff: 1, l_linger: 0 };
     Ok(setsockopt(&accepted, sockopt::Linger, &linger)?)
+}
+
+impl Starter {
+    fn new() -> Result<Self> {
+        let mut command = Command::new(std::env::current_exe()?);
+        let mut process = command.arg(START).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let told = process.stdin.take().context("no way to the process that starts others")?;
+        let answers = process.stdout.take().context("no way back from the process that starts others")?;
+        Ok(Self { process: Served(process), told, answers })
+    }
+
+    fn pid(&self) -> Result<Pid> {
+        Ok(Pid::from_raw(i32::try_from(self.process.0.id())?))
+    }
+
+    /// Has it start one, and wait for its end.
+    fn process(&mut self) -> Result<Duration> {
+        self.told.write_all(&[1])?;
+        let mut took = [0; size_of::<u64>()];
+        self.answers.read_exact(&mut took).context("the process that starts others is gone")?;
+        Ok(Duration::from_nanos(u64::from_ne_bytes(took)))
+    }
+}
+
+/// Starts a process for each byte that it is told, and answers with the nanoseconds that it took.
+fn start() -> Result<()> {
+    let mut told = std::io::stdin();
+    let mut answers = std::io::stdout();
+    while told.read(&mut [0])? == 1 {
+        let took = u64::try_from(process()?.as_nanos())?;
+        answers.write_all(&took.to_ne_bytes())?;
+        answers.flush()?;
+    }
+    Ok(())
 }
 
 /// One process.
