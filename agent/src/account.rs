@@ -272,7 +272,9 @@ impl Accounts {
     /// States the sums of each job that has ended, and with `all` of each that has new ones.
     async fn state(&self, all: bool) -> Result<(), AccountError> {
         let counts = self.hooks.jobs()?;
-        let tags = self.hooks.tags()?;
+        // A chain of forks can run ahead of one look: what is new lies where it looked before. Two it has to outrun one after the other.
+        let mut tags = self.hooks.tags()?;
+        tags.extend(self.hooks.tags()?);
         let due = self.jobs().due(&counts, &tags, all);
         // At once, while the counts are those that were looked at.
         self.let_go(&counts)?;

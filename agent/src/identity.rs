@@ -6,12 +6,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
 use weir_core::mask::{Masked, Masker};
 use weir_core::record::{Ancestor, Caller, Job};
 
 use crate::kernel::Origin;
-use crate::process::{self, Described, MAX_COMMAND_LINE, Processes, proc};
+use crate::process::{self, Described, MAX_COMMAND_LINE, Processes, Readers, proc};
 
 /// How long a process may take to be described.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -47,17 +46,24 @@ pub async fn look_up(origin: Origin, processes: &Arc<Processes>) -> Described {
     described
 }
 
-/// What /proc says, if it says it in time. A process that makes its readers wait keeps their threads for as long as it likes: so
-/// many of them and no more, or nothing of the agent's that needs one would go on.
-async fn read(origin: &Origin, readers: Arc<Semaphore>) -> Option<Living> {
-    let (pid, at) = (origin.tgid, origin.connected_at);
-    let turn = tokio::time::timeout(TURN, readers.acquire_owned()).await.ok()?.ok()?;
+/// What /proc says, if it says it in time. A process that makes its readers wait keeps their threads for as long as it likes: its job is
+/// not asked again until they are back.
+async fn read(origin: &Origin, readers: &Readers) -> Option<Living> {
+    let (pid, at, job) = (origin.tgid, origin.connected_at, origin.job);
+    let turn = readers.turn(job, TURN).await?;
+    let late = turn.late();
     let reading = tokio::task::spawn_blocking(move || {
         let living = Living::read(pid, at);
         drop(turn);
         living
     });
-    tokio::time::timeout(PATIENCE, reading).await.ok()?.ok()?
+    match tokio::time::timeout(PATIENCE, reading).await {
+        Ok(read) => read.ok()?,
+        Err(_) => {
+            readers.is_late(job, &late);
+            None
+        }
+    }
 }
 
 fn describe(
@@ -270,7 +276,9 @@ mod tests {
     async fn readers_that_hang_take_no_more_threads_than_they_may() {
         let processes = nothing_told();
         let readers = processes.readers();
-        let hanging = readers.clone().acquire_many_owned(readers.available_permits() as u32).await.unwrap();
+        // Of other jobs, each as many as a job may have.
+        let hanging: Vec<_> = (1..).map_while(|n: u64| readers.turn_now(1000 + n / 4)).collect();
+        assert!(!hanging.is_empty());
         let own = origin(std::process::id(), Duration::MAX);
         let caller = look_up(own.clone(), &processes).await;
         assert!(!caller.seen_alive && caller.comm.as_str() == "curl");

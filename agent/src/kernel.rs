@@ -8,6 +8,7 @@ mod books;
 mod btf;
 mod connects;
 pub mod cost;
+mod guard;
 mod host;
 pub mod link;
 mod origin;
@@ -25,7 +26,7 @@ use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -34,11 +35,12 @@ use aya::{
     maps::{Map, MapData, MapError, SkStorage},
     programs::{Program, ProgramError, ProgramFd},
 };
-use weir_ebpf::{OWN_PORTS_ROOM, PENDING_ROOM, TAKEN_ROOM, action};
+use weir_ebpf::{CGROUPS_ROOM, OWN_PORTS_ROOM, PENDING_ROOM, TAKEN_ROOM, action};
 
 pub use self::{
     books::Counts,
     connects::Connects,
+    guard::Changed,
     origin::Origin,
     tables::Destination,
     tasks::{TaskEvents, Told},
@@ -134,11 +136,19 @@ pub struct Plan<'a> {
     pub pending_room: u32,
     /// How many may be owed a record.
     pub taken_room: u32,
+    /// How many cgroups may be selected.
+    pub cgroups_room: u32,
 }
 
 impl Default for Plan<'_> {
     fn default() -> Self {
-        Self { pins: None, own_ports: &[], pending_room: PENDING_ROOM, taken_room: TAKEN_ROOM }
+        Self {
+            pins: None,
+            own_ports: &[],
+            pending_room: PENDING_ROOM,
+            taken_room: TAKEN_ROOM,
+            cgroups_room: CGROUPS_ROOM,
+        }
     }
 }
 
@@ -156,7 +166,10 @@ pub struct Hooks {
     connects: Mutex<Option<Map>>,
     task_events: Mutex<Option<Map>>,
     socket_fault: Option<String>,
+    cgroups_room: usize,
     pins: Option<Pins>,
+    /// Whether the tables are this agent's alone.
+    guarding: AtomicBool,
     netns_cookie: u64,
     epoch: u64,
 }
@@ -186,6 +199,7 @@ impl Hooks {
         loader
             .map_max_entries("PENDING", plan.pending_room)
             .map_max_entries("TAKEN", plan.taken_room)
+            .map_max_entries("CGROUPS", plan.cgroups_room)
             .override_global("OFFSETS", &layout.offsets, true)
             .override_global("MPTCP", &layout.mptcp, true);
         for table in plan.pins.iter().flat_map(|pins| TABLES.map(|table| (table, pins.map_path(table)))) {
@@ -214,11 +228,13 @@ impl Hooks {
             }),
             task_events: Mutex::new(Some(take(&mut ebpf, "TASK_EVENTS")?)),
             socket_fault,
+            cgroups_room: plan.cgroups_room as usize,
             exempt: Mutex::new(SkStorage::try_from(take(&mut ebpf, "EXEMPT")?).map_err(unreadable)?),
             pending: Pending::open(take(&mut ebpf, "PENDING")?)?,
             taken: Mutex::new(Taken::open(take(&mut ebpf, "TAKEN")?, plan.taken_room as usize)?),
             connects: Mutex::new(Some(take(&mut ebpf, "CONNECTS")?)),
             tables: Mutex::new(tables),
+            guarding: AtomicBool::new(true),
             netns_cookie,
             epoch: plan.pins.as_ref().map_or_else(|| u64::from_ne_bytes(random::bytes()), Pins::epoch),
             pins: plan.pins,
@@ -321,6 +337,11 @@ impl Hooks {
         if let Some(pins) = &self.pins {
             pins.leave();
         }
+    }
+
+    /// How many cgroups can be selected.
+    pub fn cgroups_room(&self) -> usize {
+        self.cgroups_room
     }
 
     /// This process's own network namespace, as the hooks know it.

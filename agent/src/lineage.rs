@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use weir_core::mask::Masked;
 use weir_core::record::AgentEvent;
@@ -30,8 +30,8 @@ use crate::config::{Select, Stdio};
 use crate::kernel::{Hooks, KernelError, TaskEvents, Told, since_boot};
 use crate::ledger::Ledger;
 use crate::netns::Namespaces;
-use crate::process::{Key, Process, Processes, proc};
-use crate::select::{Scan, SelectError, Selection};
+use crate::process::{Key, Process, Processes, Readers, proc};
+use crate::select::{Because, Note, Scan, SelectError, Selection};
 
 /// How long an event may lie unread, unless the kernel asks for attention.
 const LOOK: Duration = Duration::from_millis(10);
@@ -41,8 +41,8 @@ const SCAN: Duration = Duration::from_secs(1);
 const RECONCILE: Duration = Duration::from_secs(5);
 /// How many records may wait for the ledger. Past it they are counted.
 const NOTES: usize = 4096;
-/// How many processes' own memories are read at a time. Past it the process is not asked.
-const ENRICHED_AT_A_TIME: usize = 16;
+/// How many processes' own memories are read at a time, of one job a quarter of them. Past it the process is not asked.
+const ENRICHED_AT_A_TIME: usize = 64;
 
 /// How many that wait are answered by one look, at least.
 const ASKED_AT_A_TIME: usize = 1024;
@@ -77,7 +77,7 @@ pub struct Lineage {
     notes: mpsc::Sender<AgentEvent<Masked<String>>>,
     written: Option<mpsc::Receiver<AgentEvent<Masked<String>>>>,
     sockets: sockets::Told,
-    enriching: Arc<Semaphore>,
+    enriching: Arc<Readers>,
     runtime: Handle,
     told: Losses,
     unwritten: u64,
@@ -117,7 +117,7 @@ impl Lineage {
             notes,
             written: Some(written),
             sockets: sockets::Told::default(),
-            enriching: Arc::new(Semaphore::new(ENRICHED_AT_A_TIME)),
+            enriching: Arc::new(Readers::new(ENRICHED_AT_A_TIME)),
             runtime: Handle::current(),
             told: Losses::default(),
             unwritten: 0,
@@ -255,6 +255,34 @@ impl Lineage {
             Ok(None) => {}
             Err(error) => tracing::error!(%error, path, "cannot select a new cgroup"),
         }
+        self.tell_of_selection();
+    }
+
+    /// Where the selection is not what the operator wrote.
+    fn tell_of_selection(&mut self) {
+        for note in self.selection.notes() {
+            let masker = self.processes.masker();
+            let text = |name: &str, value: &str| (name.to_owned(), masker.text(value));
+            let event = match note {
+                Note::Widened { path, instead_of, because } => {
+                    let because = match because {
+                        Because::NoRoom => "no_room",
+                        Because::TooDeep => "too_deep",
+                    };
+                    let detail = [
+                        text("cgroup", &path),
+                        text("instead_of", &instead_of.to_string()),
+                        text("because", because),
+                    ];
+                    AgentEvent { name: "selection.widened".into(), detail: detail.into() }
+                }
+                Note::Failed { path, fault } => {
+                    let detail = [text("cgroup", &path), text("fault", &fault)];
+                    AgentEvent { name: "selection.failed".into(), detail: detail.into() }
+                }
+            };
+            self.send(event);
+        }
     }
 
     fn scan(&mut self) -> Result<(), SelectError> {
@@ -264,6 +292,7 @@ impl Lineage {
             tracing::debug!(cgroup = cgroup.path, "selected");
             self.seed(&cgroup.path, cgroup.selected);
         }
+        self.tell_of_selection();
         Ok(())
     }
 
@@ -354,7 +383,9 @@ impl Lineage {
         self.enrich(process);
         for connection in self.sockets.established(process.key.pid) {
             let (local, remote) = (connection.local.to_string(), connection.remote.to_string());
-            self.note("connection.predates", process, [("local", local), ("remote", remote)]);
+            let protocol = connection.protocol.to_owned();
+            let more = [("local", local), ("remote", remote), ("protocol", protocol)];
+            self.note("connection.predates", process, more);
         }
     }
 
@@ -377,11 +408,11 @@ impl Lineage {
     /// What the process's memory says, read by another thread: the process can make its reader wait.
     fn enrich(&self, process: &Process) {
         let Some(image) = process.images.last() else { return };
-        let Ok(permit) = self.enriching.clone().try_acquire_owned() else { return };
+        let Some(turn) = self.enriching.turn_now(process.job) else { return };
         let (processes, key, since) = (self.processes.clone(), process.key, image.since);
         self.runtime.spawn_blocking(move || {
             processes.enrich(key, since);
-            drop(permit);
+            drop(turn);
         });
     }
 

@@ -6,6 +6,7 @@
 mod callers;
 pub mod container;
 pub mod proc;
+mod readers;
 mod table;
 
 use std::collections::BTreeMap;
@@ -15,13 +16,14 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use weir_core::mask::{Masked, Masker};
 use weir_core::record::Ancestor;
 use weir_ebpf::task::{TaskEvent, event};
 
 pub use self::callers::{Callers, Described};
 use self::proc::{Facts, NANOS_A_TICK};
+pub use self::readers::Readers;
 use self::table::ANCESTORS;
 pub use self::table::{Bounds, Image, Key, Process, Table, ticks};
 use crate::kernel::Told;
@@ -53,7 +55,7 @@ pub struct Processes {
     /// What job numbers are of.
     epoch: u64,
     /// Who may read a process's own memory now.
-    readers: Arc<Semaphore>,
+    readers: Readers,
 }
 
 #[derive(Debug, Default)]
@@ -78,7 +80,7 @@ impl Processes {
             asks: OnceLock::new(),
             callers: Callers::default(),
             epoch,
-            readers: Arc::new(Semaphore::new(READERS)),
+            readers: Readers::new(READERS),
         }
     }
 
@@ -245,8 +247,8 @@ impl Processes {
     }
 
     /// For each connection's own look at its process.
-    pub fn readers(&self) -> Arc<Semaphore> {
-        self.readers.clone()
+    pub fn readers(&self) -> &Readers {
+        &self.readers
     }
 
     pub fn masker(&self) -> &Masker {

@@ -22,6 +22,8 @@ use crate::kernel::{Hooks, KernelError};
 
 /// Marks the job of a user.
 const USER_JOB: u64 = 1 << 62;
+/// Whoever holds this part of the room for selected cgroups below one cgroup can have filled it.
+const SHARE: usize = 16;
 /// The inode of the initial cgroup namespace (`PROC_CGROUP_INIT_INO` of the kernel).
 const INITIAL_NAMESPACE: u64 = 0xEFFF_FFFB;
 
@@ -49,6 +51,27 @@ pub struct Selection {
     cgroups: BTreeMap<u64, Cgroup>,
     files: BTreeMap<FileKey, u32>,
     told_unselected: BTreeSet<u64>,
+    /// Cgroups that were selected in place of those below them that match, until they are gone: their flags.
+    widened: BTreeMap<String, u32>,
+    notes: Vec<Note>,
+}
+
+/// Why more was selected than was named, or less.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Because {
+    /// There are more selected cgroups than there is room for.
+    NoRoom,
+    /// It lies deeper than the hooks look.
+    TooDeep,
+}
+
+/// What the selection did that nobody asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Note {
+    /// All of this cgroup is selected, as one job, in place of so many of those below it.
+    Widened { path: String, instead_of: usize, because: Because },
+    /// It is not selected: its connects are not intercepted.
+    Failed { path: String, fault: String },
 }
 
 #[derive(Debug)]
@@ -87,6 +110,8 @@ impl Selection {
             cgroups: BTreeMap::new(),
             files: BTreeMap::new(),
             told_unselected: BTreeSet::new(),
+            widened: BTreeMap::new(),
+            notes: Vec::new(),
             mount,
         };
         if own.attach.is_empty() {
@@ -162,13 +187,16 @@ impl Selection {
                 // One that cannot be selected must not keep the others from it.
                 Err(error) if self.told_unselected.insert(id) => {
                     tracing::error!(%error, path, "a cgroup cannot be selected: it is not intercepted");
+                    self.notes.push(Note::Failed { path, fault: error.to_string() });
                 }
                 Err(_) => {}
             }
         }
         let gone: Vec<u64> = self.cgroups.keys().filter(|id| !there.contains(id)).copied().collect();
         for id in &gone {
-            self.cgroups.remove(id);
+            if let Some(cgroup) = self.cgroups.remove(id) {
+                self.widened.remove(&cgroup.path);
+            }
             hooks.unselect_cgroup(*id)?;
         }
         if !gone.is_empty() {
@@ -211,12 +239,88 @@ impl Selection {
         if self.cgroups.get(&cgroup.id).is_some_and(|old| old.selected == cgroup.selected) {
             return Ok(None);
         }
-        if self.depths_known && depth(&cgroup.path) >= Settings::LEVELS {
-            if self.told_unselected.insert(cgroup.id) {
-                tracing::error!(cgroup = cgroup.path, "lies too deep to be selected: it is not intercepted");
-            }
+        // As part of one above it.
+        if self
+            .widened
+            .iter()
+            .any(|(above, flags)| is_below(&cgroup.path, above) && cgroup.selected.flags & !flags == 0)
+        {
             return Ok(None);
         }
+        if self.depths_known && depth(&cgroup.path) >= Settings::LEVELS {
+            let above = cgroup.path.splitn(Settings::LEVELS, '/').take(Settings::LEVELS - 1);
+            let above = above.collect::<Vec<_>>().join("/");
+            return self.widen(hooks, accounts, above, &cgroup, Because::TooDeep);
+        }
+        // One place is kept, so that what is wider goes in before what it holds goes out.
+        let is_known = self.cgroups.contains_key(&cgroup.id);
+        if !is_known && self.cgroups.len() + 1 >= hooks.cgroups_room() {
+            let paths = self.cgroups.values().map(|cgroup| cgroup.path.as_str());
+            let above = fullest(paths.chain([cgroup.path.as_str()]), (hooks.cgroups_room() / SHARE).max(2));
+            if let Some(above) = above {
+                return self.widen(hooks, accounts, above, &cgroup, Because::NoRoom);
+            }
+        }
+        self.put(hooks, accounts, cgroup)
+    }
+
+    /// Selects all of a cgroup in place of those below it. Nothing that was to be intercepted is not; what lies beside it is, too.
+    fn widen(
+        &mut self,
+        hooks: &Hooks,
+        accounts: &Accounts,
+        above: String,
+        asked: &Cgroup,
+        because: Because,
+    ) -> Result<Option<Cgroup>, SelectError> {
+        let folder = self.mount.join(&above);
+        let id = match fs::metadata(&folder) {
+            Ok(folder) => folder.ino(),
+            // With all that is in it.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => {
+                return Err(CgroupError::Io { doing: "look at", path: folder, source }.into());
+            }
+        };
+        let held: Vec<u64> = match because {
+            Because::NoRoom => {
+                let held = self.cgroups.values().filter(|cgroup| is_below(&cgroup.path, &above));
+                held.map(|cgroup| cgroup.id).collect()
+            }
+            Because::TooDeep => Vec::new(),
+        };
+        let flags = held.iter().chain([&id]).filter_map(|id| self.cgroups.get(id));
+        let flags = flags.fold(asked.selected.flags, |all, cgroup| all | cgroup.selected.flags);
+        let job = self.cgroups.get(&id).map_or(id, |known| known.selected.job);
+        let selected = Selected { job, flags, reserved: 0 };
+        let new = self.put(hooks, accounts, Cgroup { id, path: above.clone(), selected })?;
+        for id in &held {
+            self.cgroups.remove(id);
+            hooks.unselect_cgroup(*id)?;
+        }
+        self.write_levels(hooks, None)?;
+        tracing::error!(
+            cgroup = above,
+            instead_of = held.len() + 1,
+            ?because,
+            "all of a cgroup is selected in place of those below it: name cgroups by their paths"
+        );
+        self.widened.insert(above.clone(), flags);
+        self.notes.push(Note::Widened { path: above, instead_of: held.len() + 1, because });
+        Ok(new)
+    }
+
+    /// What is to be recorded since the last time.
+    pub fn notes(&mut self) -> Vec<Note> {
+        std::mem::take(&mut self.notes)
+    }
+
+    fn put(
+        &mut self,
+        hooks: &Hooks,
+        accounts: &Accounts,
+        cgroup: Cgroup,
+    ) -> Result<Option<Cgroup>, SelectError> {
         let folder = self.mount.join(&cgroup.path);
         // Before anything of it can be counted.
         accounts.begin(cgroup.selected.job, folder.display().to_string(), Extent::Cgroup(folder));
@@ -303,6 +407,24 @@ impl Selection {
     }
 }
 
+fn is_below(path: &str, above: &str) -> bool {
+    path.strip_prefix(above).is_some_and(|rest| rest.starts_with('/'))
+}
+
+/// The deepest cgroup that holds at least so many of these; without one, that which holds the most. A job can make cgroups below
+/// what it was given alone, so what it fills with them is its own.
+fn fullest<'a>(paths: impl Iterator<Item = &'a str>, enough: usize) -> Option<String> {
+    let mut held: BTreeMap<&str, usize> = BTreeMap::new();
+    for path in paths {
+        let ends = path.match_indices('/').map(|(end, _)| end);
+        for above in ends.filter_map(|end| path.get(..end)) {
+            *held.entry(above).or_default() += 1;
+        }
+    }
+    let deepest = held.iter().filter(|(_, number)| **number >= enough).max_by_key(|(above, _)| depth(above));
+    deepest.or_else(|| held.iter().max_by_key(|(_, number)| **number)).map(|(above, _)| (*above).to_owned())
+}
+
 /// How far below the root a path lies.
 fn depth(path: &str) -> usize {
     path.split('/').filter(|part| !part.is_empty()).count()
@@ -315,5 +437,22 @@ fn uid(user: &UserName) -> Result<u32, SelectError> {
             Ok(Some(user)) => Ok(user.uid.as_raw()),
             _ => Err(SelectError::NoUser(name.clone())),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_there_are_too_many_the_deepest_cgroup_that_holds_enough_gives_way() {
+        let many = (0..20).map(|n| format!("user.slice/job/x{n}/docker-1.scope"));
+        let paths: Vec<String> = many.chain(["system.slice/docker-1.scope".to_owned()]).collect();
+        let fullest = |enough| fullest(paths.iter().map(String::as_str), enough);
+        assert_eq!(fullest(10).as_deref(), Some("user.slice/job"));
+        assert_eq!(fullest(1).map(|path| depth(&path)), Some(3));
+        // Nobody holds so many: whoever holds the most.
+        assert!(["user.slice", "user.slice/job"].map(str::to_owned).contains(&fullest(100).unwrap()));
+        assert_eq!(super::fullest(["a", "b"].into_iter(), 1), None, "nothing lies above them");
     }
 }

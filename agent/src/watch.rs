@@ -1,7 +1,7 @@
 //! The watch over the hooks: a job with root can take them off, and Weir then puts them back and says so.
 //!
-//! Enters: what [`Hooks::watch`] found and mended, once a second. Leaves: an event `tamper.hook_detached` for each, with
-//! the jobs that were running, and an error in the log. Must never: go on beside a successor, whose programs are others.
+//! Enters: what [`Hooks::watch`] found and mended, once a second, and [`Hooks::watch_tables`], every five. Leaves: an event
+//! `tamper.hook_detached` or `tamper.table_changed` for each, with the jobs that were running, and an error in the log. Must never: go on beside a successor, whose programs are others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -14,12 +14,15 @@ use weir_core::mask::Masker;
 use weir_core::record::AgentEvent;
 
 use crate::cgroup;
-use crate::kernel::Hooks;
 use crate::kernel::link::Tampering;
+use crate::kernel::{Changed, Hooks};
 use crate::ledger::{Ledger, Text};
 
 const EVENT: &str = "tamper.hook_detached";
+const TABLE_EVENT: &str = "tamper.table_changed";
 const EACH: Duration = Duration::from_secs(1);
+/// A look at the tables reads all of them.
+const LOOKS_A_TABLE: u32 = 5;
 /// How many jobs, and how many processes, an event names; more are only counted.
 const NAMED: usize = 32;
 /// How deep below the hooks' cgroup jobs are looked for.
@@ -29,8 +32,11 @@ const DEPTH: usize = 16;
 pub async fn watch(hooks: Arc<Hooks>, ledger: Ledger, masker: Masker) {
     // What could not be mended is told once, and not each second.
     let mut broken = BTreeSet::new();
-    loop {
+    for look in 1_u32.. {
         tokio::time::sleep(EACH).await;
+        if look.is_multiple_of(LOOKS_A_TABLE) {
+            look_at_tables(&hooks, &ledger, &masker, &mut broken).await;
+        }
         let found = match hooks.watch() {
             Ok(found) => found,
             Err(error) => {
@@ -49,6 +55,58 @@ pub async fn watch(hooks: Arc<Hooks>, ledger: Ledger, masker: Masker) {
             if news {
                 tell(&hooks, &ledger, &masker, cgroup.as_deref(), &tampering).await;
             }
+        }
+    }
+}
+
+/// Looks once. `broken` holds what could not be mended and was told.
+pub(crate) async fn look_at_tables(
+    hooks: &Arc<Hooks>,
+    ledger: &Ledger,
+    masker: &Masker,
+    broken: &mut BTreeSet<String>,
+) {
+    let own = hooks.clone();
+    let found = match tokio::task::spawn_blocking(move || own.watch_tables()).await {
+        Ok(Ok(found)) => found,
+        Ok(Err(error)) => return tracing::error!(%error, "cannot look after the hooks' tables"),
+        Err(error) => return tracing::error!(%error, "the look after the hooks' tables failed"),
+    };
+    for Changed { table, missing, altered, foreign, mended } in found {
+        let news = match &mended {
+            Ok(()) => {
+                broken.remove(table);
+                true
+            }
+            Err(_) => broken.insert(table.to_owned()),
+        };
+        if !news {
+            continue;
+        }
+        let running = Running::below(hooks, &cgroup::mount_point().unwrap_or_default());
+        let mended = mended.map_or_else(|error| error.to_string(), |()| "yes".to_owned());
+        tracing::error!(
+            table,
+            missing,
+            altered,
+            foreign,
+            mended,
+            jobs = running.jobs,
+            "somebody with root wrote into a table of the hooks"
+        );
+        let told: [(&str, &str); 7] = [
+            ("table", table),
+            ("missing", &missing.to_string()),
+            ("altered", &altered.to_string()),
+            ("foreign", &foreign.to_string()),
+            ("mended", &mended),
+            ("jobs", &running.jobs),
+            ("processes", &running.processes),
+        ];
+        let text = |(name, value): (&str, &str)| -> (String, Text) { (name.to_owned(), masker.text(value)) };
+        let detail = told.into_iter().map(text).collect();
+        if let Err(error) = ledger.note(AgentEvent { name: TABLE_EVENT.to_owned(), detail }).await {
+            tracing::error!(%error, "a table that was tampered with is not in the record");
         }
     }
 }

@@ -61,6 +61,8 @@ impl Agent {
         let (ledger, boot, hooks) = (gate.ledger.clone(), boot.clone(), hooks.clone());
         let sockets = std::mem::take(&mut self.sockets);
         let runtime = Handle::current();
+        // From here on the other one writes into the tables.
+        self.hooks.guard_tables(false);
         let giving = tokio::task::spawn_blocking(move || {
             let lock = hooks.pins_lock();
             let lock = lock.as_ref().map(AsFd::as_fd);
@@ -72,7 +74,10 @@ impl Agent {
             Ok(given) => given,
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         };
-        let successor = given.inspect_err(|_| self.sockets = sockets)?;
+        let successor = given.inspect_err(|_| {
+            self.sockets = sockets;
+            self.hooks.guard_tables(true);
+        })?;
         self.gate.tasks.retire();
         self.on_duty.cancel();
         let duties = std::mem::take(&mut self.duties);

@@ -7,34 +7,33 @@ use std::{
     collections::BTreeMap,
     net::{SocketAddrV4, SocketAddrV6},
     os::fd::BorrowedFd,
+    sync::atomic::Ordering,
 };
 
 use weir_ebpf::{Listeners, MARK_EXEMPT, MARK_LISTENER, Selected, Settings, Tag};
 
-use super::{Destination, Hooks, KernelError, io_error, lock, tables::gone, unreadable};
+use super::{Changed, Destination, Hooks, KernelError, io_error, lock, tables::gone, unreadable};
 
 impl Hooks {
     /// Selects a cgroup with all those below; its connects are counted under `job`.
     pub fn select_cgroup(&self, id: u64, selected: Selected) -> Result<(), KernelError> {
         let mut tables = lock(&self.tables);
         tables.begin_job_or_stray(selected.job);
-        tables.cgroups.insert(id, selected, 0).map_err(unreadable)
+        tables.cgroups.insert(id, selected)
     }
 
     pub fn selected_cgroups(&self) -> Result<BTreeMap<u64, Selected>, KernelError> {
-        let tables = lock(&self.tables);
-        let entries = tables.cgroups.iter().collect::<Result<_, _>>();
-        entries.map_err(unreadable)
+        Ok(lock(&self.tables).cgroups.entries()?.into_iter().collect())
     }
 
     pub fn unselect_cgroup(&self, id: u64) -> Result<(), KernelError> {
-        gone(lock(&self.tables).cgroups.remove(&id))
+        lock(&self.tables).cgroups.remove(&id)
     }
 
     pub fn select_user(&self, uid: u32, selected: Selected) -> Result<(), KernelError> {
         let mut tables = lock(&self.tables);
         tables.begin_job_or_stray(selected.job);
-        tables.users.insert(uid, selected, 0).map_err(unreadable)?;
+        tables.users.insert(uid, selected)?;
         let settings = tables.settings()?;
         tables.set_settings(Settings { by_user: 1, ..settings })
     }
@@ -76,17 +75,31 @@ impl Hooks {
     pub fn listen(&self, netns_cookie: u64, v4: SocketAddrV4, v6: SocketAddrV6) -> Result<(), KernelError> {
         let listeners =
             Listeners { v6: v6.ip().octets(), v4: v4.ip().octets(), v6_port: v6.port(), v4_port: v4.port() };
-        lock(&self.tables).netns.insert(netns_cookie, listeners, 0).map_err(unreadable)
+        lock(&self.tables).netns.insert(netns_cookie, listeners)
     }
 
     /// From here on the connects of that namespace are refused.
     pub fn unlisten(&self, netns_cookie: u64) -> Result<(), KernelError> {
-        gone(lock(&self.tables).netns.remove(&netns_cookie))
+        lock(&self.tables).netns.remove(&netns_cookie)
     }
 
     /// The network namespaces that have listeners, also those that an agent before this one registered.
     pub fn listening(&self) -> Result<Vec<u64>, KernelError> {
-        lock(&self.tables).netns.keys().collect::<Result<_, _>>().map_err(unreadable)
+        Ok(lock(&self.tables).netns.entries()?.into_iter().map(|(cookie, _)| cookie).collect())
+    }
+
+    /// Looks whether somebody else wrote into the tables that the hooks decide by, and puts right what it finds.
+    pub fn watch_tables(&self) -> Result<Vec<Changed>, KernelError> {
+        if !self.guarding.load(Ordering::Relaxed) {
+            return Ok(Vec::new());
+        }
+        lock(&self.tables).watch()
+    }
+
+    /// Whether the tables are this agent's alone: they are not while a successor makes them its own.
+    pub fn guard_tables(&self, guarding: bool) {
+        let _tables = lock(&self.tables);
+        self.guarding.store(guarding, Ordering::Relaxed);
     }
 
     /// Marks one of the agent's own sockets: wherever it connects to, it is left alone. To be called before `connect`.

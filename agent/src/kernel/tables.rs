@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, io, net::IpAddr};
 
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, lpm_trie::Key},
+    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray},
 };
 use ipnet::IpNet;
 use weir_ebpf::{
@@ -15,7 +15,11 @@ use weir_ebpf::{
     Tag, action, address, verdict,
 };
 
-use super::{KernelError, lookup_missing, take, unreadable};
+use super::{
+    KernelError,
+    guard::{Changed, Table, Watched},
+    lookup_missing, take, unreadable,
+};
 
 /// What becomes of connects to some addresses and ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,32 +33,32 @@ pub struct Destination {
 }
 
 pub(super) struct Tables {
-    pub settings: Array<MapData, Settings>,
+    pub settings: Watched<Array<MapData, Settings>>,
     pub tasks: HashMap<MapData, u32, Tag>,
-    pub cgroups: HashMap<MapData, u64, Selected>,
-    pub executables: HashMap<MapData, FileKey, Selected>,
-    pub users: HashMap<MapData, u32, Selected>,
+    pub cgroups: Watched<HashMap<MapData, u64, Selected>>,
+    pub executables: Watched<HashMap<MapData, FileKey, Selected>>,
+    pub users: Watched<HashMap<MapData, u32, Selected>>,
     pub jobs: HashMap<MapData, u64, JobCounts>,
     pub lost_told: HashMap<MapData, u64, LostTold>,
-    pub destinations: LpmTrie<MapData, DestinationKey, u32>,
-    pub netns: HashMap<MapData, u64, Listeners>,
-    pub own_ports: HashMap<MapData, u16, u8>,
+    pub destinations: Watched<LpmTrie<MapData, DestinationKey, u32>>,
+    pub netns: Watched<HashMap<MapData, u64, Listeners>>,
+    pub own_ports: Watched<HashMap<MapData, u16, u8>>,
     pub counts: PerCpuArray<MapData, u64>,
 }
 
 impl Tables {
     pub fn open(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
         let mut tables = Self {
-            settings: take(ebpf, "SETTINGS")?.try_into().map_err(unreadable)?,
+            settings: watched(ebpf, "SETTINGS")?,
             tasks: take(ebpf, "TASKS")?.try_into().map_err(unreadable)?,
-            cgroups: take(ebpf, "CGROUPS")?.try_into().map_err(unreadable)?,
-            executables: take(ebpf, "EXECUTABLES")?.try_into().map_err(unreadable)?,
-            users: take(ebpf, "USERS")?.try_into().map_err(unreadable)?,
+            cgroups: watched(ebpf, "CGROUPS")?,
+            executables: watched(ebpf, "EXECUTABLES")?,
+            users: watched(ebpf, "USERS")?,
             jobs: take(ebpf, "JOBS")?.try_into().map_err(unreadable)?,
             lost_told: take(ebpf, "LOST_TOLD")?.try_into().map_err(unreadable)?,
-            destinations: take(ebpf, "DESTINATIONS")?.try_into().map_err(unreadable)?,
-            netns: take(ebpf, "NETNS")?.try_into().map_err(unreadable)?,
-            own_ports: take(ebpf, "OWN_PORTS")?.try_into().map_err(unreadable)?,
+            destinations: watched(ebpf, "DESTINATIONS")?,
+            netns: watched(ebpf, "NETNS")?,
+            own_ports: watched(ebpf, "OWN_PORTS")?,
             counts: take(ebpf, "COUNTS")?.try_into().map_err(unreadable)?,
         };
         tables.begin_job(STRAY_JOB)?;
@@ -62,11 +66,14 @@ impl Tables {
     }
 
     pub fn settings(&self) -> Result<Settings, KernelError> {
-        self.settings.get(&0, 0).map_err(unreadable)
+        self.settings.written().get(&0).copied().ok_or_else(|| KernelError::Table {
+            doing: "find the settings of the hooks",
+            source: io::ErrorKind::NotFound.into(),
+        })
     }
 
     pub fn set_settings(&mut self, settings: Settings) -> Result<(), KernelError> {
-        self.settings.set(0, settings, 0).map_err(unreadable)
+        self.settings.insert(0, settings)
     }
 
     /// Makes the ports protected that selected cgroups may not reach, and no others.
@@ -75,34 +82,39 @@ impl Tables {
             return Err(KernelError::TooManyPorts(ports.len()));
         }
         for port in ports {
-            self.own_ports.insert(port, 1, 0).map_err(unreadable)?;
+            self.own_ports.insert(port, 1)?;
         }
-        let old = self.own_ports.keys().collect::<Result<Vec<_>, _>>().map_err(unreadable)?;
-        for port in old.iter().filter(|port| !ports.contains(port)) {
-            gone(self.own_ports.remove(port))?;
-        }
-        Ok(())
+        let mut old = self.own_ports.entries()?.into_iter().map(|(port, _)| port);
+        old.try_for_each(|port| if ports.contains(&port) { Ok(()) } else { self.own_ports.remove(&port) })
     }
 
     /// Makes these the destinations with an action of their own.
     pub fn set_destinations(&mut self, destinations: &[Destination]) -> Result<(), KernelError> {
         let wanted = entries(destinations);
-        for ((bits, key), action) in &wanted {
-            self.destinations.insert(&Key::new(*bits, *key), action, 0).map_err(unreadable)?;
-        }
-        let old = self.destinations.keys().collect::<Result<Vec<_>, _>>().map_err(unreadable)?;
-        for key in old {
-            let (bits, data) = (key.prefix_len(), key.data());
-            if !wanted.contains_key(&(bits, data)) {
-                gone(self.destinations.remove(&key))?;
-            }
-        }
-        Ok(())
+        wanted.iter().try_for_each(|(key, action)| self.destinations.insert(key, action))?;
+        let mut old = self.destinations.entries()?.into_iter().map(|(key, _)| key);
+        old.try_for_each(
+            |key| if wanted.contains_key(&key) { Ok(()) } else { self.destinations.remove(&key) },
+        )
     }
 
     pub fn add_destination(&mut self, destination: Destination) -> Result<(), KernelError> {
-        let (bits, key) = entry(destination.network, destination.port);
-        self.destinations.insert(&Key::new(bits, key), destination.action, 0).map_err(unreadable)
+        self.destinations.insert(entry(destination.network, destination.port), destination.action)
+    }
+
+    /// Looks whether somebody else wrote into the tables of rules, and puts right what it finds.
+    pub fn watch(&mut self) -> Result<Vec<Changed>, KernelError> {
+        // What selects goes first.
+        let found = [
+            self.settings.watch()?,
+            self.cgroups.watch()?,
+            self.users.watch()?,
+            self.executables.watch()?,
+            self.destinations.watch()?,
+            self.netns.watch()?,
+            self.own_ports.watch()?,
+        ];
+        Ok(found.into_iter().flatten().collect())
     }
 
     /// A job is accounted for from now on; one that is already goes on.
@@ -145,6 +157,13 @@ impl Tables {
         let per_cpu = self.counts.get(&slot, 0).map_err(unreadable)?;
         Ok(per_cpu.iter().fold(0_u64, |sum, n| sum.wrapping_add(*n)))
     }
+}
+
+fn watched<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<Watched<T>, KernelError>
+where
+    T: Table + TryFrom<Map, Error = MapError>,
+{
+    Watched::open(name, T::try_from(take(ebpf, name)?).map_err(unreadable)?)
 }
 
 /// Inserts only what is not there (linux/bpf.h).

@@ -24,7 +24,7 @@ use super::{
     lock, lookup_missing,
     pins::Pins,
     program, refused, syscall,
-    tables::{gone, is_there_already},
+    tables::is_there_already,
     unreadable,
 };
 
@@ -86,7 +86,7 @@ impl Hooks {
     /// Selects an executable: each start of it begins a job of its own.
     pub fn select_executable(&self, file: FileKey, selected: Selected) -> Result<(), KernelError> {
         let mut tables = lock(&self.tables);
-        tables.executables.insert(file, selected, 0).map_err(unreadable)?;
+        tables.executables.insert(file, selected)?;
         let settings = tables.settings()?;
         tables.set_settings(Settings { by_executable: 1, ..settings })
     }
@@ -98,13 +98,15 @@ impl Hooks {
         users: &BTreeSet<u32>,
     ) -> Result<(), KernelError> {
         let mut tables = lock(&self.tables);
-        let old = tables.executables.keys().collect::<Result<Vec<_>, _>>().map_err(unreadable)?;
-        for file in old.iter().filter(|file| !files.contains_key(file)) {
-            gone(tables.executables.remove(file))?;
+        for (file, _) in tables.executables.entries()? {
+            if !files.contains_key(&file) {
+                tables.executables.remove(&file)?;
+            }
         }
-        let old = tables.users.keys().collect::<Result<Vec<_>, _>>().map_err(unreadable)?;
-        for uid in old.iter().filter(|uid| !users.contains(uid)) {
-            gone(tables.users.remove(uid))?;
+        for (uid, _) in tables.users.entries()? {
+            if !users.contains(&uid) {
+                tables.users.remove(&uid)?;
+            }
         }
         let settings = tables.settings()?;
         let (by_user, by_executable) = (u32::from(!users.is_empty()), u32::from(!files.is_empty()));
@@ -112,7 +114,7 @@ impl Hooks {
     }
 
     pub fn unselect_executable(&self, file: FileKey) -> Result<(), KernelError> {
-        gone(lock(&self.tables).executables.remove(&file))
+        lock(&self.tables).executables.remove(&file)
     }
 
     /// Tags a process that was there before it could be followed. One that has a tag already keeps it; says whether this

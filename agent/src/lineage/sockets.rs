@@ -34,9 +34,10 @@ const SEEN: [&str; 18] = [
 /// The most descriptors of one process that are looked at.
 const MOST: usize = 16_384;
 
-/// A connection that was there before.
+/// A connection that was there before; of UDP, a socket that is connected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Established {
+    pub protocol: &'static str,
     pub local: SocketAddr,
     pub remote: SocketAddr,
 }
@@ -49,17 +50,17 @@ pub struct Told {
 }
 
 impl Told {
-    /// The process's established TCP connections that were not given before.
+    /// The process's connections, by TCP and UDP, that were not given before. Of a raw or unseen socket [`Told::unseen`] tells.
     pub fn established(&mut self, pid: u32) -> Vec<Established> {
         let sockets = sockets(pid);
         if sockets.is_empty() {
             return Vec::new();
         }
         let mut table = BTreeMap::new();
-        for file in ["tcp", "tcp6"] {
+        for (file, protocol) in TABLES {
             // The kernel's own words, and as long as the namespace has connections.
             let text = fs::read_to_string(proc::folder(pid).join("net").join(file)).unwrap_or_default();
-            table.extend(text.lines().filter_map(row));
+            table.extend(text.lines().filter_map(|line| row(line, protocol)));
         }
         let own = sockets.into_iter().filter(|(inode, _)| self.established.insert(*inode));
         own.filter_map(|(inode, _)| table.remove(&inode)).collect()
@@ -93,8 +94,19 @@ fn sockets(pid: u32) -> BTreeMap<u64, String> {
         .collect()
 }
 
-/// A row of /proc/net/tcp, if it is of an established connection: its inode and its ends.
-fn row(line: &str) -> Option<(u64, Established)> {
+/// The kernel's tables of sockets, below `/proc/PID/net`. MPTCP's are those of the TCP connections beneath.
+const TABLES: [(&str, &str); 6] = [
+    ("tcp", "tcp"),
+    ("tcp6", "tcp"),
+    ("udp", "udp"),
+    ("udp6", "udp"),
+    ("udplite", "udplite"),
+    ("udplite6", "udplite"),
+];
+
+/// A row of /proc/net/tcp or its sisters, if it is of an established connection: its inode and its ends.
+fn row(line: &str, protocol: &'static str) -> Option<(u64, Established)> {
+    // Of a datagram's socket: connected.
     const ESTABLISHED: &str = "01";
     let fields: Vec<&str> = line.split_ascii_whitespace().collect();
     let [_, local, remote, state, ..] = fields[..] else { return None };
@@ -102,7 +114,7 @@ fn row(line: &str) -> Option<(u64, Established)> {
         return None;
     }
     let inode = fields.get(9)?.parse().ok()?;
-    Some((inode, Established { local: end(local)?, remote: end(remote)? }))
+    Some((inode, Established { protocol, local: end(local)?, remote: end(remote)? }))
 }
 
 /// `0100007F:1F90`: words of four bytes in the host's order, in hexadecimal.
@@ -124,7 +136,7 @@ fn end(text: &str) -> Option<SocketAddr> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{TcpListener, TcpStream};
+    use std::net::{TcpListener, TcpStream, UdpSocket};
 
     use super::*;
 
@@ -143,9 +155,19 @@ mod tests {
         let listener = TcpListener::bind("[::1]:0").unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let mut told = Told::default();
-        let wanted = Established { local: client.local_addr().unwrap(), remote: client.peer_addr().unwrap() };
-        assert!(told.established(std::process::id()).contains(&wanted));
-        assert!(!told.established(std::process::id()).contains(&wanted));
+        let (local, remote) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
+        let wanted = Established { protocol: "tcp", local, remote };
+        let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let unconnected = UdpSocket::bind("127.0.0.1:0").unwrap();
+        datagrams.connect(unconnected.local_addr().unwrap()).unwrap();
+        let (local, remote) = (datagrams.local_addr().unwrap(), datagrams.peer_addr().unwrap());
+        let by_udp = Established { protocol: "udp", local, remote };
+        let first = told.established(std::process::id());
+        assert!(first.contains(&wanted) && first.contains(&by_udp), "{first:?}");
+        let own = unconnected.local_addr().unwrap();
+        assert!(!first.iter().any(|found| found.local == own), "{first:?}");
+        let again = told.established(std::process::id());
+        assert!(!again.contains(&wanted) && !again.contains(&by_udp), "{again:?}");
         assert_eq!(told.unseen(std::process::id()), Vec::<String>::new());
     }
 }

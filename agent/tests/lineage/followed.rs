@@ -51,6 +51,10 @@ impl Agent {
 
     /// The same when something has happened between the load of the programs and the first look at what they tell.
     async fn start_after(before: impl FnOnce(&Hooks), select: Select) -> Self {
+        Self::start_by(Plan::default(), before, select).await
+    }
+
+    async fn start_by(plan: Plan<'_>, before: impl FnOnce(&Hooks), select: Select) -> Self {
         let masker = Masker::new(MaskKey::new([1; 32]));
         let records: Arc<Mutex<Vec<Written>>> = Arc::default();
         let own = records.clone();
@@ -67,7 +71,7 @@ impl Agent {
             )
         };
         let (ledger, _) = tokio::task::spawn_blocking(move || Ledger::open(config)).await.unwrap().unwrap();
-        let hooks = Arc::new(Hooks::load(Plan::default()).expect("these tests need root"));
+        let hooks = Arc::new(Hooks::load(plan).expect("these tests need root"));
         let (listener, v6) =
             (TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("[::1]:0").unwrap());
         for listener in [&listener, &v6] {
@@ -291,6 +295,41 @@ async fn a_new_cgroup_that_a_pattern_names_is_selected() {
     }
     agent.stop().await;
     let _ = fs::remove_dir(above.path().join("system.slice"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cgroups_that_find_no_room_are_selected_with_all_that_lies_beside_them_and_it_is_told() {
+    let above = cgroup();
+    let name = above.path().file_name().unwrap().to_string_lossy().into_owned();
+    // By name alone, as a job can name its own.
+    let entry = SelectEntry { cgroups: vec![format!("{name}-*")], ..Default::default() };
+    let plan = Plan { cgroups_room: 8, ..Plan::default() };
+    let agent = Agent::start_by(plan, |_| {}, selecting(&above, entry)).await;
+    let make = |path: String| Cgroup::create(format!("{name}/{path}")).unwrap();
+    let holder = make("crowd".to_owned());
+    let crowd: Vec<Cgroup> = (0..12).map(|n| make(format!("crowd/{name}-{n}"))).collect();
+    let event = agent.event("selection.widened", |_| true).await;
+    assert!(event.detail["cgroup"].ends_with("/crowd"), "{event:?}");
+    assert_eq!(event.detail["because"], "no_room");
+    let mut last = Process::within(&crowd[11], "say('in'); wait()");
+    assert_eq!(last.line(), "in");
+    until("the last of them is intercepted", || agent.job(last.id()) == Some(holder.id().unwrap()));
+    // And another finds room again.
+    let own = make(format!("{name}-own"));
+    let mut process = Process::within(&own, "say('in'); wait()");
+    assert_eq!(process.line(), "in");
+    until("it is selected by itself", || agent.job(process.id()) == Some(own.id().unwrap()));
+    assert!(agent.hooks.selected_cgroups().unwrap().len() < 8);
+    assert_eq!(agent.events("selection.failed").len(), 0);
+    for process in [&mut last, &mut process] {
+        process.go_on();
+    }
+    last.finish();
+    process.finish();
+    for gone in crowd.into_iter().chain([holder, own]) {
+        gone.remove().unwrap();
+    }
+    agent.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -271,3 +271,32 @@ async fn a_record_that_no_log_can_hold_is_a_gap_and_keeps_no_job_open() {
     assert!(hooks.taken().unwrap().is_empty(), "it is owed no more");
     ledger.shutdown().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_root_wrote_into_a_table_is_recorded_once_with_what_became_of_it() {
+    let hooks = Arc::new(Hooks::load(Plan::default()).expect("these tests need root"));
+    let (_accounts, ledger, masker, seen) = recorder(&hooks).await;
+    let selected = Selected { job: 5, flags: 0, reserved: 0 };
+    hooks.select_cgroup(5, selected).unwrap();
+    hooks.tables.lock().unwrap().cgroups.behind_its_back().remove(&5).unwrap();
+    let mut broken = BTreeSet::new();
+    for _ in 0..2 {
+        crate::watch::look_at_tables(&hooks, &ledger, &masker, &mut broken).await;
+    }
+    ledger.shutdown().await.unwrap();
+    let told: Vec<_> = seen
+        .lock()
+        .unwrap()
+        .iter()
+        .filter_map(|written| match &written.body {
+            Body::Agent(event) if event.name == "tamper.table_changed" => Some(event.detail.clone()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(told.len(), 1, "{told:?}");
+    for (name, value) in [("table", "CGROUPS"), ("missing", "1"), ("altered", "0"), ("mended", "yes")] {
+        assert_eq!(told[0][name].as_str(), value, "{name}");
+    }
+    assert_eq!(hooks.selected_cgroups().unwrap(), [(5, selected)].into());
+    assert!(broken.is_empty());
+}
