@@ -18,13 +18,16 @@ use super::{
 };
 
 /// A table of rules, by its entries.
-pub(in crate::kernel) trait Table {
+pub(in crate::kernel) trait Table: Sized {
     type Key: Ord + Copy;
     type Value: PartialEq + Copy;
-    fn entries(&self) -> Result<Vec<(Self::Key, Self::Value)>, KernelError>;
+    fn entries(&self) -> Result<Entries<Self>, KernelError>;
     fn put(&mut self, key: Self::Key, value: Self::Value) -> Result<(), KernelError>;
     fn take_out(&mut self, key: Self::Key) -> Result<(), KernelError>;
 }
+
+/// All of a table.
+type Entries<T> = Vec<(<T as Table>::Key, <T as Table>::Value)>;
 
 /// A table, and what the agent wrote into it.
 pub(in crate::kernel) struct Watched<T: Table> {
@@ -72,7 +75,7 @@ impl<T: Table> Watched<T> {
     }
 
     /// What stands in it.
-    pub fn entries(&self) -> Result<Vec<(T::Key, T::Value)>, KernelError> {
+    pub fn entries(&self) -> Result<Entries<T>, KernelError> {
         self.table.entries()
     }
 
