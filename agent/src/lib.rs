@@ -24,6 +24,7 @@ pub mod intercept;
 pub mod kernel;
 pub mod ledger;
 pub mod lineage;
+pub mod memory;
 pub mod netns;
 pub mod oci;
 pub mod process;

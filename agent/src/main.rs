@@ -305,6 +305,7 @@ fn tell(lines: &[String]) {
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime> {
+    weir::memory::keep_few_arenas();
     tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")
 }
 
