@@ -389,7 +389,10 @@ impl Reading {
                         Err(error) => why = Some(unread(&error)),
                     }
                 }
-                (String::from_utf8_lossy(&whole).into_owned(), false)
+                // An answer that was read is in its call's record; only what is left open tells its text here.
+                let tells = self.calls.iter().any(|call| call.open.is_open());
+                let text = if tells { String::from_utf8_lossy(&whole).into_owned() } else { String::new() };
+                (text, false)
             }
             Kind::Unread(told) => (format!("not read: {told}"), false),
         };
