@@ -11,6 +11,7 @@ mod idle;
 mod outgoing;
 mod request;
 mod serve;
+mod shelf;
 mod upstream;
 
 pub use body::{Body, BodyError, Pieces, ReaderGone, body_made_here, body_of_pieces, full};
@@ -22,7 +23,8 @@ pub use idle::AnswerBody;
 pub use outgoing::Outgoing;
 pub use request::{Authority, Patience, Read, ReadRequest, RequestError, StreamedRequest, Upgrade, read};
 pub use serve::{MAX_STREAMS, Manners, Served, serve};
-pub use upstream::{Redial, Stream, Upstream, UpstreamFailure};
+pub use shelf::{Proven, Shelf, ShelfKey, Shelves, Spare};
+pub use upstream::{Beginning, Dialled, Redial, Stream, Upstream, UpstreamFailure};
 
 /// The most bytes of a request's or an answer's head, and of what is read or written of a connection at a time.
 pub const MAX_HEAD: usize = 32 << 10;

@@ -6,6 +6,7 @@ mod dial;
 mod flow;
 mod greeting;
 mod learned;
+mod meeting;
 mod refusing;
 mod relay;
 
@@ -27,6 +28,7 @@ use crate::account::Accounts;
 use crate::config::{InterceptList, Listen};
 use crate::gate::Gate;
 use crate::handover::Sockets;
+use crate::http::Shelves;
 use crate::kernel::{Hooks, Origin};
 use crate::netns::{Namespace, Opened};
 use crate::tls::{Minter, UpstreamTls};
@@ -115,6 +117,8 @@ pub struct Interceptor {
     /// The agent's own namespace.
     host: Arc<Namespace>,
     learned: Learned,
+    /// Servers' connections between two exchanges.
+    shelves: Shelves,
     uncounted: Uncounted,
 }
 
@@ -155,6 +159,7 @@ impl Interceptor {
             own_ports,
             host,
             learned: Learned::default(),
+            shelves: Shelves::default(),
             uncounted,
         }
     }
@@ -164,6 +169,7 @@ impl Interceptor {
     pub async fn accept(self: Arc<Self>, listeners: Listeners, mut opened: mpsc::Receiver<Opened>) {
         let mut accepting = JoinSet::new();
         accepting.spawn(self.clone().tell_uncounted());
+        accepting.spawn(self.clone().tend_shelves());
         for listener in [listeners.v4, listeners.v6] {
             accepting.spawn(self.clone().accept_from(listener, self.host.clone()));
         }
@@ -241,6 +247,15 @@ impl Interceptor {
                 drop(recorded);
             }),
         }
+    }
+
+    /// As long as there are new flows to come.
+    async fn tend_shelves(self: Arc<Self>) {
+        tokio::select! {
+            () = self.shelves.tend() => {}
+            () = self.gate.tasks.retiring() => {}
+        }
+        self.shelves.clear();
     }
 
     fn origin(&self, peer: SocketAddr, namespace: &Namespace) -> Option<Origin> {

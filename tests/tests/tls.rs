@@ -267,3 +267,43 @@ fn weir_shows_its_own_certificate_where_it_is_told_to_and_relays_what_it_is_told
     ensure!(is(&row, "refused", "client_handshake", "no_protocol"), "{row}");
     Ok(())
 }
+
+/// How many of the flows to a server, once there are `count`, went over a connection that another one had dialled.
+fn borrowed(world: &World, servers: &Servers, server: &str, count: usize) -> Result<usize> {
+    let port = servers.port(server)?;
+    let question =
+        format!("SELECT canonical FROM events WHERE kind = 'flow' AND server_port = {port} ORDER BY seq");
+    let mut borrowed = 0;
+    for row in world.sql_until(count, &question)? {
+        let event: Value = serde_json::from_str(row["canonical"].as_str().context("no event")?)?;
+        borrowed += usize::from(event["body"]["borrowed"] == true);
+    }
+    Ok(borrowed)
+}
+
+#[test]
+fn a_jobs_later_flows_may_go_over_a_connection_that_an_earlier_one_left_and_the_record_says_so() -> Result<()>
+{
+    const FLOWS: usize = 8;
+    let servers = Servers::start()?;
+    let world = servers.world("", "", &[])?;
+    let plan = json!({"port": servers.port("good")?, "name": "good.test", "hosts": ["good.test"]});
+    for told in ask_each(&world, &json!(vec![plan.clone(); FLOWS]))? {
+        ensure!(issued_by_weir(&told) && told["answers"][0]["status"] == 200, "{told}");
+    }
+    let lent = borrowed(&world, &servers, "good", FLOWS)?;
+    // How many it is, is a matter of time; each of the others dialled.
+    let dialled = servers.saw("good", "connection")?;
+    ensure!(lent > 0 && lent + dialled == FLOWS, "{lent} borrowed, {dialled} dialled");
+    ensure!(servers.saw("good", "request")? == FLOWS);
+
+    // Another job's does not, however soon it comes.
+    let other = world.selected.child("other")?;
+    let script = workspace().join("tests/clients/tls.py");
+    let command = [world.setup.python().into(), script.into(), json!([plan]).to_string().into()];
+    let mut job = world.job_in(&other, Some(world.agent.trust())).command(&command)?;
+    ensure!(job.wait(CLIENT_DEADLINE)?.success(), "{}", job.stderr()?);
+    ensure!(servers.saw("good", "connection")? == dialled + 1);
+    ensure!(borrowed(&world, &servers, "good", FLOWS + 1)? == lent);
+    Ok(())
+}

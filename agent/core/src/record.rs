@@ -329,6 +329,10 @@ impl<T: Default> Outcome<T> {
 /// See [`Body::Flow`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Flow<T> {
+    /// Whether its server was also asked over a connection that another flow of the same job had dialled. What `server` says was proven
+    /// there, not longer before than a TLS session may be taken up again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub borrowed: bool,
     pub bytes_down: u64,
     /// Bytes from the client and to it, above TLS when it was terminated.
     pub bytes_up: u64,

@@ -123,6 +123,7 @@ impl Accounts {
             duration_us: 0,
             connect: Some(self.connect(&origin, None)),
             reason: FlowReason::None,
+            borrowed: false,
         };
         self.record(&origin, flow).await;
     }

@@ -86,6 +86,11 @@ impl Guard {
         self.state().framing.expect(Asked::by(method.as_str()));
     }
 
+    /// What is wrong from now on is told here.
+    pub(super) fn tell_faults_to(&self, first: First) {
+        self.state().first = first;
+    }
+
     /// From now on something else than HTTP is spoken.
     pub fn switch(&self) {
         self.state().framing.switch();

@@ -1,4 +1,5 @@
-//! A flow's connections of HTTP/1.1 to its server, which nobody drives but who uses them.
+//! A flow's connections of HTTP/1.1 to its server, which nobody drives but who uses them. Between exchanges one that others may use is on
+//! their shelf ([`super::shelf`]).
 //!
 //! Enters: a connection that was opened. Leaves: the body of an answer that it carries, then the connection itself, for the next exchange.
 //! Must never: leave a connection undriven while somebody waits for it, or keep it open when both its flow and its exchange are gone.
@@ -16,6 +17,7 @@ use hyper::{Request, Response};
 
 use super::guarded::Guard;
 use super::outgoing::Outgoing;
+use super::shelf::{Proven, Shelf};
 use crate::tasks::Here;
 use crate::tls::Protocol;
 
@@ -28,11 +30,35 @@ pub(super) struct Http1 {
     pub guard: Guard,
     /// What reads and writes; nothing, if a task does.
     connection: Option<Here<()>>,
+    /// What its server proved; nothing in plain text.
+    pub proven: Option<Arc<Proven>>,
+    /// Whoever authenticates does so for the connection, which is not for others then.
+    pub is_personal: bool,
 }
 
 impl Http1 {
-    pub fn new(sender: http1::SendRequest<Outgoing>, guard: Guard, connection: Here<()>) -> Self {
-        Self { sender, guard, connection: Some(connection) }
+    pub fn new(
+        sender: http1::SendRequest<Outgoing>,
+        guard: Guard,
+        connection: Here<()>,
+        proven: Option<Arc<Proven>>,
+    ) -> Self {
+        Self { sender, guard, connection: Some(connection), proven, is_personal: false }
+    }
+
+    /// Whether other flows may have it: it waits for nothing of this one's.
+    fn may_be_shared(&self) -> bool {
+        self.proven.is_some()
+            && !self.is_personal
+            && self.connection.is_some()
+            && !self.sender.is_closed()
+            && self.guard.fault().is_none()
+    }
+
+    /// Whether its server has left it open, as far as is known by now.
+    pub fn is_there(&mut self, context: &mut Context<'_>) -> bool {
+        self.drive(context);
+        !self.sender.is_closed()
     }
 
     /// Whether there can be another exchange, when the one before is over; if it is not, this waits or says no.
@@ -91,14 +117,25 @@ pub(super) struct Idle {
     /// Who drives them, where others than that one put them back.
     driver: Mutex<Option<Waker>>,
     client: Protocol,
+    /// Where those wait that other flows may have, too.
+    shelf: Option<Arc<Shelf>>,
 }
 
 impl Idle {
-    pub fn of(client: Protocol) -> Self {
-        Self { connections: Mutex::default(), driver: Mutex::default(), client }
+    pub fn of(client: Protocol, shelf: Option<Arc<Shelf>>) -> Self {
+        Self { connections: Mutex::default(), driver: Mutex::default(), client, shelf }
     }
 
+    /// Its exchange is over.
     pub fn put(&self, connection: Http1) {
+        match &self.shelf {
+            Some(shelf) if connection.may_be_shared() => shelf.put(connection),
+            _ => self.put_own(connection),
+        }
+    }
+
+    /// For this flow alone.
+    pub fn put_own(&self, connection: Http1) {
         let mut connections = self.connections();
         if connections.len() >= KEPT {
             return;
@@ -113,9 +150,14 @@ impl Idle {
         }
     }
 
-    /// The one that was used last.
+    /// The one of this flow's own that was used last.
     pub fn take(&self) -> Option<Http1> {
         self.connections().pop()
+    }
+
+    /// One that any of the job's flows may have.
+    pub fn take_shared(&self) -> Option<Http1> {
+        self.shelf.as_ref()?.take()
     }
 
     /// Drives them all, and lets go of those that the server closed.

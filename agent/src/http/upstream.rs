@@ -1,22 +1,26 @@
-//! One flow's connections to its server. They are dialled to the flow's own destination and belong to the flow alone. Over HTTP/2 one carries
-//! all exchanges; over HTTP/1.1 one exchange at a time, and another is dialled when none is free, or when the server closed it between two
-//! exchanges. A request is never sent twice.
+//! One flow's connections to its server. They are dialled to the flow's own destination. Over HTTP/2 one carries all exchanges, and is the
+//! flow's alone; over HTTP/1.1 one exchange at a time, and another is dialled when none is free, or when the server closed it between two
+//! exchanges. Of HTTP/1.1 in TLS, those that wait may be used by other flows of the same job to the same proven server
+//! ([`super::shelf`]), unless somebody authenticates for the connection (NTLM, Negotiate). A request is never sent twice.
 //!
 //! A connection of HTTP/2 is driven by a task of its own. One of HTTP/1.1 is driven by whoever waits for its answer or reads that, and
 //! between exchanges by the flow ([`Upstream::idling`]), so that nobody must be woken for what comes: see [`super::idle`].
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
 use http::request::Parts;
-use http::{StatusCode, Version};
+use http::{HeaderMap, HeaderValue, StatusCode, Version};
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper::ext::on_informational;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use weir_core::http1::Ambiguous;
+use weir_core::ids::FlowId;
 
 use super::MAX_HEAD;
 use super::exec::Spawner;
@@ -25,6 +29,7 @@ use super::head::{request_to, wants_websocket};
 use super::idle::{AnswerBody, Http1, Idle};
 use super::outgoing::Outgoing;
 use super::serve::{CONNECTION_WINDOW, STREAM_WINDOW};
+use super::shelf::{Proven, Shelf, Spare};
 use crate::gate::Permit;
 use crate::tasks::Tasks;
 use crate::tls::{Protocol, Spoken};
@@ -35,7 +40,21 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// Opens another connection to the same server, proven in the same way, that speaks what the first one does.
 pub type Redial =
-    Box<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Box<dyn Stream>, String>> + Send>> + Send + Sync>;
+    Box<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Dialled, String>> + Send>> + Send + Sync>;
+
+/// A connection that was opened.
+pub struct Dialled {
+    pub stream: Box<dyn Stream>,
+    /// What its server proved; nothing in plain text.
+    pub proven: Option<Arc<Proven>>,
+}
+
+/// A flow's first connection.
+pub enum Beginning {
+    Dialled(Dialled),
+    /// Another flow of the same job dialled it.
+    Spare(Box<Spare>),
+}
 
 /// Why a request got no answer.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +79,9 @@ pub struct Upstream {
     redial: Redial,
     tasks: Tasks,
     ambiguous: First,
+    flow: FlowId,
+    /// A connection was used that another flow dialled.
+    borrowed: AtomicBool,
 }
 
 /// Who carries one exchange.
@@ -69,20 +91,42 @@ enum Sender {
 }
 
 impl Upstream {
-    /// Speaks HTTP over `first`; `tasks` owns what drives the connections.
+    /// Speaks HTTP over `first` for a flow, and over what waits on its shelf; `tasks` owns what drives the connections.
     pub async fn new(
-        first: Box<dyn Stream>,
+        flow: FlowId,
+        first: Beginning,
         spoken: Spoken,
-        redial: Redial,
+        (redial, shelf): (Redial, Option<Arc<Shelf>>),
         tasks: Tasks,
     ) -> Result<Self, UpstreamFailure> {
-        let (idle, shared) = (Arc::new(Idle::of(spoken.by_client)), Mutex::default());
-        let upstream = Self { idle, shared, spoken, redial, tasks, ambiguous: First::default() };
-        match upstream.handshake(first).await? {
-            Sender::Http1(sender) => upstream.idle.put(sender),
-            Sender::Http2(sender) => *upstream.shared() = Some(sender),
+        let (idle, shared) = (Arc::new(Idle::of(spoken.by_client, shelf)), Mutex::default());
+        let (ambiguous, borrowed) = (First::default(), AtomicBool::new(false));
+        let upstream = Self { idle, shared, spoken, redial, tasks, ambiguous, flow, borrowed };
+        match first {
+            Beginning::Spare(spare) => {
+                let connection = upstream.lent(spare.connection);
+                upstream.idle.put_own(connection);
+            }
+            Beginning::Dialled(first) => match upstream.handshake(first).await? {
+                Sender::Http1(sender) => upstream.idle.put_own(sender),
+                Sender::Http2(sender) => *upstream.shared() = Some(sender),
+            },
         }
         Ok(upstream)
+    }
+
+    /// Whether it used a connection that another flow of its job had dialled.
+    pub fn has_borrowed(&self) -> bool {
+        self.borrowed.load(Ordering::Relaxed)
+    }
+
+    /// One from the shelf becomes this flow's for an exchange.
+    fn lent(&self, connection: Http1) -> Http1 {
+        connection.guard.tell_faults_to(self.ambiguous.clone());
+        if connection.proven.as_ref().is_some_and(|proven| proven.by != self.flow) {
+            self.borrowed.store(true, Ordering::Relaxed);
+        }
+        connection
     }
 
     /// Drives the connections that wait for their next exchange, for as long as the flow lives.
@@ -103,7 +147,9 @@ impl Upstream {
         _permit: Permit,
     ) -> Result<Response<AnswerBody>, UpstreamFailure> {
         let may_upgrade = wants_websocket(&parts);
+        let is_personal = authenticates_connection(&parts.headers);
         if let Some(mut sender) = self.free().await {
+            sender.is_personal(is_personal);
             match sender.send(parts, body).await {
                 Ok(answer) => return self.answered(sender, answer, may_upgrade),
                 // The server had closed the connection, and not a byte of the request went out.
@@ -115,6 +161,7 @@ impl Upstream {
         }
         let dialled = (self.redial)().await.map_err(UpstreamFailure::Unreachable)?;
         let mut sender = self.handshake(dialled).await?;
+        sender.is_personal(is_personal);
         match sender.send(parts, body).await {
             Ok(answer) => self.answered(sender, answer, may_upgrade),
             Err(error) => Err(sender.failure(error.into_error())),
@@ -133,12 +180,18 @@ impl Upstream {
                 return Some(Sender::Http1(idle));
             }
         }
+        while let Some(mut kept) = self.idle.take_shared() {
+            // Whatever it would wait for is not this flow's.
+            if kept.is_ready(false).await {
+                return Some(Sender::Http1(self.lent(kept)));
+            }
+        }
         None
     }
 
     fn answered(
         &self,
-        sender: Sender,
+        mut sender: Sender,
         answer: Response<hyper::body::Incoming>,
         may_upgrade: bool,
     ) -> Result<Response<AnswerBody>, UpstreamFailure> {
@@ -146,6 +199,7 @@ impl Upstream {
             let answer = answer.map(AnswerBody::of_a_task);
             return if may_upgrade { Ok(answer) } else { Err(UpstreamFailure::Upgraded) };
         }
+        sender.is_personal(authenticates_connection(answer.headers()));
         Ok(answer.map(|body| match sender {
             Sender::Http1(sender) => AnswerBody::new(body, sender, self.idle.clone()),
             Sender::Http2(sender) => {
@@ -159,7 +213,7 @@ impl Upstream {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn handshake(&self, stream: Box<dyn Stream>) -> Result<Sender, UpstreamFailure> {
+    async fn handshake(&self, Dialled { stream, proven }: Dialled) -> Result<Sender, UpstreamFailure> {
         Ok(match self.spoken.by_server {
             Protocol::Http1 => {
                 let (stream, guard) = Guarded::responses(stream, self.ambiguous.clone());
@@ -171,7 +225,7 @@ impl Upstream {
                     .await?;
                 let mut connection = connection.with_upgrades();
                 let driven = poll_fn(move |context| Pin::new(&mut connection).poll(context).map(ended));
-                Sender::Http1(Http1::new(sender, guard, self.tasks.here(driven)))
+                Sender::Http1(Http1::new(sender, guard, self.tasks.here(driven), proven))
             }
             Protocol::Http2 => {
                 let (sender, connection) = http2::Builder::new(Spawner(self.tasks.clone()))
@@ -192,6 +246,17 @@ fn ended(connection: hyper::Result<()>) {
     if let Err(error) = connection {
         tracing::debug!(%error, "upstream connection ended");
     }
+}
+
+/// Whether what is said authenticates a connection and not an exchange (RFC 4559, and NTLM over HTTP).
+fn authenticates_connection(headers: &HeaderMap) -> bool {
+    const SCHEMES: [&[u8]; 2] = [b"negotiate", b"ntlm"];
+    let says = |value: &HeaderValue| {
+        // A challenge may come after others, in the same line.
+        let mut words = value.as_bytes().split(|byte| matches!(byte, b' ' | b',' | b'\t'));
+        words.any(|word| SCHEMES.iter().any(|scheme| word.eq_ignore_ascii_case(scheme)))
+    };
+    headers.get_all(AUTHORIZATION).iter().chain(headers.get_all(WWW_AUTHENTICATE)).any(says)
 }
 
 impl Sender {
@@ -219,6 +284,13 @@ impl Sender {
                 request_to(&mut parts, Protocol::Http2);
                 sender.try_send_request(Request::from_parts(parts, body)).await
             }
+        }
+    }
+
+    /// Whether somebody authenticates for the whole connection; once is enough.
+    fn is_personal(&mut self, is_personal: bool) {
+        if let Sender::Http1(http1) = self {
+            http1.is_personal |= is_personal;
         }
     }
 

@@ -2,8 +2,9 @@
 //! a flow whatever became of it.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use rustls::pki_types::ServerName;
@@ -21,16 +22,16 @@ use weir_ebpf::action;
 
 use super::dial::{DialError, dial};
 use super::learned::{first_words, speaks_mcp};
+use super::meeting::{Met, UpstreamFault};
 use super::relay::{Watch, Watched, relay};
 use super::{Interceptor, reset};
 use crate::gate::{Broken, Flow, Server};
-use crate::http::{Redial, Served, Stream, Upstream, serve};
+use crate::http::{Beginning, Dialled, Redial, Served, Shelf, ShelfKey, Upstream, serve};
 use crate::kernel::{Destination, Origin};
 use crate::netns::Namespace;
 use crate::share::Share;
 use crate::tls::{
-    ClientHello, Connected, Offer, Protocol, Replayed, Scope, Sniffed, Spoken, Unreadable, UpstreamError,
-    Wanted, sniff,
+    ClientHello, Offer, Protocol, Replayed, Scope, Sniffed, Spoken, Unreadable, UpstreamError, sniff,
 };
 use crate::{identity, random};
 
@@ -38,14 +39,16 @@ use crate::{identity, random};
 pub(super) struct Opening {
     pub(super) id: FlowId,
     origin: Origin,
-    destination: SocketAddr,
-    namespace: Arc<Namespace>,
+    pub(super) destination: SocketAddr,
+    pub(super) namespace: Arc<Namespace>,
     /// The address from which the server was dialled: the client's own, had it dialled by itself.
-    source: OnceLock<IpAddr>,
+    pub(super) source: OnceLock<IpAddr>,
     caller: Arc<Caller<Masked<String>>>,
     pub(super) watched: Arc<Watched>,
     started: Instant,
     share: Arc<Share>,
+    /// It used a server's connection that another flow had dialled.
+    borrowed: AtomicBool,
 }
 
 /// How a connection was treated, and how it ended.
@@ -64,7 +67,7 @@ impl Ending {
 }
 
 impl Opening {
-    fn scope(&self) -> Scope {
+    pub(super) fn scope(&self) -> Scope {
         let (job, namespace) = (self.origin.cgroup_id, self.namespace.cookie());
         Scope { job, namespace, destination: self.destination }
     }
@@ -110,6 +113,7 @@ impl Interceptor {
             watched: Arc::default(),
             started,
             share,
+            borrowed: AtomicBool::new(false),
         }
     }
 
@@ -261,14 +265,23 @@ impl Interceptor {
         if self.upstream.relays(&wanted, scope) {
             return Box::pin(self.relay(client, opening)).await.because(FlowReason::ClientCertificate);
         }
-        let dialled = async {
-            let stream = self.dial(opening).await?;
-            let within = self.gate.limits.upstream_timeout;
-            let wanted = Wanted { name: &wanted, offer: offer.to_server(), scope };
-            Ok::<_, UpstreamFault>(self.upstream.connect(stream, wanted, within).await?)
+        let shelf =
+            self.shelves.of(ShelfKey { scope, name: wanted.clone(), offer: offer.to_server().to_vec() });
+        let met = match shelf.spare(SystemTime::now()).await {
+            Some(spare) => {
+                if let Some(source) = spare.proven.source {
+                    let _ = opening.source.set(source);
+                }
+                Ok(Met {
+                    proven: spare.proven.clone(),
+                    protocol: Protocol::Http1,
+                    by: Beginning::Spare(spare.into()),
+                })
+            }
+            None => Box::pin(self.meet(opening, &wanted, offer.to_server())).await,
         };
-        let Connected { stream: upstream, proven, protocol } = match Box::pin(dialled).await {
-            Ok(proven) => proven,
+        let Met { proven, protocol, by: upstream } = match met {
+            Ok(met) => met,
             Err(UpstreamFault::Tls(UpstreamError::WantsCertificate { .. })) if self.upstream.may_relay() => {
                 return Box::pin(self.relay(client, opening)).await.because(FlowReason::ClientCertificate);
             }
@@ -287,17 +300,18 @@ impl Interceptor {
                 return refused.because(error.reason());
             }
         };
-        let name = proven.name().to_str().into_owned();
+        let name = proven.name.name().to_str().into_owned();
         let record = self.server(opening, &name, Proof::Certificate);
-        let mut also = proven.also().to_vec();
+        let mut also = proven.name.also().to_vec();
         also.push(opening.destination.ip().to_string());
         let server = Server { name, also, record: record.clone() };
         let spoken = offer.taken(protocol);
-        let (treatment, end) = match Box::pin(self.greet(client, proven.name(), spoken.by_client)).await {
+        let (treatment, end) = match Box::pin(self.greet(client, proven.name.name(), spoken.by_client)).await
+        {
             Ok(client) => {
-                let redial = self.redial_tls(opening.namespace.clone(), scope, wanted, protocol);
-                let (client, upstream) = (Box::new(client), Box::new(upstream));
-                self.exchanges(client, upstream, redial, spoken, server, opening).await
+                let redial = self.redial_tls(opening, wanted, protocol);
+                let client = Box::new(client);
+                self.exchanges(client, upstream, (redial, Some(shelf)), spoken, server, opening).await
             }
             Err(error) => {
                 tracing::warn!(server = server.name, %error, "a client's handshake failed");
@@ -325,13 +339,14 @@ impl Interceptor {
             Box::pin(async move {
                 let dialled = dial(&interceptor.hooks, &namespace, destination, within).await;
                 let stream = dialled.map_err(|e| e.to_string())?;
-                Ok(Box::new(stream) as Box<dyn Stream>)
+                Ok(Dialled { stream: Box::new(stream), proven: None })
             })
         });
         // Whoever speaks HTTP/2 without having asked knows that the server does.
         let spoken = Spoken { by_client: protocol, by_server: protocol };
+        let upstream = Beginning::Dialled(Dialled { stream: Box::new(upstream), proven: None });
         let (treatment, end) =
-            self.exchanges(client, Box::new(upstream), redial, spoken, server, opening).await;
+            self.exchanges(client, upstream, (redial, None), spoken, server, opening).await;
         Ending { server: record, sni: None, treatment, end, reason: FlowReason::None }
     }
 
@@ -339,8 +354,8 @@ impl Interceptor {
     async fn exchanges<S>(
         self: &Arc<Self>,
         client: S,
-        first: Box<dyn Stream>,
-        redial: Redial,
+        first: Beginning,
+        more: (Redial, Option<Arc<Shelf>>),
         spoken: Spoken,
         server: Server,
         opening: &Opening,
@@ -349,10 +364,11 @@ impl Interceptor {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         tracing::debug!(flow = %opening.id, ?spoken, server = server.name, "terminated");
-        let Ok(upstream) = Upstream::new(first, spoken, redial, self.gate.tasks.clone()).await else {
+        let (id, caller, share) = (opening.id.clone(), opening.caller.clone(), opening.share.clone());
+        let upstream = Upstream::new(id.clone(), first, spoken, more, self.gate.tasks.clone());
+        let Ok(upstream) = Box::pin(upstream).await else {
             return (Treatment::Terminated, FlowEnd::UpstreamUnreachable);
         };
-        let (id, caller, share) = (opening.id.clone(), opening.caller.clone(), opening.share.clone());
         let flow = Arc::new(Flow { id, caller, server, upstream, share, tunnels: TaskTracker::new() });
         let client = Watch::counting(client, opening.watched.clone());
         let gate = &self.gate;
@@ -387,50 +403,10 @@ impl Interceptor {
         flow.tunnels.close();
         let treatment = if flow.tunnels.is_empty() { Treatment::Terminated } else { Treatment::Opaque };
         flow.tunnels.wait().await;
-        (treatment, end)
-    }
-
-    /// Dials a flow's destination for the first time.
-    async fn dial(&self, opening: &Opening) -> Result<TcpStream, DialError> {
-        let within = self.gate.limits.upstream_timeout;
-        let stream = dial(&self.hooks, &opening.namespace, opening.destination, within).await?;
-        if let Ok(own) = stream.local_addr() {
-            let _ = opening.source.set(own.ip());
+        if flow.upstream.has_borrowed() {
+            opening.borrowed.store(true, Ordering::Relaxed);
         }
-        Ok(stream)
-    }
-
-    async fn dial_tls(
-        &self,
-        namespace: &Namespace,
-        scope: Scope,
-        wanted: &ServerName<'static>,
-        protocol: Protocol,
-    ) -> Result<Connected<TcpStream>, UpstreamFault> {
-        let within = self.gate.limits.upstream_timeout;
-        let stream = dial(&self.hooks, namespace, scope.destination, within).await?;
-        let wanted = Wanted { name: wanted, offer: &[protocol], scope };
-        let connected = self.upstream.connect(stream, wanted, within).await?;
-        if connected.protocol == protocol { Ok(connected) } else { Err(UpstreamFault::Protocol) }
-    }
-
-    /// A later connection must prove the same name as the first, and speak the same protocol.
-    fn redial_tls(
-        self: &Arc<Self>,
-        namespace: Arc<Namespace>,
-        scope: Scope,
-        wanted: ServerName<'static>,
-        protocol: Protocol,
-    ) -> Redial {
-        let interceptor = self.clone();
-        Box::new(move || {
-            let (interceptor, namespace, wanted) = (interceptor.clone(), namespace.clone(), wanted.clone());
-            Box::pin(async move {
-                let dialled = interceptor.dial_tls(&namespace, scope, &wanted, protocol).await;
-                let Connected { stream, .. } = dialled.map_err(|e| e.to_string())?;
-                Ok(Box::new(stream) as Box<dyn Stream>)
-            })
-        })
+        (treatment, end)
     }
 
     fn refused(&self, opening: &Opening, sni: Option<String>, end: FlowEnd) -> Ending {
@@ -466,27 +442,8 @@ impl Interceptor {
             duration_us: u64::try_from(opening.started.elapsed().as_micros()).unwrap_or(u64::MAX),
             connect: Some(self.accounts.connect(&opening.origin, opening.source.get().copied())),
             reason,
+            borrowed: opening.borrowed.load(Ordering::Relaxed),
         };
         self.accounts.record(&opening.origin, record).await;
-    }
-}
-
-/// Why there is no proven connection to a server.
-#[derive(Debug, thiserror::Error)]
-enum UpstreamFault {
-    #[error(transparent)]
-    Dial(#[from] DialError),
-    #[error(transparent)]
-    Tls(#[from] UpstreamError),
-    #[error("the server no longer speaks the protocol that it spoke")]
-    Protocol,
-}
-
-impl UpstreamFault {
-    fn end(&self) -> FlowEnd {
-        match self {
-            UpstreamFault::Tls(UpstreamError::Untrusted { .. }) => FlowEnd::UpstreamUntrusted,
-            _ => FlowEnd::UpstreamUnreachable,
-        }
     }
 }

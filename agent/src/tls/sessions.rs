@@ -67,7 +67,7 @@ struct Ticket {
 /// When a certificate was verified, and how long that holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Proof {
-    until: SystemTime,
+    pub(super) until: SystemTime,
 }
 
 impl Proof {

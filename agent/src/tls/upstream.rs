@@ -102,6 +102,8 @@ pub struct Connected<S> {
     pub stream: TlsStream<S>,
     pub proven: ProvenName,
     pub protocol: Protocol,
+    /// Until when the proof may stand for another flow of the same job; nothing where each is to prove anew.
+    pub until: Option<SystemTime>,
 }
 
 /// Which server is wanted, and for whom.
@@ -221,12 +223,14 @@ impl UpstreamTls {
         let chain = session.peer_certificates().unwrap_or_default();
         let (also, ends) = chain.first().map(names_and_end).unwrap_or_default();
         let protocol = Protocol::negotiated(session.alpn_protocol());
+        let mut until = None;
         if let Some(sessions) = sessions {
             let is_small = chain.iter().map(|one| one.len()).sum::<usize>() <= MAX_CHAIN;
             let proof = match session.handshake_kind() {
                 Some(HandshakeKind::Resumed) => sessions.taken(),
                 _ => ends.map(|ends| Proof::new(now, ends)),
             };
+            until = proof.map(|proof| proof.until);
             if let Some(proof) = proof.filter(|_| is_small) {
                 sessions.rest_on(proof);
             }
@@ -236,7 +240,7 @@ impl UpstreamTls {
         if may_refuse && !goes_on(&mut stream).await {
             return Err(wants_certificate());
         }
-        Ok(Connected { stream, proven: ProvenName { name: name.clone(), also }, protocol })
+        Ok(Connected { stream, proven: ProvenName { name: name.clone(), also }, protocol, until })
     }
 }
 

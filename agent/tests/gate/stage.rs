@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use weir::approval::Approvals;
 use weir::config::{Approval, Ladder, Limits};
 use weir::gate::{Flow, Gate, HeldCalls, Place, Server, Sessions};
-use weir::http::{Manners, Served, Stream, Upstream, serve};
+use weir::http::{Beginning, Dialled, Manners, Served, Upstream, serve};
 use weir::ledger::{Ledger, LedgerConfig};
 use weir::share::Shares;
 use weir::ship::Collector;
@@ -265,14 +265,15 @@ async fn upstream(dial: mpsc::UnboundedSender<DuplexStream>, spoken: Spoken, tas
     let connect = move || {
         let (near, far) = duplex(64 << 10);
         dial.send(far).map_err(|_| "nobody listens".to_owned())?;
-        Ok(Box::new(near) as Box<dyn Stream>)
+        Ok::<_, String>(Dialled { stream: Box::new(near), proven: None })
     };
     let first = connect().unwrap();
     let redial = Box::new(move || {
         let connected = connect();
         Box::pin(async move { connected }) as _
     });
-    Upstream::new(first, spoken, redial, tasks).await.unwrap()
+    let flow = FlowId::from_random([9; 16]);
+    Upstream::new(flow, Beginning::Dialled(first), spoken, (redial, None), tasks).await.unwrap()
 }
 
 fn caller() -> Caller<Masked<String>> {

@@ -152,6 +152,7 @@ pub fn flow(treatment: Treatment) -> Body<Text> {
         duration_us: 30,
         connect: None,
         reason: FlowReason::None,
+        borrowed: false,
     })
 }
 
