@@ -1,6 +1,7 @@
 //! A running agent: every room set up, in order, and taken down again in order. `weir agent` runs one until
 //! it is told to stop; `weir run` runs one for as long as its command lives.
 
+mod renamed;
 mod replace;
 
 use std::os::unix::fs::DirBuilderExt;
@@ -130,7 +131,7 @@ impl Agent {
             Some(old) => replace::take_over(old, ledger_config, hooks.netns_cookie(), listen).await?,
             None => {
                 let listeners = Listeners::open(listen)?;
-                (replace::open(ledger_config).await?, listeners, None)
+                (replace::open(ledger_config, state_dir.join("spool")).await?, listeners, None)
             }
         };
         let (v4, v6) = listeners.addresses().context("cannot tell the listeners' addresses")?;

@@ -49,6 +49,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use weir_core::evidence::EvidenceError;
+use weir_core::evidence::checkpoint::LogName;
 use weir_core::ids::{CallId, FlowId, Origin};
 use weir_core::mask::Masked;
 use weir_core::record::{AgentEvent, Body, Completeness, DecisionRecord, Flow, Gap, Message, Written};
@@ -113,6 +114,12 @@ pub enum LedgerError {
     /// The operator is at fault: the tenant's or the host's name is none that a log can have.
     #[error("the log cannot be signed: {0}")]
     Evidence(#[from] EvidenceError),
+    /// The log is of a host or tenant of another name, under which alone it can go on: another log must begin.
+    #[error(
+        "the log in this folder is that of {}/{}, and this host is another by its name: end the agent, and start it anew",
+        .0.tenant, .0.host
+    )]
+    Renamed(Box<LogName>),
     /// The call must be refused.
     #[error("{0} calls are open already, which is as many as may be")]
     TooManyOpen(usize),

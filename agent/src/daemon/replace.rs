@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -9,7 +10,7 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use weir_core::record::AgentEvent;
 
-use super::{Agent, CLOSE, DRAIN, LAST_EVENTS};
+use super::{Agent, CLOSE, DRAIN, LAST_EVENTS, renamed};
 use crate::config::{Config, Listen};
 use crate::handover::{Asking, Estate, HandoverError, Inheritance, Predecessor, give};
 use crate::intercept::Listeners;
@@ -145,9 +146,14 @@ impl Agent {
     }
 }
 
-/// Opens the log, as nobody else's.
-pub(super) async fn open(config: LedgerConfig) -> Result<Ledger> {
-    let (ledger, recovered) = tokio::task::spawn_blocking(move || Ledger::open(config)).await??;
+/// Opens the log in this folder, as nobody else's.
+pub(super) async fn open(config: LedgerConfig, folder: PathBuf) -> Result<Ledger> {
+    let masker = config.masker.clone();
+    let opened = tokio::task::spawn_blocking(move || renamed::open(config, &folder)).await?;
+    let (ledger, recovered, ended) = opened?;
+    if let Some(ended) = ended {
+        ledger.note(ended.told(&masker)).await.context("cannot record that the log before ended")?;
+    }
     if !recovered.unknown.is_empty() {
         let calls = recovered.unknown.len();
         tracing::warn!(calls, "an earlier run ended before these calls did: their outcome is unknown");

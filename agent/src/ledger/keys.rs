@@ -81,14 +81,23 @@ impl LogKeys {
         self.storage.sync_folder().map_err(failed("sync the folder of", KEY_FILE))
     }
 
+    /// Whether no key that is there is open to others. What is in the files is not looked at.
+    pub(super) fn are_closed(&self) -> Result<(), KeyError> {
+        [KEY_FILE, KEY_NEXT].into_iter().try_for_each(|name| self.is_there(name).map(drop))
+    }
+
+    fn is_there(&self, name: &'static str) -> Result<bool, KeyError> {
+        match self.storage.exposure(name) {
+            Ok(None) => Ok(true),
+            Ok(Some(fault)) => Err(KeyError::Exposed { name, fault }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(failed("look at", name)(error)),
+        }
+    }
+
     fn read(&self, name: &'static str) -> Result<Option<SigningKey>, KeyError> {
-        let fault = match self.storage.exposure(name) {
-            Ok(fault) => fault,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(failed("look at", name)(error)),
-        };
-        if let Some(fault) = fault {
-            return Err(KeyError::Exposed { name, fault });
+        if !self.is_there(name)? {
+            return Ok(None);
         }
         let bytes = self.storage.read(name).map_err(failed("read", name))?;
         let seed = <&[u8; KEY_LEN]>::try_from(&bytes[..]).map_err(|_| KeyError::Unusable { name })?;
@@ -140,8 +149,10 @@ mod tests {
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o640)).unwrap();
         let error = keys.current_or_new().unwrap_err().to_string();
         assert!(error.contains("log.key") && error.contains("0640") && error.contains("rotate"), "{error}");
+        assert!(matches!(keys.are_closed(), Err(KeyError::Exposed { name: KEY_FILE, .. })));
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
         std::fs::write(&path, b"short").unwrap();
         assert!(matches!(keys.current(), Err(KeyError::Unusable { .. })));
+        keys.are_closed().unwrap();
     }
 }

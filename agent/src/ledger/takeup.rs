@@ -8,7 +8,8 @@
 //! | segments of version 1 | they stay epoch 0; epoch 1 begins behind them |
 //! | a tree, and the key of its epoch | that epoch goes on |
 //! | the same, and the last event names the next key | the change of keys is completed |
-//! | leaves are lost; the key is another; the host or tenant has another name | the next epoch begins |
+//! | leaves are lost; the key is another | the next epoch begins |
+//! | the host or the tenant has another name | nothing: another log must begin ([`LedgerError::Renamed`]) |
 //! | nothing that says which epoch was the last | the one after what was witnessed; else its number is the time, in seconds |
 
 use weir_core::evidence::checkpoint::{Checkpoint, LogName};
@@ -95,6 +96,12 @@ pub(super) fn take_up(
     else {
         return unknown();
     };
+    // Collectors take a log from one host alone.
+    if let Ok(was) = key.name().parse::<LogName>()
+        && (&was.tenant, &was.host) != (&log.tenant, &log.host)
+    {
+        return Err(LedgerError::Renamed(Box::new(was)));
+    }
     // An epoch without events was made known to nobody, and collectors take no number but the next.
     let empty = tree.frontier.size() == 0 && found.events.is_empty() && foreign.is_none();
     let next = tree.epoch.max(foreign.unwrap_or_default()).saturating_add(u32::from(!empty));
@@ -123,7 +130,7 @@ pub(super) fn take_up(
         return begin(next, Some("the key of the epoch before is missing"));
     };
     if key.name() != log.at_epoch(tree.epoch).to_string() {
-        return begin(next, Some("the host or the tenant has another name"));
+        return begin(next, Some("its head names another log"));
     }
     let epoch = Epoch::of(&log, tree, signing.clone(), rotation)?;
     Ok(TakenUp { epoch, begun: None, unsettled: pair.is_next(&key) })

@@ -368,26 +368,39 @@ async fn lost_leaves_begin_another_epoch_and_the_log_says_why() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_gone_or_another_hosts_name_begins_another_epoch_and_nothing_is_left_unsigned() {
-    for gone in [true, false] {
-        let disk = Faulty::new();
-        let (ledger, _) = open(&disk);
-        ledger.write(message("event")).await.unwrap();
-        drop(ledger);
-        let disk = disk.killed();
-        let mut config = config(disk.clone());
-        if gone {
-            disk.remove("log.key").unwrap();
-        } else {
-            config.host = "another".into();
-        }
-        let (ledger, _) = Ledger::open(config).unwrap();
-        assert!(ledger.standing().epoch > 1);
-        ledger.shutdown().await.unwrap();
-        drop(ledger);
-        let reason = agent_events(&log(disk), "log.epoch_begun")[0]["reason"].clone();
-        assert!(reason.contains(if gone { "missing" } else { "another name" }), "{reason}");
-    }
+async fn a_key_that_is_gone_begins_another_epoch_and_nothing_is_left_unsigned() {
+    let disk = Faulty::new();
+    let (ledger, _) = open(&disk);
+    ledger.write(message("event")).await.unwrap();
+    drop(ledger);
+    let disk = disk.killed();
+    disk.remove("log.key").unwrap();
+    let (ledger, _) = open(&disk);
+    assert!(ledger.standing().epoch > 1);
+    ledger.shutdown().await.unwrap();
+    drop(ledger);
+    let reason = agent_events(&log(disk), "log.epoch_begun")[0]["reason"].clone();
+    assert!(reason.contains("missing"), "{reason}");
+}
+
+#[tokio::test]
+async fn a_host_of_another_name_does_not_go_on_with_the_log_and_leaves_it_signed_under_the_old_one() {
+    let disk = Faulty::new();
+    let (ledger, _) = open(&disk);
+    ledger.write(message("event")).await.unwrap();
+    let epochs_before = epochs(&disk);
+    drop(ledger);
+    let disk = disk.killed();
+    let renamed = LedgerConfig { host: "another".into(), ..config(disk.clone()) };
+    let error = Ledger::open(renamed).map(drop).unwrap_err();
+    let was = config(disk.clone()).host;
+    assert!(matches!(&error, LedgerError::Renamed(log) if log.host == was), "{error}");
+    // Under its old name it goes on as if nothing had been.
+    let (ledger, _) = open(&disk);
+    assert_eq!(ledger.standing().epoch, 1);
+    ledger.shutdown().await.unwrap();
+    drop(ledger);
+    assert_eq!(epochs(&disk), epochs_before);
 }
 
 /// A segment as the version before wrote it.

@@ -153,6 +153,8 @@ impl Writer {
     }
 
     pub(super) fn rotate_key(&mut self) -> Result<Rotated, LedgerError> {
+        // Before anything changes: a file that is open to others is refused at the next start, whichever key is in it.
+        self.keys.are_closed()?;
         self.end_epoch()?;
         if self.unsettled {
             self.keys.settle()?;
