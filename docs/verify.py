@@ -108,10 +108,11 @@ class Log:
             at = min((e for e in self.keys if e <= epoch), default=None)
             key = key_of(self.keys[at]["key"]) if at is not None else None
         if key is None or self.name is None or epoch < at: return None
-        for e in range(at + 1, epoch + 1):
-            k, to = self.keys.get(e), f"{self.name}/{e}"
-            if k and k["rotation"]:
+        for e in sorted(e for e in self.keys if at < e <= epoch):  # an epoch of which nothing came had the key of the one before
+            k, to = self.keys[e], f"{self.name}/{e}"
+            if k["rotation"]:
                 try:
+                    key = key_of(vkey_of(key), f"{self.name}/{e - 1}")
                     lines = signed(k["rotation"], key).split("\n")
                     new = key_of(lines[4])
                     signed(k["rotation"], new)
@@ -119,8 +120,8 @@ class Log:
                     key = new
                 except (Wrong, ValueError, IndexError): self.find("another_key", e, k["first_seq"], k["first_seq"], "key"); return None
             else: key = key_of(vkey_of(key), to)
-            if k and k["key"] != vkey_of(key): self.find("another_key", e, k["first_seq"], k["first_seq"], "key")
-        return key
+            if k["key"] != vkey_of(key): self.find("another_key", e, k["first_seq"], k["first_seq"], "key")
+        return key if epoch == at else key_of(vkey_of(key), f"{self.name}/{epoch}")
 
     def open(self, note, epoch):
         key = self.epoch["key"] if self.epoch and self.epoch["n"] == epoch else self.key_at(epoch)
@@ -303,7 +304,8 @@ class Verifier:
         self.pins, self.log, self.seen = {}, None, set()
         for p in trust["logs"]:
             key = key_of(p["key"]); log = key[0].split("/")
-            seen = [(s, checkpoint(p[s][:p[s].index("\n\n") + 1])) for s in ("stored", "witnessed") if p.get(s)]
+            held = [(s, p[s]) for s in ("stored", "witnessed") if p.get(s)] + [("witnessed", note) for note in p.get("also", [])]
+            seen = [(s, checkpoint(note[:note.index("\n\n") + 1])) for s, note in held]
             self.pins[log[2]] = dict(key=key, epoch=int(log[3]), first=p.get("first_seq", 0), seen=seen)
 
     def find(self, kind, origin, epoch, first, last, what, fault=True, why=""):

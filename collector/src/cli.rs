@@ -7,6 +7,7 @@ use jiff::{SpanRelativeTo, Timestamp};
 use weir_collector::completeness::Asked;
 use weir_collector::masked;
 use weir_collector::query::named::{DEFAULT_LIMIT, NAMED, Parameter, named};
+use weir_core::evidence::key::VerifyingKey;
 
 use crate::auditing::{Exporting, Verifying};
 use crate::fleet::{Agents, Ca, Offering};
@@ -171,6 +172,9 @@ pub struct Counting {
     /// Only jobs and logs with events from this time on: 2h, 7d, or 2026-11-22T10:00:00Z
     #[arg(long, value_name = "TIME")]
     pub since: Option<String>,
+    /// A trust file with the keys of the witnesses whose tombstones are believed; without it this collector's own key
+    #[arg(long, value_name = "FILE")]
+    pub trust: Option<PathBuf>,
     /// Print one JSON object for each job and verdict
     #[arg(long)]
     pub json: bool,
@@ -178,9 +182,9 @@ pub struct Counting {
 
 impl Counting {
     /// What is asked.
-    pub fn asked(self) -> Result<Asked, String> {
+    pub fn asked(self, witnesses: Vec<VerifyingKey>) -> Result<Asked, String> {
         let since = self.since.as_deref().map_or(Ok(Timestamp::UNIX_EPOCH), since)?;
-        Ok(Asked { job: self.job, since_us: since.as_microsecond() })
+        Ok(Asked { job: self.job, since_us: since.as_microsecond(), witnesses })
     }
 }
 

@@ -34,7 +34,7 @@
 //! What is missing is named in this order: `ring_full` as far as the kernel counted connects that its ring could not
 //! tell and no gap tells of them; `rows_deleted` as far as numbers are missing in the job's logs, each for one row;
 //! `unexplained` for the rest. Numbers that retention took out of a log ([`crate::retention`]) explain what is missing, as
-//! a gap `retired`: whether their tombstones are signed is for `verify` to say. What is too much is `surplus`, and negative.
+//! a gap `retired`, where a known witness signed their tombstone. What is too much is `surplus`, and negative.
 
 mod accounts;
 mod report;

@@ -117,7 +117,7 @@ fn unavailable(error: StoreError) -> Refusal {
 /// Serves agents until `stop`; then ends what has begun. Says whether all of it ended in time.
 pub async fn serve(doors: Doors, store: Store, witness: Witness, stop: CancellationToken) -> bool {
     let (idle, posts) = Idle::new();
-    let watch = Arc::new(Watch::new(store.clone()));
+    let watch = Arc::new(Watch::new(store.clone(), witness.public().clone()));
     let watching = tokio::spawn(watch.clone().run(stop.clone()));
     let Doors { socket, agent_uids, tls, waits } = doors;
     let registry = Registry::new(store.clone());

@@ -24,6 +24,7 @@ use weir_collector::query::{self, Shape};
 use weir_collector::retention::{self, RetentionError};
 use weir_collector::store::migrate::{MIGRATIONS, check, migrate};
 use weir_collector::store::{Store, cluster};
+use weir_collector::verify::read_trust;
 use weir_collector::witness::Witness;
 use weir_core::approval::Answer;
 
@@ -86,7 +87,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Migrate { json, .. } => migrated(&config, &store, json).await,
         Command::WitnessKey => witness_key(&config),
         Command::Query(asking) => ask(&store, asking).await,
-        Command::Completeness(counting) => completeness(&store, counting).await,
+        Command::Completeness(counting) => completeness(&config, &store, counting).await,
         Command::Retention { command: Retention::Apply { dry_run, json } } => {
             retire(&config, &store, dry_run, json).await
         }
@@ -217,9 +218,16 @@ async fn ask(store: &Store, asking: Asking) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn completeness(store: &Store, counting: Counting) -> Result<ExitCode> {
+async fn completeness(config: &Config, store: &Store, counting: Counting) -> Result<ExitCode> {
     let as_json = counting.json;
-    let asked = counting.asked().unwrap_or_else(|message| usage(&message));
+    let witnesses = match &counting.trust {
+        Some(path) => read_trust(path, None).unwrap_or_else(|error| usage(&error.to_string())).witnesses,
+        None => Witness::known(&config.witness).into_iter().collect(),
+    };
+    if witnesses.is_empty() {
+        tracing::warn!("no witness's key can be read, so no tombstone is believed: give --trust FILE");
+    }
+    let asked = counting.asked(witnesses).unwrap_or_else(|message| usage(&message));
     let report = completeness::report(store, &asked).await?;
     if as_json {
         report.json().try_for_each(|one| say_json(&one))?;

@@ -50,6 +50,9 @@ pub struct Bundling {
     /// The keys to hold it against, as `verify` takes them; without it the bundle's own
     #[arg(long, value_name = "FILE", requires = "check")]
     trust: Option<PathBuf>,
+    /// Let a bundle pass in which events are signed by nobody (from before logs were signed, or with its proofs taken out)
+    #[arg(long, requires = "check", conflicts_with = "trust")]
+    unsigned_ok: bool,
     /// Print one JSON object; of a bundle that is checked with all that is in it
     #[arg(long)]
     json: bool,
@@ -138,7 +141,16 @@ pub fn checked(file: &Path, bundling: &Bundling) -> Result<ExitCode> {
         say(&format!("the run {}", visible::line(&bundle.manifest.of)))?;
         checked.sentences().iter().try_for_each(|line| say(&visible::line(line)))?;
     }
-    Ok(exit(checked.is_whole()))
+    // Whoever takes a bundle's proofs out must not make it pass.
+    let is_signed = checked.unsigned == 0 || bundling.trust.is_some() || bundling.unsigned_ok;
+    if checked.is_whole() && !is_signed {
+        eprintln!(
+            "weir-collector: nothing proves {} of {} events; give --trust FILE, or --unsigned-ok if they must be from before \
+             their log was signed",
+            checked.unsigned, checked.events
+        );
+    }
+    Ok(exit(checked.is_whole() && is_signed))
 }
 
 /// Plays a bundle.

@@ -92,7 +92,7 @@ pub async fn store(
         for finding in definitions::check(store, now_us).await? {
             verifier.found(finding);
         }
-        for finding in sums(store).await? {
+        for finding in sums(store, trust).await? {
             verifier.found(finding);
         }
     }
@@ -158,10 +158,11 @@ pub async fn write(store: &Store, asked: &Asked, settle: Duration, path: &Path) 
 }
 
 /// Connects that nothing accounts for. Of logs that a policy has taken events from, sums cannot close.
-async fn sums(store: &Store) -> Result<Vec<Finding>, VerifyError> {
+async fn sums(store: &Store, trust: &Trust) -> Result<Vec<Finding>, VerifyError> {
     let retired: Vec<String> =
         store.rows(store.query("SELECT DISTINCT toString(origin) FROM tombstones")).await?;
-    let report = completeness::report(store, &completeness::Asked::default()).await?;
+    let asked = completeness::Asked { witnesses: trust.witnesses.clone(), ..completeness::Asked::default() };
+    let report = completeness::report(store, &asked).await?;
     let text =
         |value: &Value, name: &str| value.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
     let findings = report.json().filter_map(|one| {

@@ -36,6 +36,12 @@ impl Witness {
         Ok(Self { key, public, publish_dir: config.publish_dir.clone() })
     }
 
+    /// What others check the signatures by of a collector with this configuration, as far as its key is there and may be read.
+    /// None is made.
+    pub fn known(config: &config::Witness) -> Option<VerifyingKey> {
+        key::read(&config.key_file).ok()?.cosigning(&config.name).ok()
+    }
+
     /// What others check its signatures by.
     pub fn public(&self) -> &VerifyingKey {
         &self.public

@@ -11,6 +11,7 @@
 mod account;
 mod labels;
 mod mcp;
+mod read;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -406,6 +407,9 @@ pub enum ReadError {
 impl Stored {
     /// Reads an event back from its canonical bytes; other bytes with the same meaning are refused.
     pub fn read(canonical: &[u8]) -> Result<Self, ReadError> {
+        if let Some(event) = read::by_its_kind(canonical) {
+            return Ok(event);
+        }
         let event: Self = serde_json::from_slice(canonical)?;
         if event.v != VERSION {
             return Err(ReadError::Version(event.v));

@@ -149,6 +149,7 @@ fn own_keys(bundle: &Bundle) -> Trust {
                 first_seq: key.first_seq,
                 stored: None,
                 witnessed: None,
+                also: Vec::new(),
             });
         }
     }

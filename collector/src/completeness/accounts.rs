@@ -6,6 +6,9 @@ use std::ops::RangeInclusive;
 
 use clickhouse::Row;
 use serde::Deserialize;
+use weir_core::evidence::key::VerifyingKey;
+use weir_core::evidence::note::SignedNote;
+use weir_core::evidence::tombstone::Tombstone;
 use weir_core::record::{ConnectSums, ConnectVerdict, GapReason};
 
 use super::{Account, JobKey, Log, Logs, Statement};
@@ -189,7 +192,11 @@ impl GapRow {
 }
 
 /// The logs of these origins, whole.
-pub(super) async fn logs(store: &Store, origins: &BTreeSet<String>) -> Result<Logs, StoreError> {
+pub(super) async fn logs(
+    store: &Store,
+    origins: &BTreeSet<String>,
+    witnesses: &[VerifyingKey],
+) -> Result<Logs, StoreError> {
     let question = store
         .query(
             "SELECT origin, any(tenant) AS tenant, any(host_name) AS host, count() AS rows, \
@@ -199,7 +206,7 @@ pub(super) async fn logs(store: &Store, origins: &BTreeSet<String>) -> Result<Lo
         .bind(origins);
     let rows: Vec<LogRow> = store.rows(question).await?;
     let ends = rows.iter().map(|row| (row.origin.as_str(), row.last_seq)).collect();
-    let retired = retired(store, &ends).await?;
+    let retired = retired(store, &ends, witnesses).await?;
     let log = |row: LogRow| {
         let absent = row.last_seq.saturating_add(1).saturating_sub(row.events);
         let retired = retired.get(&row.origin).copied().unwrap_or(0).min(absent);
@@ -215,18 +222,37 @@ pub(super) async fn logs(store: &Store, origins: &BTreeSet<String>) -> Result<Lo
     Ok(rows.into_iter().map(log).collect())
 }
 
-/// How many numbers below the end of each log no row has and a tombstone tells of.
-async fn retired(store: &Store, ends: &BTreeMap<&str, u64>) -> Result<BTreeMap<String, u64>, StoreError> {
-    #[derive(Row, Deserialize)]
-    struct Stone {
-        origin: String,
-        first_seq: u64,
-        last_seq: u64,
+/// A row of `tombstones`. It explains nothing by itself: whoever may write rows may write one.
+#[derive(Row, Deserialize)]
+struct Stone {
+    origin: String,
+    first_seq: u64,
+    last_seq: u64,
+    note: String,
+}
+
+impl Stone {
+    /// Whether a witness signed just this.
+    fn is_signed(&self, witnesses: &[VerifyingKey]) -> bool {
+        let note = self.note.parse::<SignedNote>().and_then(|note| Tombstone::open(&note, witnesses));
+        note.is_ok_and(|told| {
+            (told.log.origin.as_str(), told.first_seq, told.last_seq)
+                == (self.origin.as_str(), self.first_seq, self.last_seq)
+        })
     }
+}
+
+/// How many numbers below the end of each log no row has and a tombstone tells of that one of these witnesses signed.
+async fn retired(
+    store: &Store,
+    ends: &BTreeMap<&str, u64>,
+    witnesses: &[VerifyingKey],
+) -> Result<BTreeMap<String, u64>, StoreError> {
     let question = store
-        .query("SELECT DISTINCT origin, first_seq, last_seq FROM tombstones WHERE origin IN ? ORDER BY origin, first_seq")
+        .query("SELECT DISTINCT origin, first_seq, last_seq, note FROM tombstones WHERE origin IN ? ORDER BY origin, first_seq")
         .bind(ends.keys().collect::<Vec<_>>());
-    let stones: Vec<Stone> = store.rows(question).await?;
+    let mut stones: Vec<Stone> = store.rows(question).await?;
+    stones.retain(|stone| stone.is_signed(witnesses));
     let mut stretches: Vec<Stone> = Vec::new();
     for stone in stones {
         match stretches.last_mut() {
@@ -240,7 +266,7 @@ async fn retired(store: &Store, ends: &BTreeMap<&str, u64>) -> Result<BTreeMap<S
         }
     }
     let mut retired = BTreeMap::new();
-    for Stone { origin, first_seq, last_seq } in stretches {
+    for Stone { origin, first_seq, last_seq, .. } in stretches {
         let last_seq = ends.get(origin.as_str()).map_or(last_seq, |end| last_seq.min(*end));
         if last_seq < first_seq {
             continue;

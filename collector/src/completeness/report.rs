@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use clickhouse::Row;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use weir_core::evidence::key::VerifyingKey;
 use weir_core::record::GapReason;
 
 use super::accounts::{self, AT_ONCE};
@@ -20,6 +21,8 @@ pub struct Asked {
     pub job: Option<String>,
     /// Jobs and logs with events from this time on, microseconds since 1970.
     pub since_us: i64,
+    /// Whose tombstones are believed.
+    pub witnesses: Vec<VerifyingKey>,
 }
 
 /// Why there is no report.
@@ -59,7 +62,7 @@ pub async fn report(store: &Store, asked: &Asked) -> Result<Report, Completeness
         );
         let origins: Vec<String> = store.rows(question.bind(asked.since_us)).await?;
         for some in origins.chunks(AT_ONCE) {
-            logs.extend(accounts::logs(store, &some.iter().cloned().collect()).await?);
+            logs.extend(accounts::logs(store, &some.iter().cloned().collect(), &asked.witnesses).await?);
         }
     }
     let mut jobs = Vec::new();
@@ -74,7 +77,7 @@ pub async fn report(store: &Store, asked: &Asked) -> Result<Report, Completeness
                 .cloned()
                 .collect();
             if !named.is_empty() {
-                logs.extend(accounts::logs(store, &named).await?);
+                logs.extend(accounts::logs(store, &named, &asked.witnesses).await?);
             }
             jobs.extend(accounts.into_iter().map(|(key, account)| (key, judge(&account, &mut logs, now_us))));
         }

@@ -19,6 +19,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+use weir_core::evidence::key::VerifyingKey;
 use weir_core::ids::hex;
 use weir_core::record::GapReason;
 
@@ -46,6 +47,8 @@ const MAX_RUNS: u64 = 100;
 #[derive(Debug)]
 pub struct Watch {
     store: Store,
+    /// Whose tombstones are believed.
+    witnesses: [VerifyingKey; 1],
     waiting: Mutex<Waiting>,
     told: Notify,
 }
@@ -114,8 +117,8 @@ struct Known {
 }
 
 impl Watch {
-    pub fn new(store: Store) -> Self {
-        Self { store, waiting: Mutex::default(), told: Notify::new() }
+    pub fn new(store: Store, witness: VerifyingKey) -> Self {
+        Self { store, witnesses: [witness], waiting: Mutex::default(), told: Notify::new() }
     }
 
     /// Notes what is to be checked, and does not wait.
@@ -228,7 +231,7 @@ impl Watch {
         if origins.is_empty() {
             return Ok(judged);
         }
-        Ok(all(&mut accounts::logs(&self.store, &origins).await?))
+        Ok(all(&mut accounts::logs(&self.store, &origins, &self.witnesses).await?))
     }
 
     /// Writes what is new, and reads it back.

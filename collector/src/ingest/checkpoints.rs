@@ -82,7 +82,12 @@ impl Posts {
                     () = stop.cancelled() => break,
                 }
             }
-            ingest.go_through(group).await;
+            // Off the runtime's threads: a whole group may bring millions of leaves to hash.
+            let runtime = tokio::runtime::Handle::current();
+            let going = tokio::task::spawn_blocking(move || runtime.block_on(ingest.go_through(group)));
+            if let Err(error) = going.await {
+                tracing::error!(%error, "going through checkpoints broke");
+            }
         }
     }
 }

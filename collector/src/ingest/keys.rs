@@ -9,15 +9,19 @@ use weir_core::evidence::checkpoint::LogName;
 use weir_core::evidence::key::{Algorithm, VerifyingKey};
 use weir_core::evidence::note::SignedNote;
 use weir_core::evidence::rotation::Rotation;
+use weir_core::ids::Origin;
 use weir_core::wire::{EnrolAck, EnrolRequest, Reason, Refusal};
 
 use super::evidence::Accused;
 use super::{Ingest, now_us, refusal, unavailable};
 use crate::agent::Agent;
-use crate::rows::IdentityRow;
+use crate::rows::{FindingRow, IdentityRow};
 use crate::store::{TOKENS, again};
 use crate::witness::judge::{Fault, FaultReason};
 use crate::witness::known;
+
+/// The reason of a finding: a log's epoch has another number than the next.
+const SKIPPED: &str = "skipped_epochs";
 
 /// What is asked, understood.
 struct Asked {
@@ -34,6 +38,8 @@ enum Answer {
     /// It may be, on this word.
     New {
         certified_by: String,
+        /// The epochs before it of which nothing came.
+        skipped: Option<String>,
     },
     Refused(Refusal),
     Fault(Fault),
@@ -53,9 +59,9 @@ impl Ingest {
         for attempt in 0..=TOKENS {
             let keys = known::identities(&self.store, &[&log.origin]).await.map_err(unavailable)?;
             let keys = keys.get(log.origin.as_str()).map(Vec::as_slice).unwrap_or_default();
-            let certified_by = match answer(asked, keys, agent) {
+            let (certified_by, skipped) = match answer(asked, keys, agent) {
                 Answer::Known => return Ok(()),
-                Answer::New { certified_by } => certified_by,
+                Answer::New { certified_by, skipped } => (certified_by, skipped),
                 Answer::Refused(refusal) => return Err(refusal),
                 Answer::Fault(fault) => {
                     let accused = Accused::of(log, asked.first_seq);
@@ -63,6 +69,9 @@ impl Ingest {
                     return Err(refusal(Reason::Conflict, fault.detail));
                 }
             };
+            if keys.is_empty() {
+                self.is_of_host(&log.origin, &log.tenant, &log.host).await?;
+            }
             self.is_behind_all(asked).await?;
             if attempt == TOKENS {
                 break;
@@ -85,8 +94,20 @@ impl Ingest {
             // It names the epoch and not the key: of two at once, ClickHouse takes one, and the next round sees which.
             let token = again(format!("identity/{}/{}", log.origin, log.epoch), attempt);
             self.store.insert("identities", &token, [&row]).await.map_err(unavailable)?;
+            if let Some(detail) = skipped {
+                let finding = Accused::of(log, asked.first_seq).finding();
+                self.find(FindingRow { reason: SKIPPED.into(), detail, ..finding }).await;
+            }
         }
         Err(refusal(Reason::Unavailable, "the store took the key and does not show it"))
+    }
+
+    /// Of a log without a key it counts whose events are stored, if any are.
+    pub(super) async fn is_of_host(&self, origin: &Origin, tenant: &str, host: &str) -> Result<(), Refusal> {
+        if !known::is_anothers(&self.store, origin, tenant, host).await.map_err(unavailable)? {
+            return Ok(());
+        }
+        Err(refusal(Reason::Forbidden, format!("events of another host stand in the log {origin}")))
     }
 
     /// A new epoch begins behind all events that are stored.
@@ -131,24 +152,34 @@ fn answer(asked: &Asked, keys: &[IdentityRow], agent: &Agent) -> Answer {
         return Answer::Fault(Fault::new(FaultReason::SecondKey, detail));
     }
     let Some(last) = keys.last() else {
-        return Answer::New { certified_by: agent.identity() };
+        return Answer::New { certified_by: agent.identity(), skipped: None };
     };
-    if last.epoch.checked_add(1) != Some(log.epoch) || asked.first_seq < last.first_seq {
+    if log.epoch <= last.epoch || asked.first_seq < last.first_seq {
         let detail =
             format!("behind epoch {} of the log {} comes no epoch {}", last.epoch, log.origin, log.epoch);
         return Answer::Fault(Fault::new(FaultReason::Rollback, detail));
     }
-    let Ok(old) = last.key.parse::<VerifyingKey>() else {
+    // Segments of an epoch may all be lost before any was sent. It had the key of the one before it, or the next one's cannot be
+    // followed to it.
+    let between = (last.epoch.saturating_add(1)..log.epoch).len();
+    let skipped = (between > 0).then(|| {
+        format!(
+            "epoch {} begins at {}, and of the {between} epochs between it and epoch {} nothing came",
+            log.epoch, asked.first_seq, last.epoch
+        )
+    });
+    let before = log.at_epoch(log.epoch.saturating_sub(1)).to_string();
+    let Ok(old) = last.key.parse::<VerifyingKey>().and_then(|key| key.renamed(&before)) else {
         return Answer::Refused(refusal(Reason::Unavailable, "the key of the epoch before cannot be read"));
     };
     if old.bytes() == asked.key.bytes() {
-        return Answer::New { certified_by: "same key".into() };
+        return Answer::New { certified_by: "same key".into(), skipped };
     }
     let note = asked.rotation.as_deref().map(str::parse::<SignedNote>);
     let rotation = note.and_then(Result::ok).map(|note| Rotation::open(&note, &old));
     match rotation {
         Some(Ok(rotation)) if (&rotation.key, rotation.first_seq) == (&asked.key, asked.first_seq) => {
-            Answer::New { certified_by: "rotation".into() }
+            Answer::New { certified_by: "rotation".into(), skipped }
         }
         _ => {
             let detail = format!(

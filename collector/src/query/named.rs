@@ -68,7 +68,7 @@ pub fn named(name: &str) -> Option<&'static Named> {
 }
 
 /// A job is named as its CI names it, or by its run's id.
-pub const NAMED: [Named; 22] = [
+pub const NAMED: [Named; 23] = [
     Named {
         name: "calls",
         about: "each MCP call: who made it, to what, what was decided, how it ended (newest first)",
@@ -148,6 +148,11 @@ pub const NAMED: [Named; 22] = [
         name: "gaps",
         about: "events that are missing from a log: none should be",
         sql: include_str!("named/gaps.sql"),
+    },
+    Named {
+        name: "tallies",
+        about: "five minutes in which the sums that questions read (calls_5m) are not those of the events: none should be",
+        sql: include_str!("named/tallies.sql"),
     },
     Named {
         name: "messages",

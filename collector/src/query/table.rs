@@ -32,11 +32,18 @@ pub fn render(columns: &[String], rows: &[Vec<String>], cell_width: Option<usize
     out
 }
 
-/// One line of CSV (RFC 4180). What a spreadsheet would take for a formula stays as it was recorded.
+/// What a spreadsheet takes for the beginning of a formula, and the wide forms that some take for the same.
+const FORMULAS: [char; 8] = ['=', '+', '-', '@', '＝', '＋', '－', '＠'];
+
+/// One line of CSV (RFC 4180). A cell that a spreadsheet would take for a formula has a `'` before it; numbers stay numbers.
+/// (One that begins with a tab or a carriage return begins with its escape.)
 pub fn csv_line(row: &[String]) -> String {
     let cell = |text: &String| {
         let text = line(text);
-        if text.contains(['"', ',']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text }
+        let is_formula = text.starts_with(FORMULAS) && text.parse::<f64>().is_err();
+        let text = if is_formula { format!("'{text}") } else { text };
+        // A semicolon divides cells too, where a spreadsheet's language has the comma in numbers.
+        if text.contains(['"', ',', ';']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text }
     };
     let cells: Vec<String> = row.iter().map(cell).collect();
     cells.join(",") + "\r\n"
@@ -45,6 +52,28 @@ pub fn csv_line(row: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_cell_of_csv_is_a_formula_and_numbers_stay() {
+        let cells = [
+            "=1+1",
+            "+cmd|' /C calc'!A0",
+            "-2+3",
+            "@SUM(A1)",
+            "＝1",
+            "\t=1",
+            "\r=1",
+            "-5",
+            "+0.25",
+            "a=1",
+            "a;=1",
+            "",
+        ];
+        let row: Vec<String> = cells.iter().map(ToString::to_string).collect();
+        let neutral =
+            "'=1+1,'+cmd|' /C calc'!A0,'-2+3,'@SUM(A1),'＝1,\\u{9}=1,\\u{d}=1,-5,+0.25,a=1,\"a;=1\",\r\n";
+        assert_eq!(csv_line(&row), neutral);
+    }
 
     #[test]
     fn cells_line_up_are_cut_and_forge_no_rows() {

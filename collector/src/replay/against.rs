@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use serde::de::IgnoredAny;
 use serde_json::Value;
 use weir_core::record::CallResult;
 
@@ -82,20 +83,23 @@ fn request(call: &Call, bindings: &Bindings) -> Result<Request, Box<Played>> {
     if intent.mcp.method == CANCELLED {
         return Err(unsent(Outcome::Unplayed, "it took a call of its own time back"));
     }
+    // By itself, before it stands in a message: it must not be able to end its place and say more.
+    let is_json = |text: &str| text.is_empty() || serde_json::from_str::<IgnoredAny>(text).is_ok();
     let (params, left) = bindings.fill(&intent.payload.text);
+    let params = params.trim();
+    if !is_json(intent.payload.text.trim()) || !is_json(params) {
+        return Err(unsent(Outcome::Unplayed, "what is recorded as its params is not one JSON value"));
+    }
     let id = (!call.is_notification()).then_some(call.number as u64);
     let mut body = String::from("{\"jsonrpc\":\"2.0\",");
     if let Some(id) = id {
         body.push_str(&format!("\"id\":{id},"));
     }
     body.push_str(&format!("\"method\":{}", Value::from(intent.mcp.method.as_str())));
-    if !params.trim().is_empty() {
+    if !params.is_empty() {
         body.push_str(&format!(",\"params\":{params}"));
     }
     body.push('}');
-    if serde_json::from_str::<serde::de::IgnoredAny>(&body).is_err() {
-        return Err(unsent(Outcome::Unplayed, "what is recorded of it is no JSON"));
-    }
     Ok(Request { body, id, inexact: if left { vec!["masked arguments"] } else { Vec::new() } })
 }
 

@@ -155,6 +155,12 @@ fn bytes<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> 
 impl EventRow {
     /// `canonical` are the bytes that `event` was read from.
     pub fn of(event: Stored, canonical: Vec<u8>, batch: &Batch) -> Self {
+        let leaf = leaf_hash(&canonical);
+        Self::with_leaf(event, canonical, leaf, batch)
+    }
+
+    /// The same, where their leaf is known.
+    pub fn with_leaf(event: Stored, canonical: Vec<u8>, leaf_hash: Hash, batch: &Batch) -> Self {
         let mut row = Self {
             tenant: event.tenant,
             host_name: event.host,
@@ -163,7 +169,7 @@ impl EventRow {
             seq: event.seq,
             time: time(event.time_us),
             kind: event.body.kind(),
-            ..Self::came(canonical, batch)
+            ..Self::came(canonical, leaf_hash, batch)
         };
         match event.body {
             Body::Intent(intent) => row.intent(*intent),
@@ -184,6 +190,7 @@ impl EventRow {
     /// A leaf whose bytes are no event that this program can read, or one of another place: they are kept as they are.
     /// The time of sealing stands for its own.
     pub fn opaque(place: &Place, canonical: Vec<u8>, error: String, batch: &Batch) -> Self {
+        let leaf_hash = leaf_hash(&canonical);
         Self {
             tenant: place.tenant.clone(),
             host_name: place.host.clone(),
@@ -191,13 +198,13 @@ impl EventRow {
             seq: place.seq,
             time: time(batch.sealed_us),
             parse_error: error,
-            ..Self::came(canonical, batch)
+            ..Self::came(canonical, leaf_hash, batch)
         }
     }
 
-    fn came(canonical: Vec<u8>, batch: &Batch) -> Self {
+    fn came(canonical: Vec<u8>, leaf_hash: Hash, batch: &Batch) -> Self {
         Self {
-            leaf_hash: leaf_hash(&canonical),
+            leaf_hash,
             canonical,
             epoch: batch.epoch,
             batch_first_seq: batch.first_seq,

@@ -4,6 +4,8 @@
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
 
 use weir_core::evidence::export::{self, MANIFEST, MAX_EVENT, MAX_LINE, Manifest};
 use weir_core::evidence::verify::{Item, Verifier};
@@ -16,6 +18,8 @@ const PART: usize = 8 << 20;
 const MAX_MANIFEST: u64 = 1 << 20;
 /// The most that is held of a file of lines: what was read, and the longest thing that may follow.
 const BUFFER: usize = 1 << 20;
+/// The most blocks of a file, each of [`BUFFER`] bytes, that are read before they are verified.
+const AHEAD: usize = 8;
 /// zstd's own default: a tenth of the bytes at some hundred megabytes a second.
 const LEVEL: i32 = 3;
 
@@ -101,18 +105,83 @@ impl Writer {
     }
 }
 
+/// A file's bytes, read and decompressed by a thread of its own while what came before is verified.
+struct Ahead {
+    blocks: Option<Receiver<io::Result<Vec<u8>>>>,
+    block: Vec<u8>,
+    at: usize,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Ahead {
+    fn open(path: &Path) -> io::Result<Self> {
+        let file = BufReader::with_capacity(BUFFER, File::open(path)?);
+        let bytes: Box<dyn Read + Send> = match is_zstd(path) {
+            true => Box::new(zstd::Decoder::with_buffer(file)?),
+            false => Box::new(file),
+        };
+        let (blocks, ahead) = sync_channel(AHEAD);
+        let thread =
+            std::thread::Builder::new().name("export".into()).spawn(move || read_all(bytes, &blocks))?;
+        Ok(Self { blocks: Some(ahead), block: Vec::new(), at: 0, thread: Some(thread) })
+    }
+}
+
+/// Until the end, a fault, or until nobody takes them any more.
+fn read_all(mut bytes: Box<dyn Read + Send>, blocks: &SyncSender<io::Result<Vec<u8>>>) {
+    loop {
+        let mut block = Vec::with_capacity(BUFFER);
+        let read = bytes.by_ref().take(BUFFER as u64).read_to_end(&mut block);
+        let is_last = !matches!(read, Ok(1..));
+        // Before a fault there may be bytes that are good.
+        if !block.is_empty() && blocks.send(Ok(block)).is_err() {
+            return;
+        }
+        if let Err(fault) = read {
+            // Whoever read them may be gone.
+            let _ = blocks.send(Err(fault));
+        }
+        if is_last {
+            return;
+        }
+    }
+}
+
+impl Read for Ahead {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        if self.at == self.block.len() {
+            let next = self.blocks.as_ref().and_then(|blocks| blocks.recv().ok());
+            self.block = next.transpose()?.unwrap_or_default();
+            self.at = 0;
+        }
+        let rest = self.block.get(self.at..).unwrap_or_default();
+        let taken = rest.len().min(out.len());
+        if let (Some(to), Some(from)) = (out.get_mut(..taken), rest.get(..taken)) {
+            to.copy_from_slice(from);
+        }
+        self.at += taken;
+        Ok(taken)
+    }
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        self.blocks = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("reading the export broke");
+        }
+    }
+}
+
 /// Reads an export, and hands each of its items on. What is not in its form ends it, and is a finding.
 pub(super) fn read(
     path: &Path,
     begin: impl FnOnce(&Manifest) -> Result<Verifier, VerifyError>,
 ) -> Result<(Verifier, Manifest), VerifyError> {
     let wrong = |source| VerifyError::Export { path: path.to_owned(), source };
-    let file = BufReader::with_capacity(BUFFER, File::open(path).map_err(wrong)?);
-    let bytes: Box<dyn Read> = match is_zstd(path) {
-        true => Box::new(zstd::Decoder::with_buffer(file).map_err(wrong)?),
-        false => Box::new(file),
-    };
-    let mut archive = tar::Archive::new(bytes);
+    let mut archive = tar::Archive::new(Ahead::open(path).map_err(wrong)?);
     let mut entries = archive.entries().map_err(wrong)?;
     let no_export = || wrong(io::Error::new(io::ErrorKind::InvalidData, "it does not begin with a manifest"));
     let first = entries.next().ok_or_else(no_export)?.map_err(wrong)?;

@@ -39,13 +39,15 @@ pub fn read_trust(path: &Path, witnessed: Option<&Path>) -> Result<Trust, TrustF
     let Some(folder) = witnessed else { return Ok(trust) };
     for log in entries(folder).map_err(unreadable(folder))? {
         for epoch in entries(&log).map_err(unreadable(&log))? {
-            // The names sort by size.
+            // The names begin with the size. Of one size there may be two, with two roots, and none of them is left out.
             let notes = entries(&epoch).map_err(unreadable(&epoch))?;
             let notes = notes.into_iter().filter(|path| path.extension().is_some_and(|end| end == "note"));
             let notes: Vec<PathBuf> = notes.collect();
             let is_stored = |path: &&PathBuf| !path.to_string_lossy().ends_with(".idle.note");
-            let newest = [(notes.iter().filter(is_stored).max(), true), (notes.iter().max(), false)];
-            for (path, stored) in newest.into_iter().filter_map(|(path, stored)| Some((path?, stored))) {
+            let (stored, all) =
+                (notes.iter().filter(is_stored).collect::<Vec<_>>(), notes.iter().collect::<Vec<_>>());
+            let stored = newest(&stored).into_iter().map(|path| (path, true));
+            for (path, stored) in stored.chain(newest(&all).into_iter().map(|path| (path, false))) {
                 let note = std::fs::read_to_string(path).map_err(unreadable(path))?;
                 let wrong = |source| TrustFileError::Wrong { path: path.clone(), source };
                 trust.witness(&note, stored).map_err(wrong)?;
@@ -53,6 +55,16 @@ pub fn read_trust(path: &Path, witnessed: Option<&Path>) -> Result<Trust, TrustF
         }
     }
     Ok(trust)
+}
+
+/// Those of the greatest size.
+fn newest<'p>(notes: &[&'p PathBuf]) -> Vec<&'p PathBuf> {
+    let size = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        name.split_once('-').map(|(size, _)| size.to_owned()).unwrap_or(name)
+    };
+    let greatest = notes.iter().map(|path| size(path)).max();
+    notes.iter().copied().filter(|path| Some(size(path)) == greatest).collect()
 }
 
 fn entries(folder: &Path) -> io::Result<Vec<PathBuf>> {
@@ -91,9 +103,50 @@ pub async fn pins(store: &Store, witness: Option<VerifyingKey>) -> Result<Trust,
         let part = |why: String| TrustError::Part { what: "the key", log: origin.clone(), why };
         let key: VerifyingKey =
             key.parse().map_err(|e: weir_core::evidence::EvidenceError| part(e.to_string()))?;
-        logs.push(Pin { key, first_seq, stored: note(stored), witnessed: note(witnessed) });
+        logs.push(Pin { key, first_seq, stored: note(stored), witnessed: note(witnessed), also: Vec::new() });
     }
     let trust = Trust { v: 1, witnesses: witness.into_iter().collect(), heartbeat_s: HEARTBEAT_S, logs };
     // What this prints must read back.
     Ok(Trust::read(&serde_json::to_vec(&trust).map_err(TrustError::from)?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use weir_core::evidence::checkpoint::{Checkpoint, LogName};
+    use weir_core::evidence::key::SigningKey;
+    use weir_core::ids::Origin;
+
+    use super::*;
+
+    #[test]
+    fn all_newest_checkpoints_of_a_folder_are_held_against_the_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let log =
+            LogName { tenant: "t".into(), host: "h".into(), origin: Origin::from_random([1; 16]), epoch: 1 };
+        let key = SigningKey::from_seed(&[1; 32]);
+        let pin = Pin {
+            key: key.verifying(&log.to_string()).unwrap(),
+            first_seq: 0,
+            stored: None,
+            witnessed: None,
+            also: Vec::new(),
+        };
+        let trust = Trust { v: 1, witnesses: Vec::new(), heartbeat_s: HEARTBEAT_S, logs: vec![pin] };
+        let file = folder.path().join("trust.json");
+        std::fs::write(&file, serde_json::to_vec(&trust).unwrap()).unwrap();
+        let witnessed = folder.path().join("witnessed");
+        let epoch = witnessed.join(log.origin.as_str()).join("1");
+        std::fs::create_dir_all(&epoch).unwrap();
+        for (size, root) in [(4, 9), (5, 1), (5, 2), (5, 3)] {
+            let checkpoint =
+                Checkpoint { log: log.clone(), size, root: [root; 32], first_seq: 0, time_us: 1 };
+            let note = checkpoint.signed(&key).unwrap().to_string();
+            std::fs::write(epoch.join(format!("{size:020}-0{root}.note")), note).unwrap();
+        }
+        let read = read_trust(&file, Some(&witnessed)).unwrap();
+        assert!(read.logs[0].stored.as_ref().unwrap().contains("\n5\n"));
+        // Once among those that were stored, once among all.
+        assert_eq!(read.logs[0].also.len(), 4);
+        assert!(!read.logs[0].also.iter().any(|note| note.contains("\n4\n")));
+    }
 }

@@ -34,7 +34,7 @@ pub(super) fn read_or_make(path: &Path) -> Result<SigningKey, KeyError> {
     }
 }
 
-fn read(path: &Path) -> Result<SigningKey, KeyError> {
+pub(super) fn read(path: &Path) -> Result<SigningKey, KeyError> {
     let unusable = |source| KeyError::Unusable { path: path.to_owned(), source };
     let file = std::fs::File::open(path).map_err(unusable)?;
     let mode = file.metadata().map_err(unusable)?.permissions().mode() & 0o777;

@@ -58,6 +58,22 @@ pub async fn is_behind_all(store: &Store, log: &LogName, first_seq: u64) -> Resu
     Ok(stored.first().is_none_or(|stored| *stored == 0))
 }
 
+/// Whether events of a log are stored that are another host's: it has no key yet, and is theirs all the same.
+pub async fn is_anothers(
+    store: &Store,
+    origin: &Origin,
+    tenant: &str,
+    host: &str,
+) -> Result<bool, StoreError> {
+    let question = store
+        .query("SELECT count() FROM (SELECT 1 FROM events WHERE origin = ? AND (tenant != ? OR host_name != ?) LIMIT 1)")
+        .bind(origin.as_str())
+        .bind(tenant)
+        .bind(host);
+    let stored: Vec<u64> = store.rows(question).await?;
+    Ok(stored.first().is_some_and(|stored| *stored > 0))
+}
+
 /// An epoch of a log.
 pub type Place = (String, u32);
 

@@ -10,7 +10,8 @@ use weir_collector::bundle::{Asked, Bundle, GatherError, Story, check, gather};
 use weir_collector::masked::places;
 use weir_collector::replay::{Sandbox, Target};
 use weir_core::evidence::key::VerifyingKey;
-use weir_core::evidence::verify::{Kind, Pin, Trust};
+use weir_core::evidence::verify::{Item, Kind, Pin, StoredEvent, Trust};
+use weir_core::evidence::{export, leaf_hash};
 use weir_core::policy::Action;
 use weir_core::record::{AgentEvent, Body, CallResult, Intent, Job, Outcome};
 use weir_core::wire::{ENROL, EnrolAck, SEGMENTS, SegmentAck};
@@ -136,6 +137,27 @@ fn flow_of_other_run() -> Body<Text> {
     flow(weir_core::record::Treatment::Opaque)
 }
 
+/// A bundle's events alone, as from before logs were signed, with one text in the place of another.
+fn without_proofs(mut lines: &[u8], (from, to): (&str, &str)) -> Vec<u8> {
+    let mut out = Vec::new();
+    while let Some((item, taken)) = export::read(lines).expect("an export") {
+        match item {
+            Item::Log { .. } => export::write(&item, &mut out),
+            Item::Event(event) => {
+                let canonical = std::str::from_utf8(event.canonical).expect("text");
+                let canonical =
+                    if from.is_empty() { canonical.into() } else { canonical.replacen(from, to, 1) };
+                let leaf_hash = leaf_hash(canonical.as_bytes());
+                let event = StoredEvent { epoch: 0, canonical: canonical.as_bytes(), leaf_hash, ..event };
+                export::write(&Item::Event(event), &mut out);
+            }
+            _ => {}
+        }
+        lines = &lines[taken..];
+    }
+    out
+}
+
 fn asked(run: &str) -> Asked {
     Asked { run: run.into(), repository: None }
 }
@@ -146,7 +168,7 @@ async fn bundle(scene: &Scene) -> Bundle {
 
 fn pinned(log: &Log) -> Trust {
     let key: VerifyingKey = log.key.verifying(&log.name.to_string()).expect("a key");
-    let pin = Pin { key, first_seq: 0, stored: None, witnessed: None };
+    let pin = Pin { key, first_seq: 0, stored: None, witnessed: None, also: Vec::new() };
     Trust { v: 1, witnesses: Vec::new(), heartbeat_s: 60, logs: vec![pin] }
 }
 
@@ -332,6 +354,30 @@ async fn a_run_is_played_against_a_sandbox_and_what_has_changed_shows() {
                 json!(["delete_repo", "deny", "allow", "default"])
             ]
         )
+    );
+
+    // One without its proofs is as from before there were any: a script must not take it for a good one.
+    let mut bundle = Bundle::read(std::fs::File::open(&file).expect("a file")).expect("a bundle");
+    bundle.lines = without_proofs(&bundle.lines, ("", ""));
+    let stripped = folder.join("stripped.tar.zst");
+    bundle.write(std::fs::File::create(&stripped).expect("a file")).expect("a bundle");
+    let check = ["bundle", "--check", stripped.to_str().expect("a path")];
+    let (code, out, said) = alone(&check);
+    assert!(code == 1 && out.contains("signed by nobody") && said.contains("--unsigned-ok"), "{out}{said}");
+    assert_eq!(alone(&[&check[..], &["--unsigned-ok"]].concat()).0, 0);
+
+    // Params that are more than one value would say another method than is shown.
+    let params = r#"{\"name\":\"read_config\","#;
+    let mut bundle = Bundle::read(std::fs::File::open(&file).expect("a file")).expect("a bundle");
+    bundle.lines =
+        without_proofs(&bundle.lines, (params, &format!(r#"{{}},\"method\":\"tools/list\",\"x\":{params}"#)));
+    let pasted = folder.join("pasted.tar.zst");
+    bundle.write(std::fs::File::create(&pasted).expect("a file")).expect("a bundle");
+    let (_, out, said) =
+        alone(&["replay", pasted.to_str().expect("a path"), "--against", &url, "--dry-run", "--json"]);
+    assert!(
+        rows(&out).iter().any(|row| row["note"] == "what is recorded as its params is not one JSON value"),
+        "{out}{said}"
     );
 
     // A bundle that was changed is neither played nor judged.

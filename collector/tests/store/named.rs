@@ -353,7 +353,13 @@ async fn silences_clock_steps_and_missing_events_are_told_with_their_places() {
         [json!([1, 1, 1]), json!([5, 5, 1]), json!([7, 7, 1])]
     );
     let agents = ask(&world, &["agents"]);
-    assert_eq!(columns(&agents, &["events", "last_seq"]), [json!([8, 9])]);
+    assert_eq!(columns(&agents, &["events", "last_seq", "renamed_to"]), [json!([8, 9, ""])]);
+    let mut other = Log::new(2);
+    other.at(99, agent_event("log.renamed", &[("log", log.origin.as_str()), ("host", "older")]));
+    other.send(&world).await;
+    let agents = ask(&world, &["agents"]);
+    let ended = agents.iter().find(|row| row["origin"] == log.origin.as_str()).expect("the older log");
+    assert_eq!(ended["renamed_to"], "demo/runner-1");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -385,6 +391,13 @@ async fn a_burst_is_held_against_the_jobs_own_week() {
         ask(&world, &["rates", "--since", &log.time(60)]).len(),
         1,
         "what is before is its history all the same"
+    );
+    assert!(ask(&world, &["tallies"]).is_empty());
+    let twice = "INSERT INTO calls_5m SELECT * FROM calls_5m WHERE gen_ai_tool_name = 'exfiltrate' SETTINGS insert_deduplicate = 0";
+    world.execute(twice).await;
+    assert_eq!(
+        columns(&ask(&world, &["tallies"]), &["calls_5m", "events", "difference"]),
+        [json!([80, 40, 40])]
     );
 }
 

@@ -86,6 +86,10 @@ async fn what_is_retired_leaves_its_proofs_a_signed_stone_and_sums_that_close() 
     let lines: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
     assert_eq!((code, lines.len()), (0, 1), "{out} {told}");
     assert_eq!(lines[0]["gaps"]["retired"], 3, "{out}");
+    // A stone that nobody signed explains nothing.
+    world.execute("ALTER TABLE tombstones UPDATE note = replaceOne(note, 'last_seq', 'next_seq') WHERE 1 SETTINGS mutations_sync = 2").await;
+    let (code, out, _) = world.run(&["completeness", "--json"]);
+    assert!(code == 1 && out.contains("rows_deleted"), "{out}");
     // A number that no stone tells of is missing still.
     let (_, mut other) = (0, Log::new(2));
     let agent = Agent::at(world.collector.socket());

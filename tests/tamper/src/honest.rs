@@ -112,7 +112,7 @@ impl<'w> Maker<'w> {
             seq: 0,
             time_us: BEGAN_US,
             out: Vec::new(),
-            pin: Pin { key: pinned, first_seq: 0, stored: None, witnessed: None },
+            pin: Pin { key: pinned, first_seq: 0, stored: None, witnessed: None, also: Vec::new() },
             origin,
             name,
             key,

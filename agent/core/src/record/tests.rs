@@ -43,6 +43,17 @@ fn a_body_in_its_place_has_the_bytes_of_its_event() {
 }
 
 #[test]
+fn a_member_that_is_named_as_the_kind_is_does_not_mislead_the_quick_reader() {
+    for name in ["gap", "agent", "none", "a\"kind\":\"gap"] {
+        let detail = [("kind".to_owned(), Masker::new(MaskKey::new([1; 32])).text(name))].into();
+        let told = Written { body: Body::Agent(AgentEvent { name: "clock.step".into(), detail }), ..event() };
+        let read = Stored::read(&told.canonical().unwrap()).unwrap();
+        let Body::Agent(read) = read.body else { panic!("{name}") };
+        assert_eq!(read.detail["kind"], name);
+    }
+}
+
+#[test]
 fn events_of_before_connects_were_accounted_for_read_back() {
     let caller = r#""caller":{"cgroup":"/job","comm":"node","command_line":"node","executable":"/bin/node","gid":1,"job":{"actor":"","commit":"","job":"","provider":"","reference":"","repository":"","run_id":"","runner":"","workflow":""},"pid":7,"seen_alive":true,"start_time":9,"uid":1}"#;
     let server = r#""server":{"address":"::1","name":"::1","port":1,"proof":"unproven"}"#;

@@ -1,6 +1,8 @@
 //! A segment's bytes come in, a [`Segment`] goes out: whole frames, dense, of one log, and the checkpoints those of the leaves.
 //! Whether the right key signed them, and what else is known of the log, is judged behind.
 
+use std::sync::Arc;
+
 use weir_core::evidence::checkpoint::{Checkpoint, LogName};
 use weir_core::evidence::note::SignedNote;
 use weir_core::evidence::{Hash, TreeState, leaf_hash};
@@ -33,7 +35,7 @@ pub(super) struct Segment {
 pub(super) struct Proof {
     pub run: Run,
     /// All its checkpoints; the last is over all events.
-    pub notes: Vec<SignedNote>,
+    pub notes: Arc<[SignedNote]>,
     /// What is wrong with their roots; told once it is known who signed them.
     pub fault: Option<Fault>,
 }
@@ -148,14 +150,15 @@ fn with_tree(frames: &Frames<'_>, tree: TreeState, agent: &Agent, now_us: i64) -
     let leaves: Vec<Hash> = frames.events.iter().map(|event| leaf_hash(event)).collect();
     let fault = wrong_root(&tree, &leaves, &checkpoints, &last.log);
     let batch = batch_of(frames, tree.epoch, last.time_us, agent, now_us);
-    let rows =
-        (frames.first_seq..).zip(&frames.events).map(|(seq, event)| row(&last.log, seq, event, &batch));
+    let rows = (frames.first_seq..).zip(frames.events.iter().zip(&leaves));
+    let rows = rows.map(|(seq, (event, leaf))| row(&last.log, seq, event, leaf, &batch));
+    let rows = rows.collect();
     Ok(Segment {
         origin: last.log.origin.clone(),
         epoch: tree.epoch,
         first_seq: frames.first_seq,
         last_seq: frames.last_seq(),
-        rows: rows.collect(),
+        rows,
         proof: Some(Proof {
             run: Run { before: tree.frontier, leaves, checkpoint: last },
             notes: frames.notes.iter().map(|(_, note)| note.clone()).collect(),
@@ -195,7 +198,7 @@ fn wrong_root(
     None
 }
 
-fn row(log: &LogName, seq: u64, bytes: &[u8], batch: &Batch) -> EventRow {
+fn row(log: &LogName, seq: u64, bytes: &[u8], leaf: &Hash, batch: &Batch) -> EventRow {
     let wrong = match Stored::read(bytes) {
         Err(error) => error.to_string(),
         Ok(event) if event.seq != seq => format!("it says that it is {}", event.seq),
@@ -203,7 +206,7 @@ fn row(log: &LogName, seq: u64, bytes: &[u8], batch: &Batch) -> EventRow {
         Ok(event) if (&event.tenant, &event.host) != (&log.tenant, &log.host) => {
             "it says that it is of another host".to_owned()
         }
-        Ok(event) => return EventRow::of(event, bytes.to_vec(), batch),
+        Ok(event) => return EventRow::with_leaf(event, bytes.to_vec(), *leaf, batch),
     };
     let place =
         Place { tenant: log.tenant.clone(), host: log.host.clone(), origin: log.origin.to_string(), seq };

@@ -4,6 +4,7 @@ mod batch;
 mod ends;
 
 use std::collections::BTreeMap;
+use std::ops::Bound::{Excluded, Included};
 
 use serde::Deserialize;
 
@@ -274,37 +275,34 @@ impl Log {
                 (*from, stored.key.parse().ok()?)
             }
         };
-        if epoch < from || u64::from(epoch - from) > MAX_KEYS as u64 {
+        if epoch < from {
             return None;
         }
-        for next in from + 1..=epoch {
-            let renamed = key.renamed(&name.at_epoch(next).to_string()).ok()?;
-            let stored = self.keys.get(&next);
-            let rotation = stored.filter(|stored| !stored.rotation.is_empty());
-            let followed = match rotation {
-                None => Ok(renamed),
-                Some(stored) => {
-                    let opened =
-                        stored.rotation.parse::<SignedNote>().and_then(|note| Rotation::open(&note, &key));
+        let at = |key: &VerifyingKey, epoch: u32| key.renamed(&name.at_epoch(epoch).to_string()).ok();
+        // Of an epoch whose key nobody stored nothing came; it had that of the one before.
+        for (next, stored) in self.keys.range((Excluded(from), Included(epoch))) {
+            let followed = match stored.rotation.as_str() {
+                "" => Ok(at(&key, *next)?),
+                statement => {
+                    let old = at(&key, next.saturating_sub(1))?;
+                    let opened = statement.parse::<SignedNote>().and_then(|note| Rotation::open(&note, &old));
                     opened.map(|rotation| rotation.key)
                 }
             };
-            let place = stored.map_or((0, 0), |stored| (stored.first_seq, stored.first_seq));
+            let place = (stored.first_seq, stored.first_seq);
             key = match followed {
                 Ok(key) => key,
                 Err(error) => {
-                    findings.push(self.find(Kind::AnotherKey, next, place, "key", error.to_string()));
+                    findings.push(self.find(Kind::AnotherKey, *next, place, "key", error.to_string()));
                     return None;
                 }
             };
-            if let Some(stored) = stored
-                && stored.key != key.to_string()
-            {
+            if stored.key != key.to_string() {
                 let why = "the store names another key than the log's own statement";
-                findings.push(self.find(Kind::AnotherKey, next, place, "key", why));
+                findings.push(self.find(Kind::AnotherKey, *next, place, "key", why));
             }
         }
-        Some(key)
+        if epoch == from { Some(key) } else { at(&key, epoch) }
     }
 
     pub(super) fn checkpoint(

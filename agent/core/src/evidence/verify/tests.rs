@@ -24,7 +24,7 @@ impl Honest {
     }
 
     fn trust(&self) -> Trust {
-        let pin = Pin { key: self.vkey(), first_seq: 0, stored: None, witnessed: None };
+        let pin = Pin { key: self.vkey(), first_seq: 0, stored: None, witnessed: None, also: Vec::new() };
         Trust { v: 1, witnesses: Vec::new(), heartbeat_s: HEARTBEAT_S, logs: vec![pin] }
     }
 
@@ -44,8 +44,8 @@ impl Honest {
             (0..events).map(|_| self.tree.push(&Self::event(self.tree.next_seq()))).collect();
         let checkpoint = Checkpoint::of(&self.name, &self.tree, 1);
         StoredBatch {
-            epoch: 1,
-            epoch_first_seq: 0,
+            epoch: self.name.epoch,
+            epoch_first_seq: self.tree.first_seq,
             first_seq: before.next_seq(),
             last_seq: self.tree.next_seq() - 1,
             size: checkpoint.size,
@@ -73,7 +73,7 @@ impl Honest {
             for seq in seqs.iter().filter(|seq| (batch.first_seq..=batch.last_seq).contains(seq)) {
                 let canonical = Self::event(*seq);
                 let leaf_hash = leaf_hash(&canonical);
-                let event = StoredEvent { epoch: 1, seq: *seq, canonical: &canonical, leaf_hash };
+                let event = StoredEvent { epoch: batch.epoch, seq: *seq, canonical: &canonical, leaf_hash };
                 verifier.take(Item::Event(event), None);
             }
         }
@@ -107,6 +107,21 @@ fn batches_of_a_run_need_not_follow_each_other() {
 }
 
 #[test]
+fn an_epoch_of_which_nothing_came_has_the_key_of_the_one_before_and_what_it_lost_is_named() {
+    for (first_seq, epoch) in [(2, 9), (4, 1_790_000_000)] {
+        let mut log = Honest::begin();
+        let first = log.batch(2);
+        log.name.epoch = epoch;
+        log.tree = TreeState::begin(epoch, first_seq);
+        let later = log.batch(2);
+        let lost: &[_] = if first_seq == 2 { &[] } else { &[(Kind::Deleted, 2, 3)] };
+        let trust = Honest::begin();
+        let found = trust.found(Scope::All, trust.stored_key(), &[first, later], &[0, 1, 2, 3, 4, 5]);
+        assert_eq!(found, lost, "{epoch}");
+    }
+}
+
+#[test]
 fn a_stored_key_that_is_not_the_pinned_one_is_found() {
     let mut log = Honest::begin();
     let batch = log.batch(1);
@@ -115,6 +130,29 @@ fn a_stored_key_that_is_not_the_pinned_one_is_found() {
     assert_eq!(log.found(Scope::All, key, std::slice::from_ref(&batch), &[0]), [(Kind::AnotherKey, 0, 0)]);
     let moved = StoredKey { first_seq: 7, ..log.stored_key() };
     assert_eq!(log.found(Scope::All, moved, &[batch], &[0]), [(Kind::Projection, 0, 0)]);
+}
+
+#[test]
+fn of_two_witnessed_trees_of_one_size_the_other_is_found_whichever_came_first() {
+    let mut log = Honest::begin();
+    let batch = log.batch(3);
+    let other = Checkpoint { root: [7; 32], ..Checkpoint::of(&log.name, &log.tree, 1) };
+    let other = other.signed(&log.key).unwrap().to_string();
+    for notes in [[&batch.note, &other], [&other, &batch.note]] {
+        let mut trust = log.trust();
+        for note in notes {
+            trust.witness(note, true).unwrap();
+        }
+        trust.witness(notes[0], true).unwrap();
+        assert_eq!(trust.logs[0].also.len(), 1, "the same one again says nothing new");
+        let trust = Trust::read(&serde_json::to_vec(&trust).unwrap()).unwrap();
+        let mut verifier = Verifier::new(&trust, Scope::All, None).unwrap();
+        verifier.take(Item::Log { origin: log.name.origin.clone() }, None);
+        verifier.take(Item::Key(log.stored_key()), None);
+        verifier.take(Item::Batch(batch.clone()), None);
+        let report = verifier.end(None);
+        assert!(report.findings.iter().any(|one| (one.kind, one.first_seq) == (Kind::Forked, 2)));
+    }
 }
 
 #[test]

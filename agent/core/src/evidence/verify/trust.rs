@@ -45,6 +45,9 @@ pub struct Pin {
     /// The last checkpoint that the auditor, or somebody whom they believe, saw; it may be ahead of what was stored then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub witnessed: Option<String>,
+    /// Checkpoints of as many leaves as one of those, with another root: one of them cannot be this log's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<String>,
 }
 
 fn heartbeat_s() -> u64 {
@@ -96,8 +99,8 @@ impl Trust {
         Ok(trust)
     }
 
-    /// Adds a checkpoint that somebody else kept, if it is of a pinned log and newer than what is there. `stored`: the witness
-    /// had its events in the store.
+    /// Adds a checkpoint that somebody else kept, if it is of a pinned log and newer than what is there, or contradicts what is
+    /// there. `stored`: the witness had its events in the store.
     pub fn witness(&mut self, note: &str, stored: bool) -> Result<(), TrustError> {
         let seen = checkpoint("a witnessed checkpoint", "some log", note)?;
         for pin in &mut self.logs {
@@ -106,9 +109,12 @@ impl Trust {
             {
                 let place = if stored { &mut pin.stored } else { &mut pin.witnessed };
                 let known = place.as_deref().map(|known| checkpoint("witnessed", pin.key.name(), known));
-                let known = known.transpose()?.map(|known| (known.log.epoch, known.size));
-                if known.is_none_or(|known| known < (seen.log.epoch, seen.size)) {
+                let known = known.transpose()?.map(|known| ((known.log.epoch, known.size), known.root));
+                let size = (seen.log.epoch, seen.size);
+                if known.is_none_or(|(known, _)| known < size) {
                     *place = Some(note.to_owned());
+                } else if known.is_some_and(|(known, root)| known == size && root != seen.root) {
+                    pin.also.push(note.to_owned());
                 }
             }
         }
@@ -132,11 +138,14 @@ impl Trust {
                 return Err(part("the key", key.name(), "it is not a log's"));
             }
             let mut seen = Vec::new();
-            for (what, note, stored) in [
+            let held = [
                 ("the stored checkpoint", &pin.stored, true),
                 ("the witnessed checkpoint", &pin.witnessed, false),
-            ] {
-                let Some(note) = note else { continue };
+            ];
+            let held =
+                held.into_iter().filter_map(|(what, note, stored)| Some((what, note.as_ref()?, stored)));
+            let also = pin.also.iter().map(|note| ("a further checkpoint", note, false));
+            for (what, note, stored) in held.chain(also) {
                 let checkpoint = checkpoint(what, key.name(), note)?;
                 if checkpoint.log.origin != log.origin || checkpoint.log.epoch < log.epoch {
                     return Err(part(
