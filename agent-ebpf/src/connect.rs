@@ -39,6 +39,8 @@ const AF_INET6: u32 = 10;
 const SOCK_STREAM: u32 = 1;
 const IPPROTO_TCP: u8 = 6;
 
+/// The most that an error can be (linux/err.h).
+const MAX_ERRNO: u32 = 4095;
 const ENOMEM: u32 = 12;
 const ECONNREFUSED: u32 = 111;
 
@@ -162,8 +164,10 @@ fn answer(ctx: *mut bpf_sock_addr, mut to: Destination) -> Answer {
         return Answer::Pass;
     }
     if ruling.errno != 0 {
+        // Linux 7.3 wants to know that it is an error.
+        let errno = (ruling.errno & MAX_ERRNO) as i32;
         // SAFETY: takes a number; connect hooks may call it.
-        unsafe { bpf_set_retval(-(ruling.errno as i32)) };
+        unsafe { bpf_set_retval(-errno) };
     }
     Answer::Refuse
 }

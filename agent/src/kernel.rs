@@ -410,10 +410,14 @@ fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map, KernelError> {
 /// The lines of the verifier that say why, which are its last.
 fn refused(what: &str, error: EbpfError) -> KernelError {
     const LINES: usize = 5;
+    const STATISTICS: [&str; 4] = ["processed ", "subprog ", "verification time ", "stack depth "];
     let mut said = String::new();
     if let EbpfError::ProgramError(ProgramError::LoadError { verifier_log, .. }) = &error {
         let log = verifier_log.to_string();
-        let lines: Vec<&str> = log.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        // Newer kernels end with what they counted.
+        let is_count = |line: &str| STATISTICS.iter().any(|start| line.starts_with(start));
+        let lines: Vec<&str> =
+            log.lines().map(str::trim).filter(|line| !line.is_empty() && !is_count(line)).collect();
         let last = lines.get(lines.len().saturating_sub(LINES)..).unwrap_or_default();
         if !last.is_empty() {
             said = format!("; the verifier says: {}", last.join(" | "));
