@@ -1,11 +1,13 @@
 // An MCP client as a pipeline job has one: the official TypeScript SDK, of the line and in the revision that it is told.
 //
-// In: a URL, `--line 1|2`, `--revision R`, `--calls echo,count,...`, `--nonce PREFIX`, and `--sse` for HTTP+SSE. Out: JSON lines, one for
+// In: a URL, `--line 1|2`, `--revision R`, `--calls echo,count,...`, `--nonce PREFIX`, `--sse` for HTTP+SSE, and
+// `--http2` for HTTP/2 alone. Out: JSON lines, one for
 // each call and one at the end. It knows nothing of Weir.
 
 import { createHook } from 'node:async_hooks';
 import { writeSync } from 'node:fs';
 import { parseArgs } from 'node:util';
+import { overHttp2 } from './fetch-http2.mjs';
 
 const { values: options, positionals } = parseArgs({
   allowPositionals: true,
@@ -15,8 +17,11 @@ const { values: options, positionals } = parseArgs({
     calls: { type: 'string', default: 'echo' },
     nonce: { type: 'string', default: 'typescript' },
     sse: { type: 'boolean', default: false },
+    http2: { type: 'boolean', default: false },
   },
 });
+const http2 = options.http2 ? overHttp2() : null;
+const over = http2 ? { fetch: http2.fetch } : {};
 const say = (line) => writeSync(1, `${JSON.stringify(line)}\n`);
 let connects = 0;
 createHook({ init: (_id, type) => void (type === 'TCPCONNECTWRAP' && (connects += 1)) }).enable();
@@ -29,7 +34,7 @@ async function make(url) {
     const { Client } = await import('@modelcontextprotocol/sdk/client/index.js');
     const { SSEClientTransport } = await import('@modelcontextprotocol/sdk/client/sse.js');
     const { StreamableHTTPClientTransport } = await import('@modelcontextprotocol/sdk/client/streamableHttp.js');
-    const transport = options.sse ? new SSEClientTransport(url) : new StreamableHTTPClientTransport(url);
+    const transport = options.sse ? new SSEClientTransport(url) : new StreamableHTTPClientTransport(url, over);
     return { client: new Client(who), transport, call: (client, call, more) => client.callTool(call, undefined, more) };
   }
   const { Client, SSEClientTransport, StreamableHTTPClientTransport } = await import('@modelcontextprotocol/client');
@@ -37,7 +42,7 @@ async function make(url) {
   const negotiation = stateless
     ? { versionNegotiation: { mode: { pin: options.revision } } }
     : { versionNegotiation: { mode: 'legacy' }, supportedProtocolVersions: [options.revision] };
-  const transport = options.sse ? new SSEClientTransport(url) : new StreamableHTTPClientTransport(url);
+  const transport = options.sse ? new SSEClientTransport(url) : new StreamableHTTPClientTransport(url, over);
   return { client: new Client(who, negotiation), transport, call: (client, call, more) => client.callTool(call, more) };
 }
 
@@ -58,8 +63,10 @@ try {
     }
   }
   await client.close();
+  http2?.close();
 } catch (error) {
   say({ event: 'failed', message: error.cause?.message ? `${error.message}: ${error.cause.message}` : error.message });
   process.exitCode = 1;
+  http2?.close();
 }
 process.on('exit', () => say({ event: 'end', issuer: null, tcp_connects: connects }));

@@ -52,6 +52,16 @@ impl Client {
         ])
     }
 
+    /// Of HTTP/2 alone, by Node's own: the servers here speak HTTP/1.1.
+    fn of_http2(world: &World) -> Vec<Self> {
+        let setup = &world.setup;
+        let typescript: [OsString; 2] = [setup.node().into(), setup.sdk_file("client-typescript.mjs").into()];
+        vec![
+            Self::new("http2-1", &typescript, &["--line", "1", "--http2"], "2025-11-25"),
+            Self::new("http2-2", &typescript, &["--revision", "2026-07-28", "--http2"], "2026-07-28"),
+        ]
+    }
+
     /// Those of the oldest transport, HTTP+SSE.
     fn legacy(world: &World) -> Vec<Self> {
         let setup = &world.setup;
@@ -115,10 +125,27 @@ fn all_agree(world: &World, client: &Client, host: &str, proof: &str) -> Result<
     Ok(())
 }
 
+/// The versions of HTTP that a client's calls were recorded with.
+fn versions(world: &World, client: &Client) -> Result<Vec<Value>> {
+    let question = format!(
+        "SELECT DISTINCT network_protocol_version AS version FROM events WHERE kind = 'intent' AND \
+         position(payload, '\"{}-') > 0",
+        client.name
+    );
+    Ok(world.sql(&question)?.into_iter().map(|mut row| row["version"].take()).collect())
+}
+
 fn each_gets_through(scheme: Scheme, host: &str, proof: &str) -> Result<()> {
     let world = World::start(&WorldPlan { scheme, ..WorldPlan::default() })?;
     for client in Client::all(&world)? {
         all_agree(&world, &client, host, proof)?;
+    }
+    if scheme == Scheme::Https {
+        for client in Client::of_http2(&world) {
+            all_agree(&world, &client, host, proof)?;
+            let versions = versions(&world, &client)?;
+            ensure!(versions == [json!("2")], "{}: {versions:?}", client.name);
+        }
     }
     Ok(())
 }
