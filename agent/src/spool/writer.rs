@@ -13,6 +13,11 @@ use super::shelf::{SegmentFile, Shelf};
 use super::storage::{Append, Storage};
 use super::{CLOSING, Limits, Priority, RESERVE, SCRATCH, SpoolError, segment_name};
 
+/// The most room that is made: who waits for the first group of a segment waits for it, too.
+const MAX_ROOM: usize = 2 << 20;
+/// A segment's groups are small below so many bytes on average.
+const SMALL_GROUP: u64 = 64 << 10;
+
 /// What stands around events: their owner gives it when it is needed, and the spool does not know what it means.
 pub trait Around {
     /// What a new segment begins with: the state behind the last group that is on disk.
@@ -57,6 +62,7 @@ struct Active {
     file: Box<dyn Append>,
     first_seq: u64,
     events: u64,
+    groups: u64,
     /// Bytes that were synced. Behind them lies nothing, unless the last write failed.
     bytes: u64,
     /// Whether its last frame is a checkpoint.
@@ -215,6 +221,7 @@ impl Spool {
         self.write(bytes)?;
         self.next_seq += events;
         self.active.events += events;
+        self.active.groups += 1;
         self.wrote(bytes, covered);
         Ok(first..self.next_seq)
     }
@@ -278,13 +285,16 @@ impl Spool {
     }
 
     /// How much room the next segment is made with: a little more than the one before has, if that had enough to be worth
-    /// it, and if the folder has room in plenty.
+    /// it, in groups that are small, and if the folder has room in plenty.
     fn room_ahead(&self) -> usize {
         let Limits { max_bytes, reserve_bytes, seal_bytes, room_from, .. } = self.limits;
         let last = usize::try_from(self.active.bytes).unwrap_or(usize::MAX);
-        let room = last.saturating_add(last / 4).min(seal_bytes.saturating_add(CLOSING as usize));
+        let room =
+            last.saturating_add(last / 4).min(seal_bytes.saturating_add(CLOSING as usize)).min(MAX_ROOM);
         let needed = self.shelf.usage().bytes.saturating_add(reserve_bytes).saturating_add(room as u64);
-        if last >= room_from && needed <= max_bytes / 2 { room } else { 0 }
+        // Of large groups the bytes themselves are what takes time, and room would double them.
+        let small_groups = self.active.bytes / self.active.groups.max(1) < SMALL_GROUP;
+        if small_groups && last >= room_from && needed <= max_bytes / 2 { room } else { 0 }
     }
 
     /// Checks that `bytes` more may be used, and gives the reserve up or takes it back accordingly.
@@ -352,7 +362,16 @@ fn new_segment(
     let bytes = head_bytes(first_seq, head)?;
     let file = create_roomy(storage, &segment_name(first_seq), &bytes, room)?;
     let bytes = bytes.len() as u64;
-    Ok(Active { file, first_seq, events: 0, bytes, covered: false, state: Tail::Sound, has_room: room > 0 })
+    Ok(Active {
+        file,
+        first_seq,
+        events: 0,
+        groups: 0,
+        bytes,
+        covered: false,
+        state: Tail::Sound,
+        has_room: room > 0,
+    })
 }
 
 /// Makes a file that has all its bytes as soon as it has its name.
