@@ -3,7 +3,7 @@ FROM
 (
     SELECT began_at, sum(calls) AS summed, 0 AS stored FROM calls_5m GROUP BY began_at
     UNION ALL
-    SELECT toStartOfFiveMinutes(events.time) AS began_at, 0, groupBitmap(cityHash64(origin, seq))
+    SELECT toStartOfFiveMinutes(events.time) AS began_at, 0, count()
     FROM events WHERE kind = 'intent' GROUP BY began_at
 )
 WHERE began_at >= toStartOfFiveMinutes({since:DateTime64(6, 'UTC')})
