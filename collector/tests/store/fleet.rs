@@ -272,7 +272,7 @@ async fn who_is_slow_is_let_go_and_who_takes_more_than_its_share_waits_for_it() 
     let port = tls.address().expect("an address").port();
     let patience = Duration::from_millis(200);
     // Long enough for what is asked meanwhile.
-    let waits = Waits { head: patience, body: Duration::from_secs(4), stranger: patience };
+    let waits = Waits { head: patience, body: Duration::from_secs(8), stranger: patience };
     let stop = CancellationToken::new();
     let config = Config::read(world.collector.config()).expect("a configuration");
     let witness = Witness::open(&config.witness).expect("a witness");
