@@ -79,7 +79,7 @@ async fn the_named_questions_answer_in_tables_and_json() {
         "{table}"
     );
     let (code, listed, _) = world.run(&["query", "--list"]);
-    assert_eq!((code, listed.lines().count()), (0, 22));
+    assert_eq!((code, listed.lines().count()), (0, 23));
 }
 
 #[tokio::test(flavor = "multi_thread")]
