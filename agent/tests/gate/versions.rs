@@ -1,5 +1,6 @@
 //! HTTP/2 through the gate: with servers of either version, one connection's exchanges beside each other, its limits and its end.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -73,16 +74,15 @@ async fn exchanges_of_one_connection_go_beside_each_other_over_one_connection() 
     let mut stage = stage(HTTP2, Limits::default()).await;
     let (mut asks, _running) = server(stage.accept().await.0);
     let (mut sender, _served) = client(&stage).await;
-    let mut answers = Vec::new();
-    for n in 1..=3 {
-        answers.push(sender.send_request(post(full(call(n, "echo")))));
-    }
+    let mut ask = |n| (u64::from(n), sender.send_request(post(full(call(n, "echo")))));
+    let mut answers: BTreeMap<u64, _> = (1..=3_u32).map(&mut ask).collect();
+    // In whatever order they come.
     let mut asked = Vec::new();
     for _ in 0..3 {
         asked.push(soon(asks.recv()).await.unwrap());
     }
     // The last is answered first.
-    for ((request, reply), answer) in asked.into_iter().rev().zip(answers.into_iter().rev()) {
+    for (request, reply) in asked.into_iter().rev() {
         let (head, body) = request.into_parts();
         assert_eq!((head.version, head.uri.host()), (Version::HTTP_2, Some(SERVER)));
         assert!(!head.headers.contains_key("host") && !head.headers.contains_key("connection"));
@@ -92,6 +92,7 @@ async fn exchanges_of_one_connection_go_beside_each_other_over_one_connection() 
         let body = full(said.clone());
         let _ =
             reply.send(Response::builder().header("content-type", "application/json").body(body).unwrap());
+        let answer = answers.remove(&id).expect("it was asked once");
         let (head, body) = soon(answer).await.unwrap().into_parts();
         assert_eq!((head.status, text(body).await), (StatusCode::OK, said));
     }
