@@ -31,6 +31,7 @@ use crate::handover::Sockets;
 use crate::http::Shelves;
 use crate::kernel::{Hooks, Origin};
 use crate::netns::{Namespace, Opened};
+use crate::tasks::Tasks;
 use crate::tls::{Minter, UpstreamTls};
 
 /// How many connections may wait to be accepted; the kernel allows 4096 unless it was told otherwise.
@@ -118,7 +119,7 @@ pub struct Interceptor {
     host: Arc<Namespace>,
     learned: Learned,
     /// Servers' connections between two exchanges.
-    shelves: Shelves,
+    shelves: Arc<Shelves>,
     uncounted: Uncounted,
 }
 
@@ -159,7 +160,7 @@ impl Interceptor {
             own_ports,
             host,
             learned: Learned::default(),
-            shelves: Shelves::default(),
+            shelves: Arc::default(),
             uncounted,
         }
     }
@@ -169,7 +170,8 @@ impl Interceptor {
     pub async fn accept(self: Arc<Self>, listeners: Listeners, mut opened: mpsc::Receiver<Opened>) {
         let mut accepting = JoinSet::new();
         accepting.spawn(self.clone().tell_uncounted());
-        accepting.spawn(self.clone().tend_shelves());
+        // Not among those that accept: flows go on when nothing is accepted any more.
+        tokio::spawn(tend_shelves(self.shelves.clone(), self.gate.tasks.clone()));
         for listener in [listeners.v4, listeners.v6] {
             accepting.spawn(self.clone().accept_from(listener, self.host.clone()));
         }
@@ -249,15 +251,6 @@ impl Interceptor {
         }
     }
 
-    /// As long as there are new flows to come.
-    async fn tend_shelves(self: Arc<Self>) {
-        tokio::select! {
-            () = self.shelves.tend() => {}
-            () = self.gate.tasks.retiring() => {}
-        }
-        self.shelves.clear();
-    }
-
     fn origin(&self, peer: SocketAddr, namespace: &Namespace) -> Option<Origin> {
         match self.hooks.take_origin(namespace.cookie(), peer) {
             Ok(origin) => origin,
@@ -299,6 +292,15 @@ impl Interceptor {
             tracing::error!(%error, count, "connections were not recorded");
         }
     }
+}
+
+/// As long as there are flows that may put something there: those of an agent that retires, too.
+async fn tend_shelves(shelves: Arc<Shelves>, tasks: Tasks) {
+    tokio::select! {
+        () = shelves.tend() => {}
+        () = tasks.over() => {}
+    }
+    shelves.clear();
 }
 
 /// Closes with a reset, so that the client sees a failure and not an empty answer.

@@ -9,11 +9,13 @@ use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::{TrySendError, http1};
 use hyper::{Request, Response};
+use weir_core::ids::FlowId;
 
 use super::guarded::Guard;
 use super::outgoing::Outgoing;
@@ -128,9 +130,13 @@ impl Idle {
 
     /// Its exchange is over.
     pub fn put(&self, connection: Http1) {
-        match &self.shelf {
+        let left = match &self.shelf {
             Some(shelf) if connection.may_be_shared() => shelf.put(connection),
-            _ => self.put_own(connection),
+            _ => Some(connection),
+        };
+        // One that there is no room for is this flow's still.
+        if let Some(own) = left {
+            self.put_own(own);
         }
     }
 
@@ -155,9 +161,9 @@ impl Idle {
         self.connections().pop()
     }
 
-    /// One that any of the job's flows may have.
-    pub fn take_shared(&self) -> Option<Http1> {
-        self.shelf.as_ref()?.take()
+    /// One that any of the job's flows may have, for this one.
+    pub fn take_shared(&self, flow: &FlowId) -> Option<Http1> {
+        self.shelf.as_ref()?.take(flow, SystemTime::now())
     }
 
     /// Drives them all, and lets go of those that the server closed.

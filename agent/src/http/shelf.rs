@@ -3,7 +3,8 @@
 //! Enters: a connection whose exchange is over, with what its server proved on it. Leaves: the same connection, for the next exchange of any
 //! flow with the same job, network namespace, destination, proven name and offer. Must never: hand a connection to another job, or to a
 //! flow that had its server proven in another way; give a new flow a proof that no longer counts ([`crate::tls`]'s sessions have the same
-//! bound); keep more than [`KEPT_FOR_A_SERVER`] and [`KEPT_IN_ALL`], or any of them for longer than [`KEPT_FOR_FLOWS`].
+//! bound); keep more than [`KEPT_FOR_A_SERVER`], [`KEPT_FOR_A_JOB`] and [`KEPT_IN_ALL`], or any of them for longer than
+//! [`KEPT_FOR_FLOWS`]. One that there is no room for stays with the flow that used it: no job takes reuse from another.
 //!
 //! Nobody drives a connection that waits here. That its server closed it is seen when it is taken, or in the next look that
 //! [`Shelves::tend`] takes.
@@ -21,9 +22,11 @@ use weir_core::ids::FlowId;
 use super::idle::Http1;
 use crate::tls::{Protocol, ProvenName, Scope};
 
-/// The most connections that wait for one job's flows to one server; past it the one that has waited longest is closed.
+/// The most connections that wait for one job's flows to one server; past it, as past the other two, each flow keeps its own.
 pub const KEPT_FOR_A_SERVER: usize = 64;
-/// The most of all jobs; past it one that would be kept is closed.
+/// The most of one job, whatever the number of its servers.
+pub const KEPT_FOR_A_JOB: usize = 256;
+/// The most of all jobs.
 pub const KEPT_IN_ALL: usize = 1024;
 /// How long one waits while flows are there that it may serve.
 pub const KEPT_FOR_FLOWS: Duration = Duration::from_secs(30);
@@ -58,7 +61,34 @@ pub struct Proven {
 /// The connections of one key.
 pub struct Shelf {
     waiting: Mutex<VecDeque<(Instant, Http1)>>,
+    counts: Counts,
+}
+
+/// How many wait: of one job, and of all.
+#[derive(Clone)]
+struct Counts {
+    of_job: Arc<AtomicUsize>,
     in_all: Arc<AtomicUsize>,
+}
+
+impl Counts {
+    /// Room for one more, if there is any.
+    fn take_room(&self) -> bool {
+        if self.of_job.fetch_add(1, Ordering::Relaxed) >= KEPT_FOR_A_JOB {
+            self.of_job.fetch_sub(1, Ordering::Relaxed);
+            return false;
+        }
+        if self.in_all.fetch_add(1, Ordering::Relaxed) >= KEPT_IN_ALL {
+            self.give_back(1);
+            return false;
+        }
+        true
+    }
+
+    fn give_back(&self, count: usize) {
+        self.of_job.fetch_sub(count, Ordering::Relaxed);
+        self.in_all.fetch_sub(count, Ordering::Relaxed);
+    }
 }
 
 /// A connection that another flow left, whose server is there.
@@ -68,36 +98,40 @@ pub struct Spare {
 }
 
 impl Shelf {
-    fn new(in_all: Arc<AtomicUsize>) -> Self {
-        Self { waiting: Mutex::default(), in_all }
+    fn new(counts: Counts) -> Self {
+        Self { waiting: Mutex::default(), counts }
     }
 
-    pub(super) fn put(&self, connection: Http1) {
+    /// Keeps a connection; gives it back if there is no room for it.
+    pub(super) fn put(&self, connection: Http1) -> Option<Http1> {
         let mut waiting = self.waiting();
-        let over = if waiting.len() >= KEPT_FOR_A_SERVER {
-            waiting.pop_front()
-        } else if self.in_all.fetch_add(1, Ordering::Relaxed) >= KEPT_IN_ALL {
-            self.in_all.fetch_sub(1, Ordering::Relaxed);
-            return;
+        let stale = self.stale(&mut waiting);
+        let no_room = waiting.len() >= KEPT_FOR_A_SERVER || !self.counts.take_room();
+        let back = if no_room {
+            Some(connection)
         } else {
+            waiting.push_back((Instant::now(), connection));
             None
         };
-        waiting.push_back((Instant::now(), connection));
         drop(waiting);
-        // Not under the lock: its end is a task's.
-        drop(over);
+        // Not under the lock: their end is a task's.
+        drop(stale);
+        back
     }
 
-    /// The one that was used last.
-    pub(super) fn take(&self) -> Option<Http1> {
-        self.take_since(KEPT_FOR_FLOWS)
+    /// Of those that may serve this flow, the one that was used last. What was proven to another flow may not count any more.
+    pub(super) fn take(&self, flow: &FlowId, now: SystemTime) -> Option<Http1> {
+        self.take_since(KEPT_FOR_FLOWS, |connection| {
+            connection.proven.as_ref().is_some_and(|proven| proven.by == *flow || now < proven.until)
+        })
     }
 
     /// One for a flow that begins: it waited for a moment only, and what its server proved still counts.
     pub async fn spare(&self, now: SystemTime) -> Option<Spare> {
-        while let Some(mut connection) = self.take_since(KEPT_FOR_A_NEW_FLOW) {
-            let proven = connection.proven.clone().filter(|proven| now < proven.until);
-            if let Some(proven) = proven
+        let still_counts =
+            |connection: &Http1| connection.proven.as_ref().is_some_and(|proven| now < proven.until);
+        while let Some(mut connection) = self.take_since(KEPT_FOR_A_NEW_FLOW, still_counts) {
+            if let Some(proven) = connection.proven.clone()
                 && connection.is_ready(false).await
             {
                 return Some(Spare { connection, proven });
@@ -106,12 +140,29 @@ impl Shelf {
         None
     }
 
-    fn take_since(&self, within: Duration) -> Option<Http1> {
+    fn take_since(&self, within: Duration, may_serve: impl Fn(&Http1) -> bool) -> Option<Http1> {
         let mut waiting = self.waiting();
-        waiting.back().filter(|(since, _)| since.elapsed() <= within)?;
-        let (_, connection) = waiting.pop_back()?;
-        self.in_all.fetch_sub(1, Ordering::Relaxed);
-        Some(connection)
+        let stale = self.stale(&mut waiting);
+        let at = waiting.iter().rposition(|(_, connection)| may_serve(connection));
+        let at = at.filter(|at| waiting.get(*at).is_some_and(|(since, _)| since.elapsed() <= within));
+        let taken = at.and_then(|at| waiting.remove(at));
+        self.counts.give_back(usize::from(taken.is_some()));
+        drop(waiting);
+        // Not under the lock: their end is a task's.
+        drop(stale);
+        taken.map(|(_, connection)| connection)
+    }
+
+    /// Those that have waited for too long for anybody: they are behind all others.
+    fn stale(&self, waiting: &mut VecDeque<(Instant, Http1)>) -> Vec<Http1> {
+        let mut stale = Vec::new();
+        while waiting.front().is_some_and(|(since, _)| since.elapsed() > KEPT_FOR_FLOWS)
+            && let Some((_, connection)) = waiting.pop_front()
+        {
+            stale.push(connection);
+        }
+        self.counts.give_back(stale.len());
+        stale
     }
 
     /// Closes those that waited for too long, and those that their server closed. Says whether none is left.
@@ -125,7 +176,7 @@ impl Shelf {
             if stays { stay.push_back((since, connection)) } else { go.push(connection) }
         }
         *waiting = stay;
-        self.in_all.fetch_sub(go.len(), Ordering::Relaxed);
+        self.counts.give_back(go.len());
         waiting.is_empty()
     }
 
@@ -134,17 +185,37 @@ impl Shelf {
     }
 }
 
+impl Drop for Shelf {
+    /// Flows may have put something here after the others let go of it.
+    fn drop(&mut self) {
+        self.counts.give_back(self.waiting().len());
+    }
+}
+
 /// Those of all keys.
 #[derive(Default)]
 pub struct Shelves {
-    by_key: Mutex<HashMap<ShelfKey, Arc<Shelf>>>,
+    kept: Mutex<Kept>,
     in_all: Arc<AtomicUsize>,
+}
+
+#[derive(Default)]
+struct Kept {
+    by_key: HashMap<ShelfKey, Arc<Shelf>>,
+    /// How many wait of each job.
+    by_job: HashMap<u64, Arc<AtomicUsize>>,
 }
 
 impl Shelves {
     pub fn of(&self, key: ShelfKey) -> Arc<Shelf> {
-        let mut by_key = self.by_key();
-        by_key.entry(key).or_insert_with(|| Arc::new(Shelf::new(self.in_all.clone()))).clone()
+        let mut kept = self.kept();
+        let Kept { by_key, by_job } = &mut *kept;
+        let job = key.scope.job;
+        let shelf = by_key.entry(key).or_insert_with(|| {
+            let of_job = by_job.entry(job).or_default().clone();
+            Arc::new(Shelf::new(Counts { of_job, in_all: self.in_all.clone() }))
+        });
+        shelf.clone()
     }
 
     /// Closes what has waited for too long, until it is dropped; without it nothing is to be kept.
@@ -156,20 +227,25 @@ impl Shelves {
     }
 
     fn tend_once(&self) {
-        self.by_key().retain(|_, shelf| {
+        let mut kept = self.kept();
+        kept.by_key.retain(|_, shelf| {
             // Others get one from here alone, under this lock.
             let is_used = Arc::strong_count(shelf) > 1;
             let is_empty = shelf.tend(if is_used { KEPT_FOR_FLOWS } else { KEPT_FOR_A_NEW_FLOW });
             is_used || !is_empty
         });
+        // Each shelf of a job has its count.
+        kept.by_job.retain(|_, count| Arc::strong_count(count) > 1);
     }
 
     /// Closes all that waits.
     pub fn clear(&self) {
-        self.by_key().retain(|_, shelf| {
+        let mut kept = self.kept();
+        for shelf in kept.by_key.values() {
             shelf.tend(Duration::ZERO);
-            false
-        });
+        }
+        kept.by_key.clear();
+        kept.by_job.retain(|_, count| Arc::strong_count(count) > 1);
     }
 
     /// How many wait, of all jobs.
@@ -177,8 +253,8 @@ impl Shelves {
         self.in_all.load(Ordering::Relaxed)
     }
 
-    fn by_key(&self) -> MutexGuard<'_, HashMap<ShelfKey, Arc<Shelf>>> {
-        self.by_key.lock().unwrap_or_else(PoisonError::into_inner)
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -192,12 +268,22 @@ mod tests {
     use hyper_util::rt::TokioIo;
     use tokio::io::{DuplexStream, duplex};
 
-    /// A connection, and its server's end.
+    /// A connection that proved nothing, and its server's end.
     async fn connection(tasks: &Tasks) -> (Http1, DuplexStream) {
+        proven(tasks, None).await
+    }
+
+    /// One that this flow dialled, whose server's proof counts until then.
+    async fn of(tasks: &Tasks, by: &FlowId, until: SystemTime) -> (Http1, DuplexStream) {
+        let name = ProvenName::for_test("mcp.example.test");
+        proven(tasks, Some(Arc::new(Proven { name, until, source: None, by: by.clone() }))).await
+    }
+
+    async fn proven(tasks: &Tasks, proven: Option<Arc<Proven>>) -> (Http1, DuplexStream) {
         let (near, far) = duplex(64);
         let (stream, guard) = Guarded::responses(near, First::default());
         let (sender, driven) = http1::handshake::<_, Outgoing>(TokioIo::new(stream)).await.unwrap();
-        (Http1::new(sender, guard, tasks.here(async move { drop(driven.await) }), None), far)
+        (Http1::new(sender, guard, tasks.here(async move { drop(driven.await) }), proven), far)
     }
 
     fn key(job: u64) -> ShelfKey {
@@ -206,45 +292,88 @@ mod tests {
         ShelfKey { scope, name: "mcp.example.test".try_into().unwrap(), offer: vec![Protocol::Http1] }
     }
 
+    fn flow(n: u8) -> FlowId {
+        FlowId::from_random([n; 16])
+    }
+
+    fn soon() -> SystemTime {
+        SystemTime::now() + Duration::from_secs(60)
+    }
+
     #[tokio::test]
     async fn what_one_job_leaves_is_for_its_own_flows_alone() {
-        let (tasks, shelves) = (Tasks::default(), Shelves::default());
-        let (left, _server) = connection(&tasks).await;
-        shelves.of(key(1)).put(left);
-        assert!(shelves.of(key(2)).take().is_none());
-        assert!(shelves.of(key(1)).take().is_some());
-        assert!(shelves.of(key(1)).take().is_none() && shelves.waiting() == 0);
+        let (tasks, shelves, now) = (Tasks::default(), Shelves::default(), SystemTime::now());
+        let (left, _server) = of(&tasks, &flow(1), soon()).await;
+        assert!(shelves.of(key(1)).put(left).is_none());
+        assert!(shelves.of(key(2)).take(&flow(1), now).is_none());
+        assert!(shelves.of(key(1)).take(&flow(2), now).is_some());
+        assert!(shelves.of(key(1)).take(&flow(2), now).is_none() && shelves.waiting() == 0);
     }
 
     #[tokio::test]
     async fn what_proved_nothing_is_for_no_new_flow() {
         let (tasks, shelves) = (Tasks::default(), Shelves::default());
         let (left, _server) = connection(&tasks).await;
-        shelves.of(key(1)).put(left);
+        assert!(shelves.of(key(1)).put(left).is_none());
         assert!(shelves.of(key(1)).spare(SystemTime::now()).await.is_none());
     }
 
     #[tokio::test]
-    async fn no_more_are_kept_than_may_be() {
+    async fn a_proof_that_no_longer_counts_is_for_the_flow_alone_that_it_was_given_to() {
+        let (tasks, shelves, now) = (Tasks::default(), Shelves::default(), SystemTime::now());
+        let shelf = shelves.of(key(1));
+        let (counts, _server) = of(&tasks, &flow(1), soon()).await;
+        let (over, _other) = of(&tasks, &flow(1), now).await;
+        assert!(shelf.put(counts).is_none() && shelf.put(over).is_none());
+        // It is the one that was used last, and passed over.
+        assert!(shelf.take(&flow(2), now).is_some_and(|taken| taken.proven.unwrap().until > now));
+        assert!(shelf.take(&flow(2), now).is_none() && shelf.spare(now).await.is_none());
+        assert_eq!(shelves.waiting(), 1);
+        assert!(shelf.take(&flow(1), now).is_some());
+    }
+
+    #[tokio::test]
+    async fn what_there_is_no_room_for_is_given_back_and_no_job_takes_the_room_of_all() {
         let (tasks, shelves, mut servers) = (Tasks::default(), Shelves::default(), Vec::new());
-        let shelf = shelves.of(key(0));
-        for _ in 0..=KEPT_FOR_A_SERVER {
-            let (left, server) = connection(&tasks).await;
-            shelf.put(left);
-            servers.push(server);
-        }
-        assert_eq!(shelves.waiting(), KEPT_FOR_A_SERVER);
-        for job in 1..=(KEPT_IN_ALL / KEPT_FOR_A_SERVER) as u64 {
-            for _ in 0..KEPT_FOR_A_SERVER {
-                let (left, server) = connection(&tasks).await;
-                shelves.of(key(job)).put(left);
-                servers.push(server);
+        // Each job has servers enough to fill more than its share.
+        let server = |job: u64, server: u64| {
+            let key = key(job);
+            shelves.of(ShelfKey { scope: Scope { namespace: server, ..key.scope }, ..key })
+        };
+        let all = (KEPT_IN_ALL / KEPT_FOR_A_JOB) as u64;
+        let servers_of_a_job = (KEPT_FOR_A_JOB / KEPT_FOR_A_SERVER) as u64;
+        for job in 0..all {
+            for shelf in (0..servers_of_a_job).map(|n| server(job, n)) {
+                for _ in 0..KEPT_FOR_A_SERVER {
+                    let (left, far) = connection(&tasks).await;
+                    assert!(shelf.put(left).is_none());
+                    servers.push(far);
+                }
+                let (left, _far) = connection(&tasks).await;
+                assert!(shelf.put(left).is_some(), "of a server");
             }
+            let (left, _far) = connection(&tasks).await;
+            assert!(server(job, servers_of_a_job).put(left).is_some(), "of a job");
+            assert_eq!(shelves.waiting(), KEPT_FOR_A_JOB * (job as usize + 1));
         }
-        assert_eq!(shelves.waiting(), KEPT_IN_ALL);
+        let (left, _far) = connection(&tasks).await;
+        let last = server(all, 0);
+        assert!(last.put(left).is_some(), "of all");
         shelves.clear();
         assert_eq!(shelves.waiting(), 0);
-        assert!(shelves.by_key().is_empty());
+        let kept = shelves.kept();
+        assert!(kept.by_key.is_empty() && kept.by_job.len() == 1, "the last one's job is there still");
+    }
+
+    #[tokio::test]
+    async fn a_shelf_that_flows_alone_have_gives_its_room_back_with_the_last_of_them() {
+        let (tasks, shelves) = (Tasks::default(), Shelves::default());
+        let shelf = shelves.of(key(1));
+        shelves.clear();
+        let (left, _server) = connection(&tasks).await;
+        assert!(shelf.put(left).is_none() && shelves.waiting() == 1);
+        drop(shelf);
+        assert_eq!(shelves.waiting(), 0);
     }
 
     #[tokio::test]
@@ -252,14 +381,14 @@ mod tests {
         let (tasks, shelves) = (Tasks::default(), Shelves::default());
         let shelf = shelves.of(key(1));
         let ((closed, server), (open, _other)) = (connection(&tasks).await, connection(&tasks).await);
-        shelf.put(closed);
-        shelf.put(open);
+        assert!(shelf.put(closed).is_none() && shelf.put(open).is_none());
         drop(server);
         shelves.tend_once();
         assert_eq!(shelves.waiting(), 1);
         assert!(!shelf.tend(KEPT_FOR_FLOWS) && shelf.tend(Duration::ZERO));
         drop(shelf);
         shelves.tend_once();
-        assert!(shelves.by_key().is_empty());
+        let kept = shelves.kept();
+        assert!(kept.by_key.is_empty() && kept.by_job.is_empty());
     }
 }

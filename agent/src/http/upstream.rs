@@ -180,7 +180,7 @@ impl Upstream {
                 return Some(Sender::Http1(idle));
             }
         }
-        while let Some(mut kept) = self.idle.take_shared() {
+        while let Some(mut kept) = self.idle.take_shared(&self.flow) {
             // Whatever it would wait for is not this flow's.
             if kept.is_ready(false).await {
                 return Some(Sender::Http1(self.lent(kept)));

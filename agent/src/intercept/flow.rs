@@ -269,6 +269,8 @@ impl Interceptor {
             self.shelves.of(ShelfKey { scope, name: wanted.clone(), offer: offer.to_server().to_vec() });
         let met = match shelf.spare(SystemTime::now()).await {
             Some(spare) => {
+                // Whether or not an exchange comes of it: nothing was dialled.
+                opening.borrowed.store(true, Ordering::Relaxed);
                 if let Some(source) = spare.proven.source {
                     let _ = opening.source.set(source);
                 }

@@ -48,6 +48,12 @@ impl ProvenName {
     pub fn also(&self) -> &[String] {
         &self.also
     }
+
+    /// One that nobody proved.
+    #[cfg(test)]
+    pub(crate) fn for_test(name: &'static str) -> Self {
+        Self { name: name.try_into().unwrap(), also: Vec::new() }
+    }
 }
 
 impl fmt::Display for ProvenName {
