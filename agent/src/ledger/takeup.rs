@@ -70,6 +70,11 @@ pub(super) fn take_up(
         origin: found.origin.clone(),
         epoch: 1,
     };
+    // Collectors take a log from one host alone. Before anything is signed or written: what cannot be closed under the name that
+    // it has would be written anew under this one.
+    if let Some(was) = other_name(&log, found) {
+        return Err(LedgerError::Renamed(Box::new(was)));
+    }
     let now_us = (config.clock)();
     let foreign = cover(&pair, &log, found, now_us)?;
     let begin = |epoch: u32, why| -> Result<TakenUp, LedgerError> {
@@ -96,12 +101,6 @@ pub(super) fn take_up(
     else {
         return unknown();
     };
-    // Collectors take a log from one host alone.
-    if let Ok(was) = key.name().parse::<LogName>()
-        && (&was.tenant, &was.host) != (&log.tenant, &log.host)
-    {
-        return Err(LedgerError::Renamed(Box::new(was)));
-    }
     // An epoch without events was made known to nobody, and collectors take no number but the next.
     let empty = tree.frontier.size() == 0 && found.events.is_empty() && foreign.is_none();
     let next = tree.epoch.max(foreign.unwrap_or_default()).saturating_add(u32::from(!empty));
@@ -134,6 +133,17 @@ pub(super) fn take_up(
     }
     let epoch = Epoch::of(&log, tree, signing.clone(), rotation)?;
     Ok(TakenUp { epoch, begun: None, unsettled: pair.is_next(&key) })
+}
+
+/// The name of the log that is here, if it is of another host or tenant: as the last head says it, or else the last segment whose key
+/// can be read.
+fn other_name(log: &LogName, found: &Found) -> Option<LogName> {
+    let named = |carry: &[u8]| Carry::read(carry).ok()?.key?.name().parse::<LogName>().ok();
+    let with_keys = found.segments.iter().rev().filter(|segment| segment.tree.is_some());
+    let mut in_segments =
+        with_keys.filter_map(|segment| Parts::of(&found.read(segment.file).ok()?).carry.and_then(named));
+    let was = found.begins.carry().and_then(named).or_else(|| in_segments.next())?;
+    ((&was.tenant, &was.host) != (&log.tenant, &log.host)).then_some(was)
 }
 
 /// The last epoch of this log of which a collector has cosigned anything.

@@ -403,6 +403,25 @@ async fn a_host_of_another_name_does_not_go_on_with_the_log_and_leaves_it_signed
     assert_eq!(epochs(&disk), epochs_before);
 }
 
+#[tokio::test]
+async fn nothing_of_the_log_of_a_host_that_was_renamed_is_written_anew_though_its_key_is_lost() {
+    let disk = Faulty::new();
+    let (ledger, _) = open(&disk);
+    ledger.write(message("event")).await.unwrap();
+    drop(ledger);
+    let disk = disk.killed();
+    disk.remove("log.key").unwrap();
+    let all = |disk: &Faulty| -> Vec<_> {
+        segments(disk).into_iter().map(|name| (disk.written(&name), name)).collect()
+    };
+    let before = all(&disk);
+    assert!(!before.is_empty());
+    let renamed = LedgerConfig { host: "another".into(), ..config(disk.clone()) };
+    let error = Ledger::open(renamed).map(drop).unwrap_err();
+    assert!(matches!(&error, LedgerError::Renamed(log) if log.host == "h"), "{error}");
+    assert!(all(&disk) == before);
+}
+
 /// A segment as the version before wrote it.
 fn of_version_1(first_seq: u64, events: &[Vec<u8>], open: &str) -> Vec<u8> {
     let mut bytes = b"WEIRSEG1\x01\0\0\0".to_vec();
