@@ -135,12 +135,13 @@ impl Agent {
             }
         };
         let (v4, v6) = listeners.addresses().context("cannot tell the listeners' addresses")?;
-        hooks.change_settings(|settings| hold_without_an_agent(settings, config.failure))?;
+        let (failure, unknown) = (config.failure, config.egress.default.action());
+        hooks.change_settings(|settings| hold_without_an_agent(settings, failure))?;
         listeners.announce(&hooks)?;
         // What comes later goes before what is the same.
         let destinations = [config.egress.destinations(), config.intercept.destinations()].concat();
         hooks.set_destinations(&destinations)?;
-        hooks.change_settings(|settings| settings.unknown = config.egress.default.action())?;
+        hooks.change_settings(|settings| settings.unknown = unknown)?;
         // Only now is the folder this agent's alone: the bundle may be another's, that is running.
         authority.write_bundle(&config.upstream.roots)?;
         let place = Place { tenant: config.tenant.clone(), host, origin: ledger.origin().clone() };
@@ -204,6 +205,12 @@ impl Agent {
             }
             None => None,
         };
+        // Until here the old agent followed what was selected, and may have put its own settings back with that.
+        hooks.take_over()?;
+        hooks.change_settings(|settings| {
+            hold_without_an_agent(settings, failure);
+            settings.unknown = unknown;
+        })?;
         let lineage = Lineage::start(
             hooks.clone(),
             accounts.clone(),

@@ -198,7 +198,10 @@ impl Interceptor {
             port: destination.port(),
             action: action::INTERCEPT,
         };
-        if let Err(error) = self.hooks.add_destination(entry) {
+        // An agent that was replaced leaves the tables to the one that has them now, which learns by itself.
+        if !self.gate.tasks.is_retiring()
+            && let Err(error) = self.hooks.add_destination(entry)
+        {
             tracing::warn!(%error, %destination, "the hooks do not know of a learned destination");
         }
         let detail = [("destination".to_owned(), self.gate.masker.text(&destination.to_string()))].into();

@@ -6,7 +6,7 @@
 //! lock), nor look into tables that a successor writes.
 
 use std::borrow::Borrow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use aya::maps::{Array, HashMap, LpmTrie, MapData, lpm_trie::Key};
 use weir_ebpf::{DestinationKey, Settings};
@@ -84,13 +84,24 @@ impl<T: Table> Watched<T> {
         &self.written
     }
 
-    /// Looks whether it is as it was written, and puts it right: what is missing goes in before what is foreign goes out.
+    /// What stands in it now counts as written, as when it was opened.
+    pub fn take_over(&mut self) -> Result<(), KernelError> {
+        self.written = self.table.entries()?.into_iter().collect();
+        Ok(())
+    }
+
+    /// Looks whether it is as it was written, and puts it right: what is missing goes in before what is foreign goes out, or after
+    /// it where the foreign left no room. What cannot be put right keeps nothing else from it.
     pub fn watch(&mut self) -> Result<Option<Changed>, KernelError> {
         let mut missing = self.written.clone();
-        let (mut altered, mut foreign) = (Vec::new(), Vec::new());
+        let (mut altered, mut foreign) = (Vec::new(), BTreeSet::new());
         for (key, value) in self.table.entries()? {
             match missing.remove(&key) {
-                None => foreign.push(key),
+                // While entries come and go, a walk may meet one twice.
+                None if self.written.contains_key(&key) => {}
+                None => {
+                    foreign.insert(key);
+                }
                 Some(written) if written != value => altered.push((key, written)),
                 Some(_) => {}
             }
@@ -99,11 +110,15 @@ impl<T: Table> Watched<T> {
             return Ok(None);
         }
         let (lost, others, strangers) = (missing.len(), altered.len(), foreign.len());
-        let mended = missing
-            .into_iter()
-            .chain(altered)
-            .try_for_each(|(key, value)| self.table.put(key, value))
-            .and_then(|()| foreign.into_iter().try_for_each(|key| self.table.take_out(key)));
+        let mut left: Vec<_> = missing.into_iter().chain(altered).collect();
+        left.retain(|(key, value)| self.table.put(*key, *value).is_err());
+        let mut mended = Ok(());
+        for key in foreign {
+            mended = mended.and(self.table.take_out(key));
+        }
+        for (key, value) in left {
+            mended = mended.and(self.table.put(key, value));
+        }
         Ok(Some(Changed { table: self.name, missing: lost, altered: others, foreign: strangers, mended }))
     }
 
@@ -171,7 +186,7 @@ impl Table for Array<MapData, Settings> {
 
 #[cfg(test)]
 mod tests {
-    use weir_ebpf::{Selected, action};
+    use weir_ebpf::{OWN_PORTS_ROOM, Selected, action};
 
     use super::super::{Destination, Hooks, Plan, lock};
     use super::*;
@@ -228,6 +243,57 @@ mod tests {
         assert_eq!(found(&hooks), [], "all is as it was");
         assert_eq!(hooks.selected_cgroups().unwrap(), before);
         assert_eq!(lock(&hooks.tables).settings().unwrap().cgroup_levels, 3);
+    }
+
+    #[test]
+    fn what_root_fills_a_table_with_goes_and_what_was_written_comes_back() {
+        const OWN: u16 = 7;
+        let hooks =
+            Hooks::load(Plan { own_ports: &[OWN], ..Plan::default() }).expect("these tests need root");
+        {
+            let mut tables = lock(&hooks.tables);
+            let ports = tables.own_ports.behind_its_back();
+            ports.take_out(OWN).unwrap();
+            let mut others = 1000_u16..;
+            while others.next().is_some_and(|port| ports.put(port, 1).is_ok()) {}
+            assert!(ports.put(OWN, 1).is_err(), "there is no room for it");
+        }
+        assert_eq!(found(&hooks), [("OWN_PORTS", 1, 0, OWN_PORTS_ROOM as usize)]);
+        assert_eq!(lock(&hooks.tables).own_ports.entries().unwrap(), [(OWN, 1)]);
+        assert_eq!(found(&hooks), []);
+    }
+
+    /// Meets all of its entries twice, as a walk can that begins anew.
+    struct Twice(BTreeMap<u8, u8>);
+
+    impl Table for Twice {
+        type Key = u8;
+        type Value = u8;
+
+        fn entries(&self) -> Result<Vec<(u8, u8)>, KernelError> {
+            Ok(self.0.iter().chain(&self.0).map(|(key, value)| (*key, *value)).collect())
+        }
+
+        fn put(&mut self, key: u8, value: u8) -> Result<(), KernelError> {
+            self.0.insert(key, value);
+            Ok(())
+        }
+
+        fn take_out(&mut self, key: u8) -> Result<(), KernelError> {
+            self.0.remove(&key);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn an_entry_that_is_met_twice_counts_once_and_is_nobody_elses() {
+        let mut table = Watched::open("TWICE", Twice([(1, 1), (2, 2)].into())).unwrap();
+        assert!(table.watch().unwrap().is_none());
+        table.behind_its_back().put(2, 9).unwrap();
+        table.behind_its_back().put(3, 3).unwrap();
+        let changed = table.watch().unwrap().unwrap();
+        assert_eq!((changed.missing, changed.altered, changed.foreign), (0, 1, 1));
+        assert_eq!(table.behind_its_back().0, BTreeMap::from([(1, 1), (2, 2)]));
     }
 
     #[test]

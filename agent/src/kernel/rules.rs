@@ -60,6 +60,14 @@ impl Hooks {
         tables.set_settings(Settings { host_netns: before.host_netns, ..settings })
     }
 
+    /// An agent before this one writes into the tables no more. What it wrote since they were opened counts as written, too.
+    pub fn take_over(&self) -> Result<(), KernelError> {
+        let mut tables = lock(&self.tables);
+        tables.take_over()?;
+        let settings = tables.settings()?;
+        tables.set_settings(Settings { host_netns: self.netns_cookie, ..settings })
+    }
+
     /// Makes these the destinations with an action of their own.
     pub fn set_destinations(&self, destinations: &[Destination]) -> Result<(), KernelError> {
         lock(&self.tables).set_destinations(destinations)

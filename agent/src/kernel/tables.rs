@@ -44,6 +44,8 @@ pub(super) struct Tables {
     pub netns: Watched<HashMap<MapData, u64, Listeners>>,
     pub own_ports: Watched<HashMap<MapData, u16, u8>>,
     pub counts: PerCpuArray<MapData, u64>,
+    /// Whether an agent before this one may still write into them.
+    is_shared: bool,
 }
 
 impl Tables {
@@ -60,16 +62,36 @@ impl Tables {
             netns: watched(ebpf, "NETNS")?,
             own_ports: watched(ebpf, "OWN_PORTS")?,
             counts: take(ebpf, "COUNTS")?.try_into().map_err(unreadable)?,
+            is_shared: true,
         };
         tables.begin_job(STRAY_JOB)?;
         Ok(tables)
     }
 
+    /// What the agent wrote; until the tables are its own, what stands there.
     pub fn settings(&self) -> Result<Settings, KernelError> {
-        self.settings.written().get(&0).copied().ok_or_else(|| KernelError::Table {
+        let settings = if self.is_shared {
+            self.settings.entries()?.into_iter().next().map(|(_, settings)| settings)
+        } else {
+            self.settings.written().get(&0).copied()
+        };
+        settings.ok_or_else(|| KernelError::Table {
             doing: "find the settings of the hooks",
             source: io::ErrorKind::NotFound.into(),
         })
+    }
+
+    /// From here on nobody else writes into the tables of rules: what stands in them now counts as this agent's.
+    pub fn take_over(&mut self) -> Result<(), KernelError> {
+        self.settings.take_over()?;
+        self.cgroups.take_over()?;
+        self.users.take_over()?;
+        self.executables.take_over()?;
+        self.destinations.take_over()?;
+        self.netns.take_over()?;
+        self.own_ports.take_over()?;
+        self.is_shared = false;
+        Ok(())
     }
 
     pub fn set_settings(&mut self, settings: Settings) -> Result<(), KernelError> {

@@ -61,6 +61,26 @@ impl Drop for Folder {
 }
 
 #[test]
+fn what_an_agent_writes_while_it_is_replaced_is_its_successors_and_nobodys_meddling() {
+    let folder = Folder::new();
+    let old = folder.agent();
+    old.take_over().unwrap();
+    let new = folder.successor(&old);
+    let selected = Selected { job: 5, flags: 0, reserved: 0 };
+    old.change_settings(|settings| settings.cgroup_levels = 0b110).unwrap();
+    old.select_cgroup(5, selected).unwrap();
+    new.change_settings(|settings| settings.unknown = 1).unwrap();
+    assert_eq!(super::super::lock(&new.tables).settings().unwrap().cgroup_levels, 0b110);
+    new.take_over().unwrap();
+    assert!(new.watch_tables().unwrap().is_empty());
+    assert_eq!(new.selected_cgroups().unwrap(), [(5, selected)].into());
+    // From here on what others write counts for nothing.
+    old.change_settings(|settings| settings.cgroup_levels = 0).unwrap();
+    new.change_settings(|settings| settings.unknown = 2).unwrap();
+    assert_eq!(super::super::lock(&new.tables).settings().unwrap().cgroup_levels, 0b110);
+}
+
+#[test]
 fn a_connection_is_never_out_of_sight_while_it_is_taken() {
     const MANY: u16 = 500;
     let mut hooks = Hooks::load(Plan::default()).expect("these tests need root");
