@@ -2,6 +2,8 @@
 
 #[path = "spool/faults.rs"]
 mod faults;
+#[path = "spool/room.rs"]
+mod room;
 #[path = "spool/sites.rs"]
 mod sites;
 
@@ -12,7 +14,7 @@ use weir::spool::faulty::Faulty;
 use weir::spool::{
     self, Around, Begins, Folder, Found, Group, Head, Limits, Priority, SetAside, Spool, SpoolError, Storage,
 };
-use weir_core::segment::{EventFrames, FrameKind, Reader};
+use weir_core::segment::{EventFrames, FrameKind, HEADER_LEN, Reader};
 
 const SMALL: Limits =
     Limits { max_bytes: 1 << 20, reserve_bytes: 1 << 14, seal_bytes: 700, seal_events: 8, room_from: 100 };
@@ -121,14 +123,21 @@ fn a_cut_at_each_byte_of_the_last_write_loses_only_that_write() {
     let before = last_segment(&disk).1.len();
     append(&mut spool, &["third", "fourth"]).unwrap();
     let (name, bytes) = last_segment(&disk);
-    for cut in before..bytes.len() {
+    // At the end of the file, or in its room.
+    for (cut, room) in (before..bytes.len()).flat_map(|cut| [(cut, 0), (cut, 500)]) {
+        let what = format!("cut at {cut}, {room} zeros behind");
         let disk = disk.copy();
-        disk.put(&name, &bytes[..cut]);
-        let mut spool = open(&disk).unwrap().start(&head("")).unwrap();
+        disk.put(&name, &[&bytes[..cut], &vec![0; room]].concat());
+        let found = open(&disk).unwrap();
         let kept =
             if cut < before + 17 + 5 { vec!["first", "second"] } else { vec!["first", "second", "third"] };
-        assert_eq!(append(&mut spool, &["next"]).unwrap().start, kept.len() as u64, "cut at {cut}");
-        assert_eq!(values(&log(&mut spool)), [&kept[..], &["next"]].concat(), "cut at {cut}");
+        let whole = if kept.len() == 2 { before } else { before + 17 + 5 };
+        let spool::Report { torn_bytes, room_bytes, tail_kept, .. } = found.report;
+        assert_eq!(torn_bytes + room_bytes, (cut + room - whole) as u64, "{what}");
+        assert!(room_bytes >= room as u64 && !tail_kept, "{what}");
+        let mut spool = found.start(&head("")).unwrap();
+        assert_eq!(append(&mut spool, &["next"]).unwrap().start, kept.len() as u64, "{what}");
+        assert_eq!(values(&log(&mut spool)), [&kept[..], &["next"]].concat(), "{what}");
     }
 }
 
@@ -165,9 +174,10 @@ fn a_segment_behind_a_large_one_has_room_which_is_no_part_of_it() {
     bytes.extend([&[9; 30][..], &[0; 300]].concat());
     torn.put(&second, &bytes);
     let found = open(&torn).unwrap();
-    assert_eq!((found.report.torn_bytes, found.next_seq), (30, 3));
+    assert_eq!((found.report.torn_bytes, found.report.room_bytes, found.next_seq), (30, 300, 3));
     let found = open(&disk.copy()).unwrap();
-    assert_eq!((found.report, found.next_seq), (spool::Report::default(), 3));
+    let room_bytes = (with_room.len() - last_segment(&disk).1.len()) as u64;
+    assert_eq!((found.report, found.next_seq), (spool::Report { room_bytes, ..Default::default() }, 3));
     // A sealed segment has none.
     assert_eq!(log(&mut spool).into_values().collect::<Vec<_>>(), [&large, "b", "c"]);
     assert_eq!(disk.bytes(&second), disk.written(&second));
@@ -230,9 +240,13 @@ fn a_last_segment_cut_anywhere_before_its_first_event_goes_on_where_it_began() {
     spool.seal(&Fixed("after b")).unwrap();
     let (name, bytes) = last_segment(&disk);
     for cut in 0..bytes.len() {
-        for alone in [false, true] {
+        for (alone, room) in [(false, 0), (true, 0), (false, 500), (true, 500)] {
+            // The header is on disk before the file has its name.
+            if room > 0 && cut < HEADER_LEN {
+                continue;
+            }
             let disk = disk.copy();
-            disk.put(&name, &bytes[..cut]);
+            disk.put(&name, &[&bytes[..cut], &vec![0; room]].concat());
             if alone {
                 disk.remove(&format!("{:020}.seg", 0)).unwrap();
             }

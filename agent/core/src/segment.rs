@@ -147,9 +147,12 @@ impl EventFrames {
         self.events.clear();
     }
 
-    /// Gives memory back, but for this much.
+    /// Forgets what was in it, and gives its memory back but for this much.
     pub fn shrink_to(&mut self, bytes: usize) {
+        // A buffer never shrinks below what it holds.
+        self.begin(self.first_seq);
         self.bytes.shrink_to(bytes);
+        self.events.shrink_to(bytes / FRAME_HEADER_LEN);
     }
 
     /// Takes one more event, which `write` puts behind what is there. After an error there is none more.
@@ -393,7 +396,9 @@ mod tests {
 
     #[test]
     fn events_made_in_place_are_the_same_frames_and_one_that_fails_leaves_nothing() {
-        let mut frames = EventFrames::of(3, [&b"of before"[..]]);
+        let mut frames = EventFrames::of(3, [&[b'b'; 9000][..]]);
+        frames.shrink_to(100);
+        assert!(frames.bytes.capacity() < 9000 && frames.is_empty());
         frames.begin(7);
         for event in [&b"first"[..], b"", b"second"] {
             let made = frames.push(|out| {

@@ -8,7 +8,7 @@
 //! | segments of version 1 | they stay epoch 0; epoch 1 begins behind them |
 //! | a tree, and the key of its epoch | that epoch goes on |
 //! | the same, and the last event names the next key | the change of keys is completed |
-//! | leaves are lost; the key is another | the next epoch begins |
+//! | leaves are lost, or lie behind a torn write; the key is another | the next epoch begins |
 //! | the host or the tenant has another name | nothing: another log must begin ([`LedgerError::Renamed`]) |
 //! | nothing that says which epoch was the last | the one after what was witnessed; else its number is the time, in seconds |
 
@@ -30,6 +30,13 @@ use crate::spool::{Begins, Found, Standing, WITNESSED_FILE};
 pub(super) const ROTATED: &str = "key.rotated";
 /// The detail in which it does.
 pub(super) const STATEMENT: &str = "statement";
+
+/// Why an epoch begins where a segment of the one before cannot be read.
+const LOST: &str = "events of the epoch before are lost";
+/// Why it does where nothing is damaged but the end of the last segment: an ordinary power cut leaves that, too, and then
+/// nothing that was acknowledged is missing.
+const TAIL_KEPT: &str = "whole frames behind a torn write are kept in the .tail file: of a write that nobody was told of, \
+                         as a power cut leaves them, or of events that are lost";
 
 /// See the module.
 pub(super) struct TakenUp {
@@ -110,10 +117,10 @@ pub(super) fn take_up(
     for event in &found.events {
         tree.push(event);
     }
-    if found.report.damaged.iter().any(|segment| segment.first_seq >= tree.first_seq)
-        || tree.next_seq() != found.next_seq
-    {
-        return begin(next, Some("events of the epoch before are lost"));
+    let damaged = found.report.damaged.iter().any(|segment| segment.first_seq >= tree.first_seq);
+    if damaged || tree.next_seq() != found.next_seq {
+        let why = if found.report.tail_kept && !damaged { TAIL_KEPT } else { LOST };
+        return begin(next, Some(why));
     }
     if let Some((rotation, statement)) = found.events.last().and_then(|event| rotated(event, &key)) {
         return match pair.of(&rotation.key) {

@@ -471,6 +471,7 @@ impl Writer {
             ("unknown_calls", recovered.unknown.len().to_string()),
             ("unreadable_events", recovered.unreadable.to_string()),
             ("torn_bytes", report.torn_bytes.to_string()),
+            ("room_bytes", report.room_bytes.to_string()),
             ("tail_kept", report.tail_kept.to_string()),
             ("damaged_segments", damaged.collect::<Vec<_>>().join("; ")),
             ("foreign_files", report.foreign.join("; ")),

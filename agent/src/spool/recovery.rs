@@ -13,17 +13,22 @@ use crate::random;
 
 use super::shelf::{SegmentFile, SetAside, Shelf};
 use super::storage::{Lock, LockError, Storage};
-use super::writer::{Head, Spool, create_file};
+use super::writer::{Head, MAX_ROOM, Spool, create_file};
 use super::{
     KEY_FILE, KEY_MAKING, KEY_NEXT, LOCK, Limits, ORIGIN, RESERVE, SCRATCH, SpoolError, WITNESS_FILE,
     WITNESS_MAKING, WITNESSED_FILE, named_seq, segment_name,
 };
+
+/// The first version of segments that may have room behind their frames.
+const ROOM_SINCE: u32 = 2;
 
 /// What was not as it should be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
     /// Bytes cut off behind the last whole frame of the last segment: writes that nobody was told had worked.
     pub torn_bytes: u64,
+    /// Zeros at the end of the last segment, taken for room that its writer had made.
+    pub room_bytes: u64,
     /// Whether there were whole frames among them; then they were kept as `.tail`.
     pub tail_kept: bool,
     /// Segments set aside because they cannot be read.
@@ -243,10 +248,15 @@ impl Found {
         self.events.extend(scan.events.iter().map(copy));
         let len = match scan.end {
             End::Whole => bytes.len(),
-            End::Room { at } => at,
+            End::Room { at } => {
+                self.report.room_bytes += (bytes.len() - at) as u64;
+                at
+            }
             End::Cut { at, beyond } => {
                 let tail = bytes.get(at..).unwrap_or_default();
-                self.cut_off(first_seq, without_room(tail), beyond)?;
+                let torn = if scan.may_have_room(next) { without_room(tail) } else { tail };
+                self.report.room_bytes += (tail.len() - torn.len()) as u64;
+                self.cut_off(first_seq, torn, beyond)?;
                 at
             }
             End::Damaged(fault) => {
@@ -340,10 +350,10 @@ impl Standing {
     }
 }
 
-/// What is left of a tail without the room that was made for more.
+/// What is left of a tail without the room that was made for more. More zeros than any room has are none.
 fn without_room(tail: &[u8]) -> &[u8] {
     let end = tail.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-    tail.get(..end).unwrap_or_default()
+    if tail.len() - end > MAX_ROOM { tail } else { tail.get(..end).unwrap_or_default() }
 }
 
 /// How far a segment can be read.
@@ -421,9 +431,14 @@ impl Scan {
         }
     }
 
+    /// Only the last segment has room, and none of version 1 had any. Zeros anywhere else are damage.
+    fn may_have_room(&self, next: Option<u64>) -> bool {
+        next.is_none() && self.version >= ROOM_SINCE
+    }
+
     fn ended_by(mut self, error: SegmentError, bytes: &[u8], at: usize, next: Option<u64>) -> Self {
         let tail = bytes.get(at..).unwrap_or_default();
-        if next.is_none() && without_room(tail).is_empty() {
+        if self.may_have_room(next) && without_room(tail).is_empty() {
             self.end = End::Room { at };
             return self;
         }

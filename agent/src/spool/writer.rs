@@ -14,7 +14,7 @@ use super::storage::{Append, Storage};
 use super::{CLOSING, Limits, Priority, RESERVE, SCRATCH, SpoolError, segment_name};
 
 /// The most room that is made: who waits for the first group of a segment waits for it, too.
-const MAX_ROOM: usize = 2 << 20;
+pub(super) const MAX_ROOM: usize = 2 << 20;
 /// A segment's groups are small below so many bytes on average.
 const SMALL_GROUP: u64 = 64 << 10;
 
@@ -248,6 +248,7 @@ impl Spool {
             let cut = self.storage.cut(&name, self.active.bytes);
             // What lay behind is gone, and what is written there now is synced anew.
             self.active.file = cut.map_err(SpoolError::io("cut", &name))?;
+            self.active.has_room = false;
         }
         if self.active.state != Tail::Ended && self.active.events > 0 && !self.active.covered {
             let mut frame = Vec::new();
@@ -271,9 +272,10 @@ impl Spool {
     /// Puts a new segment in the active one's place.
     fn rotate(&mut self, around: &dyn Around) -> Result<(), SpoolError> {
         self.close(around)?;
-        self.give_room_back()?;
-        // Once the new one may be there, nothing more may be written into the old one.
+        // Nothing more may be written into it: it has its last checkpoint, and once it was to be cut nobody knows what lies
+        // behind that, nor whether the new one is there already.
         self.active.state = Tail::Ended;
+        self.give_room_back()?;
         let new = new_segment(&*self.storage, self.next_seq, &around.head(), self.room_ahead())?;
         let old = std::mem::replace(&mut self.active, new);
         // An old one without events had the same name, and is gone.
@@ -360,18 +362,9 @@ fn new_segment(
     room: usize,
 ) -> Result<Active, SpoolError> {
     let bytes = head_bytes(first_seq, head)?;
-    let file = create_roomy(storage, &segment_name(first_seq), &bytes, room)?;
+    let (file, has_room) = create_roomy(storage, &segment_name(first_seq), &bytes, room)?;
     let bytes = bytes.len() as u64;
-    Ok(Active {
-        file,
-        first_seq,
-        events: 0,
-        groups: 0,
-        bytes,
-        covered: false,
-        state: Tail::Sound,
-        has_room: room > 0,
-    })
+    Ok(Active { file, first_seq, events: 0, groups: 0, bytes, covered: false, state: Tail::Sound, has_room })
 }
 
 /// Makes a file that has all its bytes as soon as it has its name.
@@ -380,24 +373,38 @@ pub(super) fn create_file(
     name: &str,
     bytes: &[u8],
 ) -> Result<Box<dyn Append>, SpoolError> {
-    create_roomy(storage, name, bytes, 0)
+    create_roomy(storage, name, bytes, 0).map(|(file, _)| file)
 }
 
-/// The same, with room behind the bytes where there is any.
+/// The same, with room behind the bytes where there is any. Returns whether there is.
 fn create_roomy(
+    storage: &dyn Storage,
+    name: &str,
+    bytes: &[u8],
+    room: usize,
+) -> Result<(Box<dyn Append>, bool), SpoolError> {
+    let (file, has_room) = match scratch(storage, name, bytes, room) {
+        Ok(file) => (file, room > 0),
+        // It can do without; a disk that is full needs what there is of it, and may say only at the sync that it is full.
+        Err(_) if room > 0 => (scratch(storage, name, bytes, 0)?, false),
+        Err(error) => return Err(error),
+    };
+    storage.rename(SCRATCH, name).map_err(SpoolError::io("name", name))?;
+    storage.sync_folder().map_err(SpoolError::io("sync", name))?;
+    Ok((file, has_room))
+}
+
+/// Makes the scratch file of what is to be `name`, and syncs it. An older one is emptied.
+fn scratch(
     storage: &dyn Storage,
     name: &str,
     bytes: &[u8],
     room: usize,
 ) -> Result<Box<dyn Append>, SpoolError> {
     let mut file = storage.create(SCRATCH).map_err(SpoolError::io("create", name))?;
-    let mut written = file.append(bytes);
-    if written.is_ok() && room > 0 && file.make_room(room).is_err() {
-        // It can do without; a disk that is full needs what there is of it.
-        written = file.give_room_back();
-    }
-    written.and_then(|()| file.sync_data()).map_err(SpoolError::io("write", name))?;
-    storage.rename(SCRATCH, name).map_err(SpoolError::io("name", name))?;
-    storage.sync_folder().map_err(SpoolError::io("sync", name))?;
+    file.append(bytes)
+        .and_then(|()| if room > 0 { file.make_room(room) } else { Ok(()) })
+        .and_then(|()| file.sync_data())
+        .map_err(SpoolError::io("write", name))?;
     Ok(file)
 }

@@ -175,8 +175,9 @@ async fn a_group_cut_at_any_byte_loses_only_what_was_not_acknowledged() {
     let (bytes, same) = active(&disk);
     assert_eq!(name, same);
     for cut in acknowledged.len()..=bytes.len() {
-        let disk = disk.copy();
-        disk.put(&name, &bytes[..cut]);
+        // At the end of the file, or in its room.
+        let (disk, room) = (disk.copy(), [0, 500][cut % 2]);
+        disk.put(&name, &[&bytes[..cut], &vec![0; room]].concat());
         let (ledger, recovered) = open(&disk);
         drop(ledger);
         let log = log(disk);
@@ -187,7 +188,12 @@ async fn a_group_cut_at_any_byte_loses_only_what_was_not_acknowledged() {
         let tail = bytes[acknowledged.len()..cut].iter().rposition(|byte| *byte != 0);
         let torn = if whole { 0 } else { tail.map_or(0, |last| last + 1) };
         assert_eq!(recovered.report.torn_bytes, torn as u64);
-        assert_eq!(agent_events(&log, "agent.started")[1]["torn_bytes"], torn.to_string());
+        let (started, zeros) = (&agent_events(&log, "agent.started")[1], recovered.report.room_bytes);
+        assert_eq!((&started["torn_bytes"], &started["room_bytes"]), (&torn.to_string(), &zeros.to_string()));
+        assert!(
+            zeros >= room as u64
+                && (whole || torn as u64 + zeros == (cut - acknowledged.len() + room) as u64)
+        );
     }
 }
 

@@ -50,7 +50,7 @@ const CALLS: [(&str, &str, usize); 17] = [
     ("shelf.rs", "storage.rename(", 1),
     ("shelf.rs", "storage.sync_folder(", 2),
     ("writer.rs", "file.append(", 2),
-    ("writer.rs", "file.give_room_back(", 2),
+    ("writer.rs", "file.give_room_back(", 1),
     ("writer.rs", "file.make_room(", 1),
     ("writer.rs", "file.sync_data(", 3),
     ("writer.rs", "storage.create(", 1),

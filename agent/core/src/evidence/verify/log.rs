@@ -442,7 +442,7 @@ impl Log {
         {
             let number = self.epoch.as_ref().map_or(0, |epoch| epoch.number);
             let reason = agent.detail.get("reason").map(String::as_str).unwrap_or_default();
-            let why = format!("the agent lost these events: {reason}");
+            let why = format!("the agent's log does not have these events: {reason}");
             findings.push(self.find(Kind::Gap, number, (first, last), "log", why));
         }
         self.told.event(seq, canonical, agent.as_ref(), &mut self.tales);
