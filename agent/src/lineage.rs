@@ -250,10 +250,12 @@ impl Lineage {
     /// A cgroup was made.
     fn made(&mut self, id: u64, path: &str) {
         self.processes.know_cgroup(id, path);
-        match self.selection.made(&self.hooks, &self.accounts, id, path) {
-            Ok(Some(cgroup)) => self.seed(&cgroup.path, cgroup.selected),
-            Ok(None) => {}
-            Err(error) => tracing::error!(%error, path, "cannot select a new cgroup"),
+        let mut new = Vec::new();
+        if let Err(error) = self.selection.made(&self.hooks, &self.accounts, id, path, &mut new) {
+            tracing::error!(%error, path, "cannot select a new cgroup");
+        }
+        for cgroup in new {
+            self.seed(&cgroup.path, cgroup.selected);
         }
         self.tell_of_selection();
     }

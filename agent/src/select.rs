@@ -6,6 +6,8 @@
 
 mod files;
 pub mod pattern;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -182,8 +184,8 @@ impl Selection {
         let there: BTreeSet<u64> = scan.paths.keys().copied().collect();
         for cgroup in found {
             let (id, path) = (cgroup.id, cgroup.path.clone());
-            match self.select(hooks, accounts, cgroup) {
-                Ok(new) => scan.new.extend(new),
+            match self.select(hooks, accounts, cgroup, &mut scan.new) {
+                Ok(()) => {}
                 // One that cannot be selected must not keep the others from it.
                 Err(error) if self.told_unselected.insert(id) => {
                     tracing::error!(%error, path, "a cgroup cannot be selected: it is not intercepted");
@@ -206,23 +208,24 @@ impl Selection {
         Ok(scan)
     }
 
-    /// The kernel told of a new cgroup: its path from the hierarchy's root. Gives it back if it is selected from now on.
+    /// The kernel told of a new cgroup: its path from the hierarchy's root. To `new` goes what is selected from now on.
     pub fn made(
         &mut self,
         hooks: &Hooks,
         accounts: &Accounts,
         id: u64,
         path: &str,
-    ) -> Result<Option<Cgroup>, SelectError> {
+        new: &mut Vec<Cgroup>,
+    ) -> Result<(), SelectError> {
         let path = path.trim_start_matches('/').to_owned();
         // In another cgroup namespace the mount begins elsewhere; there the next look finds it.
         let is_it = fs::metadata(self.mount.join(&path)).is_ok_and(|folder| folder.ino() == id);
-        let Some(flags) = self.flags(&path).filter(|_| is_it) else { return Ok(None) };
+        let Some(flags) = self.flags(&path).filter(|_| is_it) else { return Ok(()) };
         let within =
             |cgroup: &&Cgroup| path.strip_prefix(&cgroup.path).is_some_and(|rest| rest.starts_with('/'));
         let above = self.cgroups.values().filter(within).fold(0, |all, cgroup| all | cgroup.selected.flags);
         let selected = Selected { job: id, flags: flags | above, reserved: 0 };
-        self.select(hooks, accounts, Cgroup { id, path, selected })
+        self.select(hooks, accounts, Cgroup { id, path, selected }, new)
     }
 
     /// Those that are selected now.
@@ -234,10 +237,13 @@ impl Selection {
         &mut self,
         hooks: &Hooks,
         accounts: &Accounts,
-        cgroup: Cgroup,
-    ) -> Result<Option<Cgroup>, SelectError> {
+        mut cgroup: Cgroup,
+        new: &mut Vec<Cgroup>,
+    ) -> Result<(), SelectError> {
+        // What holds for those that it was selected in place of.
+        cgroup.selected.flags |= self.widened.get(&cgroup.path).copied().unwrap_or_default();
         if self.cgroups.get(&cgroup.id).is_some_and(|old| old.selected == cgroup.selected) {
-            return Ok(None);
+            return Ok(());
         }
         // As part of one above it.
         if self
@@ -245,43 +251,39 @@ impl Selection {
             .iter()
             .any(|(above, flags)| is_below(&cgroup.path, above) && cgroup.selected.flags & !flags == 0)
         {
-            return Ok(None);
+            return Ok(());
         }
         if self.depths_known && depth(&cgroup.path) >= Settings::LEVELS {
             let above = cgroup.path.splitn(Settings::LEVELS, '/').take(Settings::LEVELS - 1);
             let above = above.collect::<Vec<_>>().join("/");
-            return self.widen(hooks, accounts, above, &cgroup, Because::TooDeep);
+            new.extend(self.widen(hooks, accounts, above, Some(&cgroup), Because::TooDeep)?);
+            return Ok(());
         }
-        // One place is kept, so that what is wider goes in before what it holds goes out.
-        let is_known = self.cgroups.contains_key(&cgroup.id);
-        if !is_known && self.cgroups.len() + 1 >= hooks.cgroups_room() {
+        // One place is kept, so that what is wider goes in before what it holds goes out. Each turn makes room, or leads higher.
+        while !self.cgroups.contains_key(&cgroup.id) && self.cgroups.len() + 1 >= hooks.cgroups_room() {
             let paths = self.cgroups.values().map(|cgroup| cgroup.path.as_str());
             let above = fullest(paths.chain([cgroup.path.as_str()]), (hooks.cgroups_room() / SHARE).max(2));
-            if let Some(above) = above {
-                return self.widen(hooks, accounts, above, &cgroup, Because::NoRoom);
+            let Some(above) = above else { break };
+            let is_part = cgroup.path == above || is_below(&cgroup.path, &above);
+            new.extend(self.widen(hooks, accounts, above, is_part.then_some(&cgroup), Because::NoRoom)?);
+            if is_part {
+                return Ok(());
             }
         }
-        self.put(hooks, accounts, cgroup)
+        new.extend(self.put(hooks, accounts, cgroup)?);
+        Ok(())
     }
 
-    /// Selects all of a cgroup in place of those below it. Nothing that was to be intercepted is not; what lies beside it is, too.
+    /// Selects all of a cgroup in place of those below it, and of `asked`, which is to be one of them. Nothing that was to be
+    /// intercepted is not; what lies beside it is, too.
     fn widen(
         &mut self,
         hooks: &Hooks,
         accounts: &Accounts,
         above: String,
-        asked: &Cgroup,
+        asked: Option<&Cgroup>,
         because: Because,
     ) -> Result<Option<Cgroup>, SelectError> {
-        let folder = self.mount.join(&above);
-        let id = match fs::metadata(&folder) {
-            Ok(folder) => folder.ino(),
-            // With all that is in it.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => {
-                return Err(CgroupError::Io { doing: "look at", path: folder, source }.into());
-            }
-        };
         let held: Vec<u64> = match because {
             Because::NoRoom => {
                 let held = self.cgroups.values().filter(|cgroup| is_below(&cgroup.path, &above));
@@ -289,25 +291,43 @@ impl Selection {
             }
             Because::TooDeep => Vec::new(),
         };
+        let folder = self.mount.join(&above);
+        let id = match fs::metadata(&folder) {
+            Ok(folder) => folder.ino(),
+            // With all that is in it.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return self.let_go(hooks, &held).map(|()| None);
+            }
+            Err(source) => {
+                return Err(CgroupError::Io { doing: "look at", path: folder, source }.into());
+            }
+        };
         let flags = held.iter().chain([&id]).filter_map(|id| self.cgroups.get(id));
-        let flags = flags.fold(asked.selected.flags, |all, cgroup| all | cgroup.selected.flags);
+        let flags = flags
+            .fold(asked.map_or(0, |asked| asked.selected.flags), |all, cgroup| all | cgroup.selected.flags);
         let job = self.cgroups.get(&id).map_or(id, |known| known.selected.job);
         let selected = Selected { job, flags, reserved: 0 };
         let new = self.put(hooks, accounts, Cgroup { id, path: above.clone(), selected })?;
-        for id in &held {
-            self.cgroups.remove(id);
-            hooks.unselect_cgroup(*id)?;
-        }
+        self.let_go(hooks, &held)?;
         self.write_levels(hooks, None)?;
+        let instead_of = held.len() + usize::from(asked.is_some());
         tracing::error!(
             cgroup = above,
-            instead_of = held.len() + 1,
+            instead_of,
             ?because,
             "all of a cgroup is selected in place of those below it: name cgroups by their paths"
         );
         self.widened.insert(above.clone(), flags);
-        self.notes.push(Note::Widened { path: above, instead_of: held.len() + 1, because });
+        self.notes.push(Note::Widened { path: above, instead_of, because });
         Ok(new)
+    }
+
+    fn let_go(&mut self, hooks: &Hooks, held: &[u64]) -> Result<(), SelectError> {
+        for id in held {
+            self.cgroups.remove(id);
+            hooks.unselect_cgroup(*id)?;
+        }
+        Ok(())
     }
 
     /// What is to be recorded since the last time.
@@ -411,18 +431,26 @@ fn is_below(path: &str, above: &str) -> bool {
     path.strip_prefix(above).is_some_and(|rest| rest.starts_with('/'))
 }
 
-/// The deepest cgroup that holds at least so many of these; without one, that which holds the most. A job can make cgroups below
-/// what it was given alone, so what it fills with them is its own.
+/// Each of these counts for the deepest cgroup above it that holds enough: a job can make cgroups below what it was given alone, so
+/// what it fills with them is its own. The one for which the most count. Where none holds enough, whoever makes room; those right
+/// below the root, which hold what is of many, only when nothing else does.
 fn fullest<'a>(paths: impl Iterator<Item = &'a str>, enough: usize) -> Option<String> {
+    let above: Vec<Vec<&str>> =
+        paths.map(|path| path.match_indices('/').filter_map(|(end, _)| path.get(..end)).collect()).collect();
     let mut held: BTreeMap<&str, usize> = BTreeMap::new();
-    for path in paths {
-        let ends = path.match_indices('/').map(|(end, _)| end);
-        for above in ends.filter_map(|end| path.get(..end)) {
-            *held.entry(above).or_default() += 1;
-        }
+    for folder in above.iter().flatten() {
+        *held.entry(folder).or_default() += 1;
     }
-    let deepest = held.iter().filter(|(_, number)| **number >= enough).max_by_key(|(above, _)| depth(above));
-    deepest.or_else(|| held.iter().max_by_key(|(_, number)| **number)).map(|(above, _)| (*above).to_owned())
+    [(2, enough), (2, 2), (1, 2), (1, 1)].into_iter().find_map(|(least_depth, enough)| {
+        let mut counted: BTreeMap<&str, usize> = BTreeMap::new();
+        for folders in &above {
+            let holds = |folder: &&&str| depth(folder) >= least_depth && held.get(*folder) >= Some(&enough);
+            if let Some(folder) = folders.iter().rfind(holds) {
+                *counted.entry(folder).or_default() += 1;
+            }
+        }
+        counted.into_iter().max_by_key(|(_, number)| *number).map(|(folder, _)| folder.to_owned())
+    })
 }
 
 /// How far below the root a path lies.
@@ -437,22 +465,5 @@ fn uid(user: &UserName) -> Result<u32, SelectError> {
             Ok(Some(user)) => Ok(user.uid.as_raw()),
             _ => Err(SelectError::NoUser(name.clone())),
         },
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn where_there_are_too_many_the_deepest_cgroup_that_holds_enough_gives_way() {
-        let many = (0..20).map(|n| format!("user.slice/job/x{n}/docker-1.scope"));
-        let paths: Vec<String> = many.chain(["system.slice/docker-1.scope".to_owned()]).collect();
-        let fullest = |enough| fullest(paths.iter().map(String::as_str), enough);
-        assert_eq!(fullest(10).as_deref(), Some("user.slice/job"));
-        assert_eq!(fullest(1).map(|path| depth(&path)), Some(3));
-        // Nobody holds so many: whoever holds the most.
-        assert!(["user.slice", "user.slice/job"].map(str::to_owned).contains(&fullest(100).unwrap()));
-        assert_eq!(super::fullest(["a", "b"].into_iter(), 1), None, "nothing lies above them");
     }
 }
