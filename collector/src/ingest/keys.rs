@@ -22,6 +22,8 @@ use crate::witness::known;
 
 /// The reason of a finding: a log's epoch has another number than the next.
 const SKIPPED: &str = "skipped_epochs";
+/// How far behind the last epoch of a log the next may be. Behind a number near the last of all nothing more could come.
+const MAX_SKIPPED: u32 = 4096;
 
 /// What is asked, understood.
 struct Asked {
@@ -91,13 +93,14 @@ impl Ingest {
                     Agent::Enrolled(own) => own.fingerprint.clone(),
                 },
             };
-            // It names the epoch and not the key: of two at once, ClickHouse takes one, and the next round sees which.
-            let token = again(format!("identity/{}/{}", log.origin, log.epoch), attempt);
-            self.store.insert("identities", &token, [&row]).await.map_err(unavailable)?;
+            // First: whoever asks again for a key that is there is told so, and nothing is written any more.
             if let Some(detail) = skipped {
                 let finding = Accused::of(log, asked.first_seq).finding();
                 self.find(FindingRow { reason: SKIPPED.into(), detail, ..finding }).await;
             }
+            // It names the epoch and not the key: of two at once, ClickHouse takes one, and the next round sees which.
+            let token = again(format!("identity/{}/{}", log.origin, log.epoch), attempt);
+            self.store.insert("identities", &token, [&row]).await.map_err(unavailable)?;
         }
         Err(refusal(Reason::Unavailable, "the store took the key and does not show it"))
     }
@@ -158,6 +161,13 @@ fn answer(asked: &Asked, keys: &[IdentityRow], agent: &Agent) -> Answer {
         let detail =
             format!("behind epoch {} of the log {} comes no epoch {}", last.epoch, log.origin, log.epoch);
         return Answer::Fault(Fault::new(FaultReason::Rollback, detail));
+    }
+    if log.epoch.saturating_sub(last.epoch) > MAX_SKIPPED {
+        let message = format!(
+            "the last epoch of the log {} is {}, and {} is more than {MAX_SKIPPED} behind it; should that host have lost its log's              place, and only then, certify the key: weir-collector agents certify --key '{}' --first-seq {}",
+            log.origin, last.epoch, log.epoch, asked.key, asked.first_seq
+        );
+        return Answer::Refused(refusal(Reason::Conflict, message));
     }
     // Segments of an epoch may all be lost before any was sent. It had the key of the one before it, or the next one's cannot be
     // followed to it.

@@ -354,12 +354,25 @@ async fn silences_clock_steps_and_missing_events_are_told_with_their_places() {
     );
     let agents = ask(&world, &["agents"]);
     assert_eq!(columns(&agents, &["events", "last_seq", "renamed_to"]), [json!([8, 9, ""])]);
-    let mut other = Log::new(2);
-    other.at(99, agent_event("log.renamed", &[("log", log.origin.as_str()), ("host", "older")]));
+    let renamed_to = || {
+        let agents = ask(&world, &["agents"]);
+        let ended = agents.iter().find(|row| row["origin"] == log.origin.as_str()).expect("the older log");
+        ended["renamed_to"].clone()
+    };
+    let claim = |host: &'static str| {
+        agent_event("log.renamed", &[("log", log.origin.as_str()), ("tenant", "demo"), ("host", host)])
+    };
+    // One that names another host, and one that began before the log ended, claim what is not theirs.
+    for (n, at, host) in [(2, 99, "older"), (3, 90, "runner-1")] {
+        let mut other = Log::new(n);
+        other.at(at, claim(host));
+        other.send(&world).await;
+    }
+    assert_eq!(renamed_to(), "");
+    let mut other = Log::new(4);
+    other.at(99, claim("runner-1"));
     other.send(&world).await;
-    let agents = ask(&world, &["agents"]);
-    let ended = agents.iter().find(|row| row["origin"] == log.origin.as_str()).expect("the older log");
-    assert_eq!(ended["renamed_to"], "demo/runner-1");
+    assert_eq!(renamed_to(), "demo/runner-1");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -165,6 +165,12 @@ async fn an_epoch_whose_only_segment_was_lost_needs_no_operator_and_is_told() {
     let seen = |reason: &str| (log.origin().to_string(), reason.to_owned());
     assert_eq!(findings(&world), [seen("skipped_epochs"), seen("rollback")]);
 
+    // Behind a number near the last of all nothing more could come.
+    let mut far = log.clone();
+    far.name = far.name.at_epoch(u32::MAX);
+    let refused = enrol(&agent, &far).await.expect_err("a jump that is too far");
+    assert!(refused.reason == Reason::Conflict && refused.message.contains("4096"), "{refused}");
+
     // One more change of keys of which nothing came cannot be followed.
     log.begin_epoch(Some(SigningKey::from_seed(&[98; 32])));
     log.begin_epoch(Some(SigningKey::from_seed(&[97; 32])));
