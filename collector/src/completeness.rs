@@ -44,6 +44,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use weir_core::record::{ConnectSums, ConnectVerdict, GapReason};
 
+pub(crate) use accounts::with_signed_tombstones;
 pub use report::{Asked, CompletenessError, Report, report};
 pub use watch::{Told, Watch};
 

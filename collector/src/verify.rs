@@ -5,6 +5,7 @@
 mod archive;
 mod binary;
 mod definitions;
+mod held;
 mod pins;
 mod rows;
 mod source;
@@ -28,6 +29,7 @@ use crate::completeness::{self, CompletenessError};
 use crate::rows::BatchRow;
 use crate::store::migrate::MigrateError;
 use crate::store::{Store, StoreError};
+use held::Held;
 use rows::StoredRow;
 use source::{Sink, Source, Told};
 
@@ -83,7 +85,8 @@ pub async fn store(
             verifier.found(finding);
         }
     }
-    let mut checker = Checker { verifier, origin: String::new(), now_us, columns: Vec::new() };
+    let mut checker =
+        Checker { verifier, origin: String::new(), now_us, columns: Vec::new(), held: Held::default() };
     let source = Source { store, asked, settle: besides.settle, only_events: false, with_columns: true };
     source.read(&mut checker).await?;
     let Checker { mut verifier, columns, .. } = checker;
@@ -159,8 +162,8 @@ pub async fn write(store: &Store, asked: &Asked, settle: Duration, path: &Path) 
 
 /// Connects that nothing accounts for. Of logs that a policy has taken events from, sums cannot close.
 async fn sums(store: &Store, trust: &Trust) -> Result<Vec<Finding>, VerifyError> {
-    let retired: Vec<String> =
-        store.rows(store.query("SELECT DISTINCT toString(origin) FROM tombstones")).await?;
+    // A row that nobody signed takes no log from what is counted.
+    let retired = completeness::with_signed_tombstones(store, &trust.witnesses).await?;
     let asked = completeness::Asked { witnesses: trust.witnesses.clone(), ..completeness::Asked::default() };
     let report = completeness::report(store, &asked).await?;
     let text =
@@ -194,12 +197,14 @@ struct Checker {
     now_us: i64,
     /// Findings of columns: behind those of the logs, so that those stay together.
     columns: Vec<Finding>,
+    held: Held,
 }
 
 impl Sink for Checker {
     fn take(&mut self, item: Item<'_>) -> Result<(), VerifyError> {
         if let Item::Log { origin } = &item {
             self.origin = origin.to_string();
+            self.held = Held::default();
         }
         self.verifier.take(item, Some(self.now_us));
         Ok(())
@@ -235,6 +240,12 @@ impl Sink for Checker {
     }
 
     fn row(&mut self, row: &StoredRow, batch: Option<&BatchRow>) {
+        if let Some(batch) = batch
+            && self.held.is_another_batch(row, batch)
+        {
+            let why = "the digest of the batch is not that of its events";
+            self.differs_in(batch.epoch, (batch.first_seq, batch.last_seq), "batch_digest", why);
+        }
         let Some(column) = row.differing(&self.origin, batch) else { return };
         // The verifier itself tells of these.
         if !matches!(column, "leaf_hash" | "epoch") {
@@ -246,14 +257,18 @@ impl Sink for Checker {
 
 impl Checker {
     fn differs(&mut self, epoch: u32, seq: u64, what: &str, why: &str) {
+        self.differs_in(epoch, (seq, seq), what, why);
+    }
+
+    fn differs_in(&mut self, epoch: u32, (first_seq, last_seq): (u64, u64), what: &str, why: &str) {
         if self.columns.len() < MAX_FINDINGS {
             self.columns.push(Finding {
                 kind: Kind::Projection,
                 fault: true,
                 origin: self.origin.clone(),
                 epoch,
-                first_seq: seq,
-                last_seq: seq,
+                first_seq,
+                last_seq,
                 what: what.to_owned(),
                 detail: why.to_owned(),
             });

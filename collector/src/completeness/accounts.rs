@@ -242,6 +242,17 @@ impl Stone {
     }
 }
 
+/// The logs of which something was deleted as a tombstone tells that one of these witnesses signed.
+pub(crate) async fn with_signed_tombstones(
+    store: &Store,
+    witnesses: &[VerifyingKey],
+) -> Result<BTreeSet<String>, StoreError> {
+    let question = store.query("SELECT DISTINCT origin, first_seq, last_seq, note FROM tombstones");
+    let mut stones: Vec<Stone> = store.rows(question).await?;
+    stones.retain(|stone| stone.is_signed(witnesses));
+    Ok(stones.into_iter().map(|stone| stone.origin).collect())
+}
+
 /// How many numbers below the end of each log no row has and a tombstone tells of that one of these witnesses signed.
 async fn retired(
     store: &Store,

@@ -164,7 +164,8 @@ fn answer(asked: &Asked, keys: &[IdentityRow], agent: &Agent) -> Answer {
     }
     if log.epoch.saturating_sub(last.epoch) > MAX_SKIPPED {
         let message = format!(
-            "the last epoch of the log {} is {}, and {} is more than {MAX_SKIPPED} behind it; should that host have lost its log's              place, and only then, certify the key: weir-collector agents certify --key '{}' --first-seq {}",
+            "the last epoch of the log {} is {}, and {} is more than {MAX_SKIPPED} behind it; should that host have lost its log's \
+             place, and only then, certify the key: weir-collector agents certify --key '{}' --first-seq {}",
             log.origin, last.epoch, log.epoch, asked.key, asked.first_seq
         );
         return Answer::Refused(refusal(Reason::Conflict, message));

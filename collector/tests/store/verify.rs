@@ -254,7 +254,7 @@ async fn what_the_operator_of_the_store_does_by_sql_is_found_and_named() {
     );
     let again = format!("INSERT INTO events SELECT * FROM events WHERE origin = '{one}' AND seq = 3 {EACH}");
     let forged = forged(&audited).await;
-    let acts: [Act<'_>; 14] = [
+    let acts: [Act<'_>; 15] = [
         (
             "canonical",
             vec![update("events", &format!("canonical = {changed}"), "seq = 3")],
@@ -266,6 +266,15 @@ async fn what_the_operator_of_the_store_does_by_sql_is_found_and_named() {
         (
             "digest of a batch",
             vec![update("batches", "batch_digest = 'other'", "first_seq = 2")],
+            &["projection"],
+            (2, 5),
+        ),
+        (
+            "digest of a batch, in both tables",
+            vec![
+                update("batches", "batch_digest = 'other'", "first_seq = 2"),
+                update("events", "batch_digest = 'other'", "seq BETWEEN 2 AND 5"),
+            ],
             &["projection"],
             (2, 5),
         ),
