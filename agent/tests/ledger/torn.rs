@@ -1,5 +1,5 @@
-//! The last segment cut at each byte, at the end of its file and in its room, as a write may end that nobody was told had worked: what was acknowledged before that
-//! byte stays, and the log goes on densely.
+//! The last segment cut at each byte, at the end of its file and in its room, as a write may end that nobody was told had worked:
+//! what was acknowledged before that byte stays, and the log goes on densely.
 
 use weir::spool::faulty::Faulty;
 use weir_core::policy::Action;
@@ -10,7 +10,7 @@ use weir_tests::soak::{Draw, Soak};
 use crate::scene::{agent_events, call, flow, intent, log, log_with_gaps, message, open, outcome, outcomes};
 
 /// Cuts in one segment: more than it has bytes, so that over so many seeds each byte is met.
-const CUTS_OF_A_SEGMENT: u64 = 4096;
+const CUTS_OF_A_SEGMENT: u64 = 8192;
 /// A prime: cuts that follow one another lie far apart, and all are met in the end.
 const STRIDE: u64 = 7919;
 /// A segment is left when it has so many bytes, before it is sealed.
