@@ -12,6 +12,7 @@ use weir_core::evidence::note::SignedNote;
 use weir_core::evidence::{Frontier, Hash, leaf_hash};
 use weir_core::ids::hex;
 
+use crate::change::{ACTS, Act};
 use crate::dice::Dice;
 
 /// A change waits until it is done.
@@ -34,64 +35,42 @@ const OF_BATCHES: [&str; 9] = [
 ];
 const OF_CHECKPOINTS: [&str; 4] = ["host_name", "first_seq", "root", "witnessed_at"];
 
-/// What is done to a store.
+/// What is done to a store: what is done to exports, and what they have no place for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Act {
-    Canonical,
-    CanonicalAndLeaf,
-    /// A column that derives from the event's bytes.
-    Column,
+enum Way {
+    Like(Act),
     OfBatch,
     OfCheckpoint,
-    DeleteRow,
-    DeleteBatch,
-    DeleteTail,
-    DeleteOrigin,
-    DoubleRow,
-    SwapRows,
-    Splice,
-    AnotherKey,
-    RollBack,
     /// A view that leaves something out.
     View,
 }
 
-/// How many ways there are; the first seeds go through all of them.
-pub const WAYS: u64 = ACTS.len() as u64;
-const ACTS: [Act; 15] = [
-    Act::Canonical,
-    Act::CanonicalAndLeaf,
-    Act::Column,
-    Act::OfBatch,
-    Act::OfCheckpoint,
-    Act::DeleteRow,
-    Act::DeleteBatch,
-    Act::DeleteTail,
-    Act::DeleteOrigin,
-    Act::DoubleRow,
-    Act::SwapRows,
-    Act::Splice,
-    Act::AnotherKey,
-    Act::RollBack,
-    Act::View,
-];
+const BESIDES: [Way; 3] = [Way::OfBatch, Way::OfCheckpoint, Way::View];
 
-impl Act {
+impl Way {
+    /// Neighbouring seeds go different ways.
+    fn of(seed: u64) -> Option<Self> {
+        let at = usize::try_from(seed).ok()? % (ACTS.len() + BESIDES.len());
+        let besides = || BESIDES.get(at.checked_sub(ACTS.len())?).copied();
+        ACTS.get(at).copied().map(Way::Like).or_else(besides)
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Way::Like(act) => act.name(),
+            Way::OfBatch => "of_batch",
+            Way::OfCheckpoint => "of_checkpoint",
+            Way::View => "view",
+        }
+    }
+
     /// Kinds of finding of which one is enough.
     fn shows_as(self) -> &'static [&'static str] {
         match self {
-            // The bytes may name another log now, or another place.
-            Act::Canonical | Act::CanonicalAndLeaf => &["altered", "spliced", "reordered"],
-            Act::Column | Act::OfCheckpoint => &["projection"],
-            Act::OfBatch => &["projection", "altered", "deleted"],
-            Act::DeleteRow | Act::DeleteBatch | Act::DeleteOrigin => &["deleted"],
-            Act::DeleteTail => &["truncated", "rolled_back"],
-            Act::DoubleRow => &["doubled"],
-            Act::SwapRows => &["reordered"],
-            Act::Splice => &["spliced"],
-            Act::AnotherKey => &["another_key"],
-            Act::RollBack => &["rolled_back"],
-            Act::View => &["definition"],
+            Way::Like(act) => act.shows_as(),
+            Way::OfCheckpoint => &["projection"],
+            Way::OfBatch => &["projection", "altered", "deleted"],
+            Way::View => &["definition"],
         }
     }
 }
@@ -151,29 +130,28 @@ impl Store {
     /// logs of three batches each.
     pub async fn tamper(&self, seed: u64) -> Result<Done> {
         let mut dice = Dice::new(seed.wrapping_mul(0x2545_f491_4f6c_dd1d));
-        let act = usize::try_from(seed).ok().and_then(|seed| ACTS.get(seed % ACTS.len())).copied();
-        let done = self.plan(act.context("no act")?, &mut dice).await?;
+        let done = self.plan(Way::of(seed).context("no way")?, &mut dice).await?;
         for statement in &done.statements {
             self.0.query_raw(statement).execute().await.with_context(|| statement.clone())?;
         }
         Ok(done)
     }
 
-    async fn plan(&self, act: Act, dice: &mut Dice) -> Result<Done> {
+    async fn plan(&self, way: Way, dice: &mut Dice) -> Result<Done> {
         let all = self.batches().await?;
         let batch = dice.pick(&all).context("there is no batch")?;
         let of_log: Vec<&Batch> = all.iter().filter(|other| other.origin == batch.origin).collect();
         let seq = within(batch, dice);
-        let mut what = format!("{act:?}");
+        let mut what = way.name().to_owned();
         let mut place = (seq, seq);
         let origin = &batch.origin;
         let row = format!("origin = '{origin}' AND seq = {seq}");
-        let statements = match act {
-            Act::Canonical => {
+        let statements = match way {
+            Way::Like(Act::Canonical) => {
                 let changed = hex(&self.changed(&row, dice).await?);
                 vec![update("events", &format!("canonical = unhex('{changed}')"), &row)]
             }
-            Act::CanonicalAndLeaf => {
+            Way::Like(Act::CanonicalAndLeaf) => {
                 let changed = self.changed(&row, dice).await?;
                 let leaf = hex(&leaf_hash(&changed));
                 let set = format!("canonical = unhex('{}'), leaf_hash = unhex('{leaf}')", hex(&changed));
@@ -183,19 +161,19 @@ impl Store {
                 }
                 statements
             }
-            Act::Column => {
+            Way::Like(Act::Column) => {
                 let (column, statements) = self.column(&row, dice).await?;
                 what = format!("{what} {column}");
                 statements
             }
-            Act::OfBatch => {
+            Way::OfBatch => {
                 place = (batch.first_seq, batch.last_seq + 1);
                 let column = dice.pick(&OF_BATCHES).context("no column")?;
                 what = format!("{what} {column}");
                 let where_ = format!("origin = '{origin}' AND first_seq = {}", batch.first_seq);
                 vec![update("batches", &self.other("batches", column).await?, &where_)]
             }
-            Act::OfCheckpoint => {
+            Way::OfCheckpoint => {
                 place = (batch.last_seq, batch.last_seq + 1);
                 let column = dice.pick(&OF_CHECKPOINTS).context("no column")?;
                 what = format!("{what} {column}");
@@ -203,27 +181,29 @@ impl Store {
                     format!("origin = '{origin}' AND first_seq + tree_size = {}", batch.last_seq + 1);
                 vec![update("checkpoints", &self.other("checkpoints", column).await?, &where_)]
             }
-            Act::DeleteRow => vec![delete("events", &row)],
-            Act::DeleteBatch => {
+            Way::Like(Act::DeleteRow) => vec![delete("events", &row)],
+            Way::Like(Act::DeleteBatch) => {
                 // The last one is the tail.
                 let batch =
                     dice.pick(&of_log[..of_log.len().saturating_sub(1)]).context("one batch alone")?;
                 place = (batch.first_seq, batch.last_seq);
                 delete_batch(batch, dice.below(2) == 0)
             }
-            Act::DeleteTail => {
+            Way::Like(Act::DeleteTail) => {
                 let last = of_log.last().context("no batch")?.last_seq;
                 // The first event stays: without it, it would be the whole log.
                 place = (seq.max(1), last);
                 behind(origin, place.0)
             }
-            Act::DeleteOrigin => {
+            Way::Like(Act::DeleteOrigin) => {
                 place = (0, u64::MAX);
                 let tables = ["events", "batches", "checkpoints", "identities"];
                 tables.map(|table| delete(table, &format!("origin = '{origin}'"))).to_vec()
             }
-            Act::DoubleRow => vec![format!("INSERT INTO events SELECT * FROM events WHERE {row} {EACH}")],
-            Act::SwapRows => {
+            Way::Like(Act::DoubleRow) => {
+                vec![format!("INSERT INTO events SELECT * FROM events WHERE {row} {EACH}")]
+            }
+            Way::Like(Act::SwapRows) => {
                 let other = loop {
                     let batch = *dice.pick(&of_log).context("no batch")?;
                     let other = within(batch, dice);
@@ -237,7 +217,7 @@ impl Store {
                 let set = format!("canonical = if(seq = {seq}, {}, {})", bytes(other), bytes(seq));
                 vec![update("events", &set, &format!("origin = '{origin}' AND seq IN ({seq}, {other})"))]
             }
-            Act::Splice => {
+            Way::Like(Act::Splice) => {
                 let others: Vec<&Batch> = all.iter().filter(|other| &other.origin != origin).collect();
                 let theirs = *dice.pick(&others).context("there is one log alone")?;
                 let next = of_log.last().context("no batch")?.last_seq + 1;
@@ -249,11 +229,11 @@ impl Store {
                     within(theirs, dice)
                 )]
             }
-            Act::AnotherKey => {
+            Way::Like(Act::AnotherKey) => {
                 place = (batch.first_seq, batch.last_seq);
                 self.another_key(batch, seq, dice).await?
             }
-            Act::RollBack => {
+            Way::Like(Act::RollBack) => {
                 place = (0, u64::MAX);
                 let mut origins: Vec<&str> = all.iter().map(|batch| batch.origin.as_str()).collect();
                 origins.dedup();
@@ -263,7 +243,7 @@ impl Store {
                 };
                 origins.iter().flat_map(half).collect()
             }
-            Act::View => {
+            Way::View => {
                 let views = self.ask(
                     "SELECT name FROM system.tables WHERE database = currentDatabase() AND engine = 'View'",
                 );
@@ -274,7 +254,7 @@ impl Store {
             }
         };
         let (first_seq, last_seq) = place;
-        Ok(Done { what, shows_as: act.shows_as(), origin: origin.clone(), first_seq, last_seq, statements })
+        Ok(Done { what, shows_as: way.shows_as(), origin: origin.clone(), first_seq, last_seq, statements })
     }
 
     /// A view that hides every row, or those of one name.
@@ -287,7 +267,7 @@ impl Store {
         let statement = format!("CREATE OR REPLACE VIEW {view} AS SELECT * FROM ({select}) WHERE {which}");
         Ok(Done {
             what,
-            shows_as: Act::View.shows_as(),
+            shows_as: Way::View.shows_as(),
             origin: String::new(),
             first_seq: 0,
             last_seq: 0,
