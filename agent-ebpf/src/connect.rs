@@ -186,7 +186,9 @@ fn rule(
     let is_loopback = address::is_loopback(to.address);
     if is_loopback {
         let of_host = netns_cookie == settings.host_netns && OWN_PORTS.get_ptr(to.port).is_some();
-        if of_host || listeners.is_some_and(|own| to.port == own.v4_port || to.port == own.v6_port) {
+        // Of the family in which it listens: somebody else's server may have the same number in the other one.
+        let is_v4 = address::v4(to.address).is_some();
+        if of_host || listeners.is_some_and(|own| to.port == if is_v4 { own.v4_port } else { own.v6_port }) {
             return refuse(reason::OWN_PORT, 0);
         }
     }

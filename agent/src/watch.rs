@@ -94,7 +94,7 @@ pub(crate) async fn look_at_tables(
             jobs = running.jobs,
             "somebody with root wrote into a table of the hooks"
         );
-        let told: [(&str, &str); 7] = [
+        let told = [
             ("table", table),
             ("missing", &missing.to_string()),
             ("altered", &altered.to_string()),
@@ -103,11 +103,7 @@ pub(crate) async fn look_at_tables(
             ("jobs", &running.jobs),
             ("processes", &running.processes),
         ];
-        let text = |(name, value): (&str, &str)| -> (String, Text) { (name.to_owned(), masker.text(value)) };
-        let detail = told.into_iter().map(text).collect();
-        if let Err(error) = ledger.note(AgentEvent { name: TABLE_EVENT.to_owned(), detail }).await {
-            tracing::error!(%error, "a table that was tampered with is not in the record");
-        }
+        note(ledger, masker, TABLE_EVENT, told).await;
     }
 }
 
@@ -126,18 +122,23 @@ async fn tell(hooks: &Hooks, ledger: &Ledger, masker: &Masker, cgroup: Option<&P
         jobs = running.jobs,
         "somebody with root laid hands on a hook"
     );
-    let told: [(&str, &str); 6] = [
-        ("link", &tampering.link),
+    let told = [
+        ("link", &*tampering.link),
         ("cgroup", &cgroup.to_string_lossy()),
         ("state", state),
         ("mended", &mended),
         ("jobs", &running.jobs),
         ("processes", &running.processes),
     ];
+    note(ledger, masker, EVENT, told).await;
+}
+
+/// Records what somebody with root did.
+async fn note<const N: usize>(ledger: &Ledger, masker: &Masker, event: &str, told: [(&str, &str); N]) {
     let text = |(name, value): (&str, &str)| -> (String, Text) { (name.to_owned(), masker.text(value)) };
     let detail = told.into_iter().map(text).collect();
-    if let Err(error) = ledger.note(AgentEvent { name: EVENT.to_owned(), detail }).await {
-        tracing::error!(%error, "a hook that was tampered with is not in the record");
+    if let Err(error) = ledger.note(AgentEvent { name: event.to_owned(), detail }).await {
+        tracing::error!(%error, event, "what was tampered with is not in the record");
     }
 }
 

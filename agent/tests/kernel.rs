@@ -112,17 +112,34 @@ fn destination_beyond_this_host_is_led_to_the_agent() {
 fn own_ports_are_refused_in_every_form_of_loopback() {
     let store = listen("0.0.0.0:0");
     let stage = Stage::with(&[port(&store)], 64);
-    let addresses = ["127.0.0.1", "127.9.9.9", "0.0.0.0", "::1", "::", "::ffff:127.0.0.1", "::ffff:0.0.0.0"];
-    let protected = [port(&store), port(&stage.agent_v4), port(&stage.agent_v6)];
+    let v4 = ["127.0.0.1", "127.9.9.9", "0.0.0.0", "::ffff:127.0.0.1", "::ffff:0.0.0.0"];
+    let v6 = ["::1", "::"];
+    let (store_port, v4_port, v6_port) = (port(&store), port(&stage.agent_v4), port(&stage.agent_v6));
     let said = stage.job.run(&format!(
-        "for address in {addresses:?}:\n\
-         \x20   for port in {protected:?}: say(attempt(address, port), address, port)"
+        "for addresses, ports in ({v4:?}, [{store_port}, {v4_port}]), ({v6:?}, [{store_port}, {v6_port}]):\n\
+         \x20   for address in addresses:\n\
+         \x20       for port in ports: say(attempt(address, port), address, port)"
     ));
-    assert_eq!(said.len(), addresses.len() * protected.len());
+    assert_eq!(said.len(), 2 * (v4.len() + v6.len()));
     assert!(said.iter().all(|line| line.starts_with("EPERM ")), "{said:?}");
     let refused = said.len() as u64;
     assert!([&store, &stage.agent_v4, &stage.agent_v6].into_iter().all(is_idle));
     assert_eq!(stage.counts(), Counts { refused, ..Counts::default() });
+}
+
+#[test]
+fn a_server_may_have_the_agents_number_in_the_other_family() {
+    let stage = Stage::new();
+    let beside_v6 = listen(&format!("127.0.0.1:{}", port(&stage.agent_v6)));
+    let beside_v4 = listen(&format!("[::1]:{}", port(&stage.agent_v4)));
+    for (server, listener) in [(&beside_v6, &stage.agent_v4), (&beside_v4, &stage.agent_v6)] {
+        let address = server.local_addr().unwrap();
+        let client = stage.job.start(&format!("connect('{}', {})", address.ip(), address.port()));
+        let (_stream, origin) = stage.accept(listener);
+        assert_eq!(origin.unwrap().destination, address);
+        client.finish();
+    }
+    assert_eq!(stage.counts(), Counts { redirected: 2, ..Counts::default() });
 }
 
 #[test]
