@@ -300,7 +300,8 @@ async fn who_is_slow_is_let_go_and_who_takes_more_than_its_share_waits_for_it() 
     }
     let answers = slow.join_all().await;
     let said = |why: &str| {
-        let alike = answers.iter().filter(|answer| answer.starts_with("HTTP/1.1 503") && answer.contains(why));
+        let alike =
+            answers.iter().filter(|answer| answer.starts_with("HTTP/1.1 503") && answer.contains(why));
         alike.count()
     };
     assert_eq!((said("its share"), said("did not come in time")), (1, 2), "{answers:?}");
