@@ -211,6 +211,8 @@ impl Store {
                         break other;
                     }
                 };
+                // Of two, one may not say which number it has: bytes that nobody can read are stored, too.
+                place = (seq.min(other), seq.max(other));
                 let bytes = |seq: u64| {
                     format!("(SELECT canonical FROM events WHERE origin = '{origin}' AND seq = {seq})")
                 };
