@@ -2,6 +2,8 @@
 //! knows HTTP or TLS, and nothing but `rewrite` changes a byte that is passed on.
 
 pub mod about;
+pub mod endpoint;
+pub mod header;
 pub mod jsonrpc;
 pub mod revisions;
 pub mod rewrite;

@@ -11,6 +11,7 @@ use hyper::body::{Body as _, Frame};
 use tokio::sync::mpsc;
 use weir_core::ids::CallId;
 use weir_core::mask::{Digesting, Masked};
+use weir_core::mcp::endpoint;
 use weir_core::mcp::jsonrpc::{Body as Messages, Message, RequestId};
 use weir_core::mcp::rewrite::Progress;
 use weir_core::mcp::sse;
@@ -19,7 +20,7 @@ use weir_core::record::{CallResult, Direction, MessageLabel, Payload, Unread};
 use super::call::{Ended, WaitingCall};
 use super::marks::unread;
 use super::rewrite::Rewriting;
-use super::session::{self, Exchange, Injected, Session, resolve, stream};
+use super::session::{self, Exchange, Injected, Session, stream};
 use super::{Flow, Gate};
 use crate::http::{
     self as room, AnswerBody, Body, Decoder, Pieces, body_made_here, claims_json, is_event_stream,
@@ -290,7 +291,7 @@ impl Reading {
 
     /// A legacy server says where to post: what is posted there is answered on this stream.
     async fn announced(&mut self, endpoint: &str) -> bool {
-        let target = self.exchange.get.as_deref().and_then(|base| resolve(base, endpoint));
+        let target = self.exchange.get.as_deref().and_then(|base| endpoint::resolve(base, endpoint));
         let Some(target) = target else { return false };
         let text = Masked::literal("event: endpoint ").then(&self.gate.masker.target(&target));
         let session = self.gate.endpoint(&self.flow, target);

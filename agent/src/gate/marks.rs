@@ -4,13 +4,13 @@
 use http::request::Parts;
 use weir_core::mask::Masked;
 use weir_core::mcp::about::About;
+use weir_core::mcp::header::decoded;
 use weir_core::mcp::jsonrpc::ParseError;
 use weir_core::mcp::revisions::{HAS_BATCHES, knows_method, knows_version};
 use weir_core::record::{Marks, Oddity, Unread};
 
 use super::Gate;
 use super::call::MAX_NAME;
-use super::rewrite::decoded;
 use super::session::Session;
 use crate::http::{CodingError, RequestError};
 
@@ -82,7 +82,7 @@ impl Gate {
 
     /// What the head says of the body.
     fn compare(parts: &Parts, method: &str, about: &About, odd: &mut Vec<Oddity>) {
-        let header = |name: &str| parts.headers.get(name).and_then(decoded);
+        let header = |name: &str| parts.headers.get(name).and_then(|value| decoded(value.as_bytes()));
         let differs = |name: &str, own: Option<&str>| header(name).is_some_and(|value| Some(&*value) != own);
         if differs("mcp-method", Some(method)) {
             odd.push(Oddity::HeaderMethod);

@@ -10,10 +10,10 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 use weir_core::mcp::TOOLS_CALL;
+use weir_core::mcp::header::{PARAM, decoded};
 use weir_core::mcp::jsonrpc::{self, Body as Messages, Message};
 use weir_core::record::MessageLabel;
 
-use super::rewrite::{PARAM, decoded};
 use super::{Broken, Flow, Gate, reply};
 use crate::http::{Body, ReadRequest};
 
@@ -77,7 +77,7 @@ fn differing(headers: &HeaderMap, body: &Messages) -> Option<HeaderName> {
         let said = said(message);
         let differs = |name: &HeaderName, own: Option<&str>| match values(headers, name).as_slice() {
             [] => false,
-            [value] => decoded(value).as_deref() != own,
+            [value] => decoded(value.as_bytes()).as_deref() != own,
             _ => true,
         };
         let own_version = version(&said);
@@ -111,7 +111,9 @@ fn differing_argument(headers: &HeaderMap, arguments: Option<&RawValue>) -> Opti
     let mut own = HashSet::new();
     collect(&arguments, &mut own);
     let repeats = |name: &HeaderName| match values(headers, name).as_slice() {
-        [value] => decoded(value).is_some_and(|text| own.contains(&text) || own.contains(&number(&text))),
+        [value] => {
+            decoded(value.as_bytes()).is_some_and(|text| own.contains(&text) || own.contains(&number(&text)))
+        }
         _ => false,
     };
     repeating.find(|name| !repeats(name)).cloned()

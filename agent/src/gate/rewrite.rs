@@ -7,7 +7,7 @@
 
 mod request;
 
-pub(super) use request::{PARAM, decoded, mask_repeated};
+pub(super) use request::mask_repeated;
 
 use std::sync::Arc;
 

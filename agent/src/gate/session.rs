@@ -21,8 +21,8 @@ use weir_core::mcp::jsonrpc::RequestId;
 
 pub(super) use stream::{Injected, stream};
 pub use stream::{StreamGone, StreamWriter};
+pub(super) use table::Exchange;
 pub use table::Sessions;
-pub(super) use table::{Exchange, resolve};
 
 use super::call::Open;
 use crate::share::Kept;

@@ -1,5 +1,7 @@
 //! Server-Sent Events: the same in any pieces, as a reader reads them that has the whole text, and within the limit.
 
+use http::Uri;
+use weir_core::mcp::endpoint;
 use weir_core::mcp::sse::{Event, Parser, TooLarge, message};
 
 use crate::pieces::{cut_by_first, pieces};
@@ -35,6 +37,27 @@ pub fn legacy(bytes: &[u8]) {
     };
     let whole = named(parsed(std::iter::once(bytes), LIMIT));
     assert_eq!(named(parsed(pieces(bytes, cut), LIMIT)), whole);
+    for announced in whole {
+        let Some(target) = endpoint::resolve("/mcp/sse?of=this", &announced) else { continue };
+        assert!(target.starts_with('/') && !target.contains(['#', ' ', '\n']), "{announced:?} is {target:?}");
+        let uri: Uri = target.parse().expect("what a request can name");
+        assert_eq!(
+            uri.path_and_query().map(|target| target.as_str()),
+            Some(&*target),
+            "as a request names it"
+        );
+        // Another reader, of what needs no resolving.
+        if announced.starts_with('/')
+            && !announced.starts_with("//")
+            && !announced.contains(['.', '%', '\\', '#'])
+        {
+            let plain = announced.parse::<Uri>().ok().filter(|_| announced.is_ascii());
+            let plain = plain.filter(|_| {
+                announced.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/?=&-_".contains(&byte))
+            });
+            assert!(plain.is_none_or(|_| target == announced), "{announced:?} is {target:?}");
+        }
+    }
 }
 
 fn parsed<'a>(pieces: impl Iterator<Item = &'a [u8]>, limit: usize) -> Vec<Result<Event, TooLarge>> {
