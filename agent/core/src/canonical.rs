@@ -2,6 +2,7 @@
 //! one buffer. A type whose members are declared in the order of their names is written without moving anything. What a record never holds (numbers that are no integers or are beyond 2^53, names that are not plain ASCII) is
 //! left to the general implementation, which knows all of the RFC: the bytes are the same either way.
 
+use std::cell::RefCell;
 use std::fmt;
 
 use serde::Serialize;
@@ -12,6 +13,21 @@ pub fn to_vec(value: &impl Serialize) -> Result<Vec<u8>, serde_json::Error> {
     let mut out = Vec::with_capacity(FIRST);
     Scribe::default().append(value, &mut out)?;
     Ok(out)
+}
+
+/// Whether these are the canonical bytes of a value.
+pub fn are_of(bytes: &[u8], value: &impl Serialize) -> bool {
+    thread_local! {
+        static WRITTEN: RefCell<(Scribe, Vec<u8>)> = RefCell::default();
+    }
+    WRITTEN.with_borrow_mut(|(scribe, out)| {
+        out.clear();
+        let are = scribe.append(value, out).is_ok() && out == bytes;
+        if out.capacity() > KEPT {
+            (*scribe, *out) = Default::default();
+        }
+        are
+    })
 }
 
 /// Writes one value after another, and keeps what it needs for that.
@@ -41,6 +57,8 @@ impl Scribe {
 
 /// The room that most events need.
 const FIRST: usize = 2048;
+/// The most room that a thread keeps for the next comparison.
+const KEPT: usize = 64 << 10;
 /// Integers up to this are written alike as integers and as the RFC's doubles.
 const MAX_INTEGER: u64 = (1 << 53) - 1;
 

@@ -414,7 +414,7 @@ impl Stored {
         if event.v != VERSION {
             return Err(ReadError::Version(event.v));
         }
-        if crate::canonical::to_vec(&event)? != canonical {
+        if !crate::canonical::are_of(canonical, &event) {
             return Err(ReadError::NotCanonical);
         }
         Ok(event)

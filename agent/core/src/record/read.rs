@@ -41,7 +41,7 @@ pub(super) fn by_its_kind(canonical: &[u8]) -> Option<Stored> {
         b"gap" => read(text, Body::Gap),
         _ => None,
     }?;
-    let is_canonical = event.v == VERSION && crate::canonical::to_vec(&event).ok()? == canonical;
+    let is_canonical = event.v == VERSION && crate::canonical::are_of(canonical, &event);
     is_canonical.then_some(event)
 }
 
