@@ -1,6 +1,8 @@
 //! The gate's promise: nothing goes upstream that is not allowed and on disk, each call has one outcome whatever
 //! either side does, and what a client may rely on holds.
 
+#[path = "gate/bodies.rs"]
+mod bodies;
 #[path = "gate/bounds.rs"]
 mod bounds;
 #[path = "gate/exchanges.rs"]
@@ -9,20 +11,30 @@ mod exchanges;
 mod generated;
 #[path = "gate/ladder.rs"]
 mod ladder;
+#[path = "gate/legacy.rs"]
+mod legacy;
 #[path = "gate/malformed.rs"]
 mod malformed;
 #[path = "gate/refusals.rs"]
 mod refusals;
+#[path = "gate/revisions.rs"]
+mod revisions;
 #[path = "gate/rewrites.rs"]
 mod rewrites;
+#[path = "gate/script.rs"]
+mod script;
 #[path = "gate/sessions.rs"]
 mod sessions;
 #[path = "gate/stage.rs"]
 mod stage;
+#[path = "gate/unread.rs"]
+mod unread;
+#[path = "gate/upgrades.rs"]
+mod upgrades;
 #[path = "gate/versions.rs"]
 mod versions;
 
-use stage::{Plan, SERVER, Stage, call, post, soon};
+use stage::{OK, Plan, SERVER, Stage, call, post, soon};
 use weir::config::Limits;
 use weir::spool::faulty::Fault;
 use weir_core::record::{Body, CallResult, Durability, MessageLabel};
@@ -84,7 +96,7 @@ async fn a_call_whose_rule_says_best_effort_goes_before_its_intent_is_on_disk_an
     assert!(server.request().await.1.contains("glance"));
     assert!(!stage.events().iter().any(|event| matches!(event, Body::Intent(_))), "it waited for the disk");
     drop(held);
-    server.answer(r#"{"jsonrpc":"2.0","id":1,"result":{}}"#).await;
+    server.answer(OK).await;
     assert_eq!(soon(answer).await.unwrap().unwrap().0, 200);
     assert_eq!(stage.outcome().await.result, CallResult::Ok);
     let said = stage.events().into_iter().find_map(|event| match event {
@@ -129,7 +141,7 @@ async fn an_intent_is_on_disk_before_the_server_sees_a_byte() {
     assert!(server.request().await.1.contains("echo"));
     let intents = stage.events().iter().filter(|event| matches!(event, Body::Intent(_))).count();
     assert_eq!(intents, 1);
-    server.answer(r#"{"jsonrpc":"2.0","id":1,"result":{}}"#).await;
+    server.answer(OK).await;
     assert_eq!(soon(answer).await.unwrap().unwrap().0, 200);
 }
 
@@ -174,12 +186,11 @@ fn json(status: &str, body: &str) -> String {
 #[tokio::test]
 async fn each_way_to_answer_a_call_has_its_outcome() {
     use CallResult::*;
-    let ok = r#"{"jsonrpc":"2.0","id":1,"result":{}}"#;
     let failed = r#"{"jsonrpc":"2.0","id":1,"result":{"isError":true}}"#;
     let error = r#"{"jsonrpc":"2.0","id":1,"error":{"code":-32601,"message":"m"}}"#;
     let anonymous = r#"{"jsonrpc":"2.0","id":null,"error":{"code":-32020,"message":"m"}}"#;
     let other = r#"{"jsonrpc":"2.0","id":"1","result":{}}"#;
-    let batch = format!("[{other},{ok}]");
+    let batch = format!("[{other},{OK}]");
     let events = |data: &[&str]| {
         let events: String = data.iter().map(|data| format!("data: {data}\n\n")).collect();
         format!(
@@ -189,7 +200,7 @@ async fn each_way_to_answer_a_call_has_its_outcome() {
     let progress = r#"{"jsonrpc":"2.0","method":"notifications/progress","params":{}}"#;
     let asks = r#"{"jsonrpc":"2.0","id":1,"method":"sampling/createMessage"}"#;
     let cases = [
-        (json("200 OK", ok), Ok, Some(200), None),
+        (json("200 OK", OK), Ok, Some(200), None),
         (json("200 OK", failed), ToolError, Some(200), None),
         (json("200 OK", error), Error, Some(200), Some(-32601)),
         (json("400 Bad Request", anonymous), Error, Some(400), Some(-32020)),
@@ -198,24 +209,24 @@ async fn each_way_to_answer_a_call_has_its_outcome() {
         (json("200 OK", &batch), Ok, Some(200), None),
         (json("200 OK", "{"), Unparsed, Some(200), None),
         (json("202 Accepted", ""), Unanswered, Some(202), None),
-        (ok.len().to_string(), UpstreamFailed, None, None),
+        (OK.len().to_string(), UpstreamFailed, None, None),
         (
             "HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n".into(),
             UpstreamFailed,
             None,
             None,
         ),
-        (events(&[progress, asks, ok, progress]), Ok, Some(200), None),
+        (events(&[progress, asks, OK, progress]), Ok, Some(200), None),
         (events(&[progress]), Unanswered, Some(200), None),
         (events(&[other]), Unanswered, Some(200), None),
-        (events(&["nonsense", ok]), Ok, Some(200), None),
+        (events(&["nonsense", OK]), Ok, Some(200), None),
         (
-            json("200 OK", ok).replace("content-length: 3", "content-length: 9"),
+            json("200 OK", OK).replace("content-length: 3", "content-length: 9"),
             UpstreamFailed,
             Some(200),
             None,
         ),
-        (json("200 OK", ok).replace("content-type", "x-type"), Ok, Some(200), None),
+        (json("200 OK", OK).replace("content-type", "x-type"), Ok, Some(200), None),
         (
             json("200 OK", "secret").replacen("content-type", "content-encoding: gzip\r\ncontent-type", 1),
             Unparsed,

@@ -100,7 +100,7 @@ impl Ended {
     /// # Errors
     ///
     /// The next agent would tell of it once more.
-    pub(super) fn is_recorded(self) -> std::io::Result<()> {
+    pub(super) fn was_recorded(self) -> std::io::Result<()> {
         std::fs::remove_file(&self.untold)
     }
 }
@@ -145,7 +145,7 @@ mod tests {
         assert_eq!(ledger.standing().epoch, 1, "another log begins anew");
         assert_ne!(first, second);
         assert_eq!(close(ledger).await, second);
-        ended.is_recorded().unwrap();
+        ended.was_recorded().unwrap();
         let kept = std::fs::read_dir(state.path().join(format!("spool-{first}"))).unwrap();
         assert!(kept.flatten().any(|entry| entry.path().extension().is_some_and(|end| end == "seg")));
         let (ledger, _, ended) = opened("two");

@@ -153,7 +153,7 @@ pub(super) async fn open(config: LedgerConfig, folder: PathBuf) -> Result<Ledger
     let (ledger, recovered, ended) = opened?;
     if let Some(ended) = ended {
         ledger.note(ended.told(&masker)).await.context("cannot record that the log before ended")?;
-        tokio::task::spawn_blocking(move || ended.is_recorded()).await??;
+        tokio::task::spawn_blocking(move || ended.was_recorded()).await??;
     }
     if !recovered.unknown.is_empty() {
         let calls = recovered.unknown.len();

@@ -8,9 +8,7 @@ use weir::http::Served;
 use weir_core::record::{Body, CallResult, HoldEnd, MessageLabel};
 
 use crate::REFUSED;
-use crate::stage::{Peer, Plan, SERVER, Stage, call, post, soon};
-
-const OK: &str = r#"{"jsonrpc":"2.0","id":1,"result":{}}"#;
+use crate::stage::{OK, Peer, Plan, SERVER, Stage, call, post, soon};
 
 fn limits() -> Limits {
     Limits { request_body: 1000, message: 1000, buffered: 4000, holds: 2, ..Limits::default() }

@@ -4,7 +4,7 @@
 use http::Request;
 use weir_core::record::{Body, CallResult, MessageLabel};
 
-use crate::stage::{SERVER, Stage, call, post, soon};
+use crate::stage::{OK, SERVER, Stage, call, post, soon};
 
 /// A call whose argument is this text.
 fn with_argument(json: &[u8]) -> Vec<u8> {
@@ -165,7 +165,7 @@ async fn json_that_every_parser_takes_passes_to_the_letter() {
         let answer = client.begin(post(body.clone()));
         let (_, got) = server.request().await;
         assert_eq!(got.as_bytes(), body);
-        server.answer(r#"{"jsonrpc":"2.0","id":1,"result":{}}"#).await;
+        server.answer(OK).await;
         assert_eq!(soon(answer).await.unwrap().unwrap().0, 200, "{got}");
         soon(client.0.ready()).await.unwrap();
     }
@@ -265,32 +265,31 @@ async fn bodies_that_hide_a_denied_call_are_refused_and_what_is_no_message_passe
 /// What a server says as events, and how the call ends; each passes to the letter.
 #[tokio::test]
 async fn events_of_every_form_pass_to_the_letter_and_are_read_or_said_to_be_unread() {
-    let result = r#"{"jsonrpc":"2.0","id":1,"result":{}}"#;
     let huge = "x".repeat(3 << 20);
     let rows: Vec<(&str, String, CallResult)> = vec![
-        ("LF", format!("event: message\ndata: {result}\n\n"), CallResult::Ok),
-        ("CRLF", format!("event: message\r\ndata: {result}\r\n\r\n"), CallResult::Ok),
-        ("CR", format!("event: message\rdata: {result}\r\r"), CallResult::Ok),
-        ("all of them", format!("event: message\ndata: {result}\r\r\n"), CallResult::Ok),
-        ("no space", format!("data:{result}\n\n"), CallResult::Ok),
-        ("a byte-order mark", format!("\u{feff}data: {result}\n\n"), CallResult::Ok),
-        ("comments", format!(": a\n:\n: b\ndata: {result}\n: c\n\n"), CallResult::Ok),
+        ("LF", format!("event: message\ndata: {OK}\n\n"), CallResult::Ok),
+        ("CRLF", format!("event: message\r\ndata: {OK}\r\n\r\n"), CallResult::Ok),
+        ("CR", format!("event: message\rdata: {OK}\r\r"), CallResult::Ok),
+        ("all of them", format!("event: message\ndata: {OK}\r\r\n"), CallResult::Ok),
+        ("no space", format!("data:{OK}\n\n"), CallResult::Ok),
+        ("a byte-order mark", format!("\u{feff}data: {OK}\n\n"), CallResult::Ok),
+        ("comments", format!(": a\n:\n: b\ndata: {OK}\n: c\n\n"), CallResult::Ok),
         (
             "lines",
             "data: {\"jsonrpc\":\"2.0\",\ndata: \"id\":1,\ndata:\ndata: \"result\":{}}\n\n".into(),
             CallResult::Ok,
         ),
-        ("unknown fields", format!("x: y\nz\ndata: {result}\nretry: no number\n\n"), CallResult::Ok),
-        ("an id with a NUL", format!("id: a\0b\ndata: {result}\n\n"), CallResult::Ok),
+        ("unknown fields", format!("x: y\nz\ndata: {OK}\nretry: no number\n\n"), CallResult::Ok),
+        ("an id with a NUL", format!("id: a\0b\ndata: {OK}\n\n"), CallResult::Ok),
         (
             "an event without data before it",
-            format!("id: 7\n\nevent: ping\n\ndata: {result}\n\n"),
+            format!("id: 7\n\nevent: ping\n\ndata: {OK}\n\n"),
             CallResult::Ok,
         ),
-        ("cut before its empty line", format!("data: {result}\n"), CallResult::Ok),
-        ("cut before its line's end", format!("data: {result}"), CallResult::Ok),
-        ("a huge line before it", format!("data: {huge}\n\ndata: {result}\n\n"), CallResult::Ok),
-        ("a huge comment before it", format!(": {huge}\n\ndata: {result}\n\n"), CallResult::Ok),
+        ("cut before its empty line", format!("data: {OK}\n"), CallResult::Ok),
+        ("cut before its line's end", format!("data: {OK}"), CallResult::Ok),
+        ("a huge line before it", format!("data: {huge}\n\ndata: {OK}\n\n"), CallResult::Ok),
+        ("a huge comment before it", format!(": {huge}\n\ndata: {OK}\n\n"), CallResult::Ok),
         ("a huge line alone", format!("data: {huge}\n\n"), CallResult::Unanswered),
         ("a huge line without an end", format!("data: {huge}"), CallResult::Unanswered),
         ("data that is no JSON", "data: {\"jsonrpc\"\n\n".into(), CallResult::Unanswered),

@@ -1,7 +1,7 @@
 //! How what goes nowhere is answered, by revision and by what the client takes.
 
 use super::REFUSED;
-use super::stage::{Stage, call, post};
+use super::stage::{OK, Stage, call, post};
 use weir_core::record::MessageLabel;
 
 const REVISION: &str = "2026-07-28";
@@ -47,7 +47,7 @@ async fn a_request_whose_headers_and_body_differ_is_answered_as_its_revision_say
         let asked = client.begin(with(version, name));
         let (head, body) = server.request().await;
         assert!(head.contains(&format!("mcp-name: {name}")) && body == call(1, "echo"), "{head}");
-        server.answer(r#"{"jsonrpc":"2.0","id":1,"result":{}}"#).await;
+        server.answer(OK).await;
         assert_eq!(asked.await.unwrap().unwrap().0, 200);
     }
     // An unknown method is the server's to refuse.

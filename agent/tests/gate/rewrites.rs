@@ -5,7 +5,7 @@ use weir::config::Limits;
 use weir_core::policy::{Action, Durability, Mask, Policy, Rule, When};
 use weir_core::record::MessageLabel;
 
-use super::stage::{Peer, Plan, Stage, call, post};
+use super::stage::{OK, Peer, Plan, Stage, call, post};
 
 const TOKEN: &str = "ghp_abcdefghijklmnopqrstuvwxyz0123456789";
 const LIMIT: usize = 2000;
@@ -137,8 +137,8 @@ async fn arguments_are_masked_in_the_body_and_in_the_headers_that_repeat_them() 
     // Nothing else of the request is another.
     let note = value["params"]["arguments"]["note"].as_str().unwrap();
     assert_eq!(sent.replace(password, "hunter2").replace(note, TOKEN), body);
-    server.answer(r#"{"jsonrpc":"2.0","id":1,"result":{}}"#).await;
-    assert_eq!(asked.await.unwrap().unwrap().1, r#"{"jsonrpc":"2.0","id":1,"result":{}}"#);
+    server.answer(OK).await;
+    assert_eq!(asked.await.unwrap().unwrap().1, OK);
     assert!(stage.messages(MessageLabel::Rewritten, 1).await[0].contains("/password"));
 }
 

@@ -31,6 +31,8 @@ use weir_core::policy::{Action, Durability, Policy, Rule, When};
 use weir_core::record::{self, Body, Caller, Job, Outcome, Proof, Written};
 
 pub const SERVER: &str = "mcp.test";
+/// What a server answers to the call with the id 1 when all is well.
+pub const OK: &str = r#"{"jsonrpc":"2.0","id":1,"result":{}}"#;
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// What has a result within the deadline.

@@ -18,9 +18,8 @@ use weir::http::{Body, BodyError, Served, body_of_pieces, full};
 use weir::tls::{Protocol, Spoken};
 use weir_core::record::{CallResult, MessageLabel};
 
-use crate::stage::{Plan, SERVER, Stage, call, soon};
+use crate::stage::{OK, Plan, SERVER, Stage, call, soon};
 
-const OK: &str = r#"{"jsonrpc":"2.0","id":1,"result":{}}"#;
 const HTTP2: Spoken = Spoken { by_client: Protocol::Http2, by_server: Protocol::Http2 };
 const TRANSLATED: Spoken = Spoken { by_client: Protocol::Http2, by_server: Protocol::Http1 };
 
