@@ -36,18 +36,17 @@ mod proof;
 mod pulse;
 mod released;
 mod remote;
+mod shared;
 mod shown;
 mod takeup;
+mod vitals;
 mod writer;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, oneshot, watch};
-use tokio_util::sync::CancellationToken;
 use weir_core::evidence::EvidenceError;
 use weir_core::evidence::checkpoint::LogName;
 use weir_core::ids::{CallId, FlowId, Origin};
@@ -56,8 +55,10 @@ use weir_core::record::{AgentEvent, Body, Completeness, DecisionRecord, Flow, Ga
 
 use crate::spool::{self, SegmentFile, SetAside, Shelf, SpoolError, Usage};
 use guest::Hosted;
-use item::{Answer, Command, Item};
+use item::{Answer, Command};
 use life::Life;
+use shared::Shared;
+use vitals::Vitals;
 use writer::Writer;
 
 pub use carry::Carry;
@@ -68,6 +69,7 @@ pub use open_record::{DurableIntent, Intended, OpenRecord, QueuedIntent, Reserve
 pub use proof::{Rotated, SignedEpoch, Standing, Unsealed};
 pub use released::{Handed, Released, TakenOver};
 pub use shown::{ShowError, Shown, shown};
+pub use vitals::Health;
 
 /// The most calls that may have a record open at one time.
 pub const MAX_OPEN_RECORDS: usize = 4096;
@@ -187,48 +189,6 @@ entry!(
     Gap(Gap<Text>)
 );
 
-/// How the writer fares.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Health {
-    /// Calls with an intent on disk and no outcome.
-    pub open_calls: u64,
-    /// Outcomes that wait for the disk.
-    pub owed_outcomes: u64,
-    /// Notes that were lost since the start, and intents for which no call waited.
-    pub lost_notes: u64,
-    /// Intents since the start for which no call waited ([`OpenRecord::queue`]).
-    pub unwaited_intents: u64,
-    /// Groups that could not be written since the start.
-    pub failed_groups: u64,
-    /// Why the last group could not be written; `None` once one could.
-    pub fault: Option<String>,
-}
-
-#[derive(Debug, Default)]
-struct Vitals {
-    open_calls: AtomicU64,
-    owed_outcomes: AtomicU64,
-    lost_notes: AtomicU64,
-    unwaited: AtomicU64,
-    /// The last ordinary thing that was to be written could not be: whatever comes next waits for the disk.
-    unable: AtomicBool,
-    failed_groups: AtomicU64,
-    fault: Mutex<Option<String>>,
-    standing: Mutex<Standing>,
-    /// Cancelled when the process to which the log was given is gone.
-    peer_gone: CancellationToken,
-}
-
-impl Vitals {
-    fn fault(&self) -> MutexGuard<'_, Option<String>> {
-        self.fault.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn standing(&self) -> MutexGuard<'_, Standing> {
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// The one way into the log. Clones share it.
 ///
 /// Only what belongs to no call's record can be written past one:
@@ -249,21 +209,6 @@ impl Vitals {
 #[derive(Clone)]
 pub struct Ledger {
     shared: Arc<Shared>,
-}
-
-struct Shared {
-    commands: Mutex<Option<Arc<Sender<Command>>>>,
-    slots: Arc<Semaphore>,
-    room: Arc<Semaphore>,
-    max_open: usize,
-    origin: Origin,
-    shelf: Arc<Mutex<Shelf>>,
-    sealed_below: watch::Receiver<u64>,
-    vitals: Arc<Vitals>,
-    thread: Mutex<Option<JoinHandle<()>>>,
-    guests: Mutex<Vec<Hosted>>,
-    /// How many of the guests that came with the log have not ended.
-    living: Arc<watch::Sender<usize>>,
 }
 
 impl Ledger {
@@ -438,15 +383,7 @@ impl Ledger {
 
     /// How the writer fares.
     pub fn health(&self) -> Health {
-        let vitals = &self.shared.vitals;
-        Health {
-            open_calls: vitals.open_calls.load(Ordering::Relaxed),
-            owed_outcomes: vitals.owed_outcomes.load(Ordering::Relaxed),
-            lost_notes: vitals.lost_notes.load(Ordering::Relaxed),
-            unwaited_intents: vitals.unwaited.load(Ordering::Relaxed),
-            failed_groups: vitals.failed_groups.load(Ordering::Relaxed),
-            fault: vitals.fault().clone(),
-        }
+        self.shared.vitals.health()
     }
 
     /// Ends the log's writing cleanly: what is queued is written, calls that are open get the outcome `unknown`,
@@ -468,61 +405,5 @@ impl Ledger {
         let shelf = self.shared.shelf();
         let done = tokio::task::spawn_blocking(move || work(shelf)).await;
         Ok(done.map_err(|_| LedgerError::Stopped)??)
-    }
-}
-
-impl Shared {
-    fn send(&self, command: Command) -> Result<(), LedgerError> {
-        let commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
-        commands.as_ref().and_then(|sender| sender.send(command).ok()).ok_or(LedgerError::Stopped)
-    }
-
-    fn shelf(&self) -> Shelf {
-        self.shelf.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn guests(&self) -> MutexGuard<'_, Vec<Hosted>> {
-        self.guests.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Serves guests from now on.
-    fn host(&self, guests: Vec<Guest>) {
-        let commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
-        let commands = commands.as_ref().map(Arc::downgrade).unwrap_or_default();
-        let mut hosted = self.guests();
-        hosted.retain(|hosted| !hosted.is_gone());
-        for guest in guests {
-            let (boot, pid) = (guest.boot.clone(), guest.pid);
-            let calls = guest.open.iter().map(|call| (call.clone(), None)).collect();
-            match Hosted::start(guest, commands.clone(), self.slots.clone(), self.living.clone()) {
-                Ok(guest) => hosted.push(guest),
-                Err(error) => {
-                    tracing::error!(%error, pid, "an agent that was replaced cannot be served");
-                    self.living.send_modify(|living| *living = living.saturating_sub(1));
-                    let _ = commands.upgrade().map(|to| to.send(Command::GuestLost { boot, pid, calls }));
-                }
-            }
-        }
-    }
-
-    async fn queue(&self, entry: Entry, answer: Answer) -> Result<(), LedgerError> {
-        let room = self.room.clone().acquire_owned().await.map_err(|_| LedgerError::Stopped)?;
-        self.send(Item::new(entry.0, answer, Some(room)).into())
-    }
-
-    fn join(&self) {
-        std::mem::take(&mut *self.guests()).into_iter().for_each(Hosted::turn_out);
-        drop(self.commands.lock().unwrap_or_else(PoisonError::into_inner).take());
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if thread.is_some_and(|thread| thread.join().is_err()) {
-            tracing::error!("the ledger's writer ended by a fault of its own");
-        }
-    }
-}
-
-impl Drop for Shared {
-    /// Without a clean stop, what is queued is still written. This waits for the disk.
-    fn drop(&mut self) {
-        self.join();
     }
 }

@@ -3,14 +3,14 @@
 //! Enters: the ring of events, the cgroup2 hierarchy, /proc. Leaves: [`Processes`], the hooks' tables, and records of what no hook
 //! can see. Must never: wait for a job's process, since every job's events wait behind it.
 
+mod notes;
+mod seeds;
 mod sockets;
 pub mod stdio;
 
-use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,10 +20,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use weir_core::mask::Masked;
 use weir_core::record::AgentEvent;
-use weir_ebpf::{
-    Selected, Tag, counter,
-    task::{TaskEvent, event},
-};
+use weir_ebpf::task::{TaskEvent, event};
 
 use crate::account::{Accounts, Extent};
 use crate::config::{Select, Stdio};
@@ -31,7 +28,8 @@ use crate::kernel::{Hooks, KernelError, TaskEvents, Told, since_boot};
 use crate::ledger::Ledger;
 use crate::netns::Namespaces;
 use crate::process::{Key, Process, Processes, Readers, proc};
-use crate::select::{Because, Note, Scan, SelectError, Selection};
+use crate::select::{Scan, SelectError, Selection};
+use notes::Losses;
 
 /// How long an event may lie unread, unless the kernel asks for attention.
 const LOOK: Duration = Duration::from_millis(10);
@@ -83,15 +81,6 @@ pub struct Lineage {
     unwritten: u64,
     /// Whether the start is over.
     is_following: bool,
-}
-
-/// What could not be kept, of all of the agent's life.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Losses {
-    events: u64,
-    tasks: u64,
-    jobs: u64,
-    evicted: u64,
 }
 
 impl Lineage {
@@ -223,7 +212,7 @@ impl Lineage {
             event::MOVE if !is_known => self.describe_seeded(&process),
             event::SOCKET => {
                 let (family, errno) = (told.event.detail, told.event.error);
-                let more = [("family", family_name(family)), ("errno", errno.to_string())];
+                let more = [("family", sockets::family_name(family)), ("errno", errno.to_string())];
                 self.note("socket.unseen", &process, more);
             }
             _ => {}
@@ -260,33 +249,6 @@ impl Lineage {
         self.tell_of_selection();
     }
 
-    /// Where the selection is not what the operator wrote.
-    fn tell_of_selection(&mut self) {
-        for note in self.selection.notes() {
-            let masker = self.processes.masker();
-            let text = |name: &str, value: &str| (name.to_owned(), masker.text(value));
-            let event = match note {
-                Note::Widened { path, instead_of, because } => {
-                    let because = match because {
-                        Because::NoRoom => "no_room",
-                        Because::TooDeep => "too_deep",
-                    };
-                    let detail = [
-                        text("cgroup", &path),
-                        text("instead_of", &instead_of.to_string()),
-                        text("because", because),
-                    ];
-                    AgentEvent { name: "selection.widened".into(), detail: detail.into() }
-                }
-                Note::Failed { path, fault } => {
-                    let detail = [text("cgroup", &path), text("fault", &fault)];
-                    AgentEvent { name: "selection.failed".into(), detail: detail.into() }
-                }
-            };
-            self.send(event);
-        }
-    }
-
     fn scan(&mut self) -> Result<(), SelectError> {
         let Scan { new, paths } = self.selection.scan(&self.hooks, &self.accounts)?;
         self.processes.know_cgroups(paths);
@@ -296,108 +258,6 @@ impl Lineage {
         }
         self.tell_of_selection();
         Ok(())
-    }
-
-    /// Tags the processes that are in a cgroup, and below it, already.
-    fn seed(&mut self, path: &str, selected: Selected) {
-        let Ok(mount) = crate::cgroup::mount_point() else { return };
-        let mut folders = vec![mount.join(path)];
-        while let Some(folder) = folders.pop() {
-            let list = std::fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
-            for pid in list.lines().filter_map(|line| line.parse().ok()) {
-                self.seed_process(pid, selected, false);
-            }
-            let below = std::fs::read_dir(&folder).into_iter().flatten().flatten();
-            folders.extend(below.filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir())).map(|e| e.path()));
-        }
-    }
-
-    /// Those that are selected by their executable or user, with all that come from such an executable.
-    fn seed_others(&mut self) {
-        let facts: BTreeMap<u32, proc::Facts> =
-            proc::all().into_iter().filter_map(|pid| Some((pid, proc::Facts::read(pid)?))).collect();
-        for (pid, own) in &facts {
-            let mut above = Some((*pid, own));
-            // Bounded: parents of parents can lead in a circle when numbers are given out again meanwhile.
-            let executable = (0..facts.len()).find_map(|_| {
-                let (pid, process) = above?;
-                above = facts.get_key_value(&process.parent).map(|(pid, facts)| (*pid, facts));
-                let flags = self.selection.executable(&PathBuf::from(&process.executable))?;
-                Some((pid, process.start_ticks, flags))
-            });
-            if let Some((_, start_ticks, flags)) = executable {
-                let job = (start_ticks * proc::NANOS_A_TICK) | EXECUTABLE_JOB;
-                self.seed_process(*pid, Selected { job, flags, reserved: 0 }, true);
-            } else if let Some(selected) = self.selection.user(own.uid) {
-                self.seed_process(*pid, selected, false);
-            }
-        }
-    }
-
-    /// Tags a process that has no tag yet, and describes it.
-    fn seed_process(&mut self, pid: u32, selected: Selected, by_executable: bool) {
-        if let Ok(Some(tag)) = self.hooks.tag_of(pid) {
-            return self.describe_tagged(pid, tag);
-        }
-        let Some(process) = self.processes.adopt(pid, None, selected.job) else { return };
-        let tag = Tag {
-            job: selected.job,
-            process_start: process.key.start,
-            flags: selected.flags,
-            by_executable: u32::from(by_executable),
-        };
-        match self.hooks.seed(pid, tag) {
-            // It was tagged by the kernel meanwhile, by its exact start.
-            Ok(false) => {
-                self.processes.forget(process.key);
-                if let Ok(Some(tag)) = self.hooks.tag_of(pid) {
-                    self.describe_tagged(pid, tag);
-                }
-            }
-            // It may have ended before it had the tag, which nobody would take away then.
-            Ok(true) if proc::start_ticks_of(pid) != Some(crate::process::ticks(process.key.start)) => {
-                self.end(process.key);
-            }
-            Ok(true) => {
-                if by_executable {
-                    self.begin_job(selected.job, &process);
-                }
-                self.describe_seeded(&process);
-            }
-            Err(error) => tracing::error!(%error, pid, "a process could not be tagged"),
-        }
-    }
-
-    /// One that has its tag from the kernel, or from an agent before this one.
-    fn describe_tagged(&mut self, pid: u32, tag: Tag) {
-        let is_known = self.processes.of(Key { pid, start: tag.process_start }).is_some();
-        if !is_known && let Some(process) = self.processes.adopt(pid, Some(tag.process_start), tag.job) {
-            // At the start such a tag is of an agent before this one, which has recorded the connections.
-            if self.is_following {
-                self.describe_seeded(&process);
-            } else {
-                self.enrich(&process);
-            }
-        }
-    }
-
-    fn describe_seeded(&mut self, process: &Process) {
-        self.enrich(process);
-        for connection in self.sockets.established(process.key.pid) {
-            let (local, remote) = (connection.local.to_string(), connection.remote.to_string());
-            let protocol = connection.protocol.to_owned();
-            let more = [("local", local), ("remote", remote), ("protocol", protocol)];
-            self.note("connection.predates", process, more);
-        }
-    }
-
-    /// Of an executable that runs already.
-    fn begin_job(&self, job: u64, process: &Process) {
-        let name = process.images.last().map_or("", |image| image.executable.as_str());
-        self.accounts.begin(job, name.to_owned(), Extent::Lineage);
-        if let Err(error) = self.hooks.account(job) {
-            tracing::error!(%error, "a job is not accounted for");
-        }
     }
 
     fn end(&self, key: Key) {
@@ -460,95 +320,8 @@ impl Lineage {
         self.processes.reconcile(nanos(since_boot()), is_there);
         Ok(())
     }
-
-    /// What could not be kept is said, and never in silence.
-    fn tell_losses(&mut self) {
-        let count = |slot| self.hooks.count(slot).unwrap_or_default();
-        let now = Losses {
-            events: count(counter::TASK_EVENTS_LOST),
-            tasks: count(counter::TASKS_FULL),
-            jobs: count(counter::JOBS_FULL),
-            evicted: self.processes.evicted(),
-        };
-        if now == self.told && self.unwritten == 0 {
-            return;
-        }
-        let before = std::mem::replace(&mut self.told, now);
-        let detail = [
-            ("events", now.events.wrapping_sub(before.events)),
-            ("untagged_processes", now.tasks.wrapping_sub(before.tasks)),
-            ("unaccounted_jobs", now.jobs.wrapping_sub(before.jobs)),
-            ("evicted_processes", now.evicted.wrapping_sub(before.evicted)),
-            ("unwritten_records", std::mem::take(&mut self.unwritten)),
-        ];
-        tracing::warn!(?detail, "what became of processes is not fully known");
-        let masker = self.processes.masker();
-        let detail =
-            detail.into_iter().map(|(name, n)| (name.to_owned(), masker.text(&n.to_string()))).collect();
-        self.send(AgentEvent { name: "lineage.lost".into(), detail });
-    }
-
-    /// Records something of a process, with its lineage.
-    fn note<const N: usize>(&mut self, name: &str, process: &Process, more: [(&str, String); N]) {
-        let masker = self.processes.masker();
-        let mut detail: BTreeMap<String, Masked<String>> =
-            more.into_iter().map(|(name, text)| (name.to_owned(), masker.text(&text))).collect();
-        let mut plain = |name: &str, text: String| drop(detail.insert(name.to_owned(), masker.text(&text)));
-        plain("pid", process.key.pid.to_string());
-        plain("start_time", crate::process::ticks(process.key.start).to_string());
-        plain("uid", process.uid.to_string());
-        plain("job_key", self.processes.job_key(process.job));
-        plain("container_id", process.container_id.clone());
-        plain("netns", process.netns.to_string());
-        let parents = process.parents.iter();
-        plain(
-            "parents",
-            parents.map(|p| format!("{} {}", p.pid, p.executable.as_str())).collect::<Vec<_>>().join("; "),
-        );
-        detail.insert("cgroup".into(), process.cgroup.1.clone());
-        if let Some(image) = process.images.last() {
-            detail.insert("executable".into(), image.executable.clone());
-            detail.insert("command_line".into(), image.command_line.clone());
-        }
-        self.send(AgentEvent { name: name.to_owned(), detail });
-    }
-
-    fn send(&mut self, event: AgentEvent<Masked<String>>) {
-        if self.notes.try_send(event).is_err() {
-            self.unwritten += 1;
-        }
-    }
 }
 
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// As linux/socket.h calls it, or its number.
-fn family_name(family: u32) -> String {
-    let name = match family {
-        3 => "AX25",
-        4 => "IPX",
-        5 => "APPLETALK",
-        9 => "X25",
-        15 => "KEY",
-        17 => "PACKET",
-        21 => "RDS",
-        24 => "PPPOX",
-        26 => "LLC",
-        27 => "IB",
-        29 => "CAN",
-        30 => "TIPC",
-        31 => "BLUETOOTH",
-        33 => "RXRPC",
-        35 => "PHONET",
-        40 => "VSOCK",
-        41 => "KCM",
-        42 => "QIPCRTR",
-        43 => "SMC",
-        44 => "XDP",
-        45 => "MCTP",
-        other => return other.to_string(),
-    };
-    name.to_owned()
 }

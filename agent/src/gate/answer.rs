@@ -1,6 +1,9 @@
 //! The way back: a server's answer is passed on as it comes, and read on the side. Each message in it is
 //! recorded, and the answer to a call closes the call's record.
 
+mod ends;
+mod envelope;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -17,7 +20,7 @@ use weir_core::mcp::rewrite::Progress;
 use weir_core::mcp::sse;
 use weir_core::record::{CallResult, Direction, MessageLabel, Payload, Unread};
 
-use super::call::{Ended, WaitingCall};
+use super::call::WaitingCall;
 use super::marks::unread;
 use super::rewrite::Rewriting;
 use super::session::{self, Exchange, Injected, Session, stream};
@@ -27,15 +30,9 @@ use crate::http::{
 };
 use crate::ledger::LedgerError;
 use crate::share::Kept;
+use envelope::Envelope;
 
-/// How an answer's bytes go on to the client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Framing {
-    /// To the letter.
-    AsIs,
-    /// As events: the client has been given the head of an event stream already.
-    AsEvents,
-}
+pub(super) use envelope::Framing;
 
 impl Gate {
     /// Answers the client with the server's head, and with its body as it comes.
@@ -367,90 +364,6 @@ impl Reading {
         let about = (&*self.exchange.session, Direction::ServerToClient);
         not_recorded(self.gate.note_unread(&self.flow, about, label, why, payload).await);
     }
-
-    /// The body is over: what is still open gets its outcome, or waits for an answer on another stream.
-    async fn finish(mut self) {
-        let mut why = self.unread;
-        let (text, events) = match std::mem::replace(&mut self.kind, Kind::Unread("")) {
-            Kind::Events(parser) => {
-                let mut events = Vec::new();
-                parser.finish(|event| events.push(event));
-                for event in events {
-                    self.event(event).await;
-                }
-                (String::new(), true)
-            }
-            Kind::Whole(whole) => {
-                if why.is_none() {
-                    why = Some(Unread::NoAnswer);
-                    match Messages::parse(&whole) {
-                        Ok(messages) => self.messages(&messages).await,
-                        // It may not be what its Content-Encoding says.
-                        Err(_) if whole.is_empty() && self.decoder.is_some() => why = Some(Unread::Encoded),
-                        Err(error) => why = Some(unread(&error)),
-                    }
-                }
-                // An answer that was read is in its call's record; only what is left open tells its text here.
-                let tells = self.calls.iter().any(|call| call.open.is_open());
-                let text = if tells { String::from_utf8_lossy(&whole).into_owned() } else { String::new() };
-                (text, false)
-            }
-            Kind::Unread(told) => (format!("not read: {told}"), false),
-        };
-        let digest = self.digest.take().map(Digesting::finish);
-        let legacy = self.exchange.session.kind == session::Kind::Endpoint;
-        for call in std::mem::take(&mut self.calls).into_iter().filter(|call| call.open.is_open()) {
-            let result = match (self.status, &call.request_id) {
-                (400.., _) => CallResult::Error,
-                // A notification gets no answer but 202.
-                (_, None) => CallResult::Ok,
-                (_, Some(_)) if legacy || (events && self.resumable) => {
-                    call.open.park(&self.gate, CallResult::Unanswered, self.status);
-                    continue;
-                }
-                (_, Some(_)) if events || (self.bytes == 0 && self.decoder.is_none()) => {
-                    CallResult::Unanswered
-                }
-                (_, Some(_)) => CallResult::Unparsed,
-            };
-            let payload = match digest {
-                None if self.unread.is_none() => self.gate.payload_of_json(&text),
-                _ => self.gate.payload_of_part(&text, self.bytes, digest.clone()),
-            };
-            let unread = why.filter(|_| result == CallResult::Unparsed);
-            let http_status = Some(self.status);
-            call.open.close(result, Ended { http_status, payload, unread, ..Ended::default() });
-        }
-        self.stream_over(CallResult::Unanswered);
-    }
-
-    fn ended(&mut self, result: CallResult, reason: &str) {
-        // To leave a stream that can be taken up again is not to leave the call, nor is it to leave what only says that a
-        // message was taken: a legacy session's answers come on its own stream.
-        let elsewhere =
-            self.resumable || (self.exchange.session.kind == session::Kind::Endpoint && self.status < 400);
-        for call in std::mem::take(&mut self.calls) {
-            if elsewhere && result == CallResult::ClientGone && call.request_id.is_some() {
-                call.open.park(&self.gate, result, self.status);
-            } else {
-                call.close(result, Some(self.status), None, self.gate.payload_of_text(reason));
-            }
-        }
-        self.stream_over(result);
-    }
-
-    /// A legacy session ends with its stream: nothing that waits there will be answered.
-    fn stream_over(&mut self, result: CallResult) {
-        if !std::mem::take(&mut self.legacy) {
-            return;
-        }
-        self.injected = None;
-        self.gate.sessions.end(&self.exchange.session);
-        for open in self.exchange.session.parked() {
-            let payload = self.gate.payload_of_text("the session's stream ended");
-            open.close(result, Ended { http_status: Some(self.status), payload, ..Ended::default() });
-        }
-    }
 }
 
 /// The next event that is to be put into a stream, if it takes any.
@@ -467,40 +380,5 @@ async fn next(injected: &mut Option<mpsc::Receiver<Injected>>) -> Injected {
 fn not_recorded(noted: Result<(), LedgerError>) {
     if let Err(error) = noted {
         tracing::error!(%error, "a server's message was not recorded");
-    }
-}
-
-/// Wraps a JSON body into one event, piece by piece.
-struct Envelope {
-    wraps: bool,
-    begun: bool,
-}
-
-impl Envelope {
-    fn new(framing: Framing, kind: &Kind) -> Self {
-        Self { wraps: framing == Framing::AsEvents && !matches!(kind, Kind::Events(_)), begun: false }
-    }
-
-    fn wrap(&mut self, frame: Frame<Bytes>) -> Vec<Frame<Bytes>> {
-        if !self.wraps {
-            return vec![frame];
-        }
-        let Ok(data) = frame.into_data() else { return Vec::new() };
-        let mut out = Vec::with_capacity(data.len() + 32);
-        if !std::mem::replace(&mut self.begun, true) {
-            out.extend_from_slice(b"event: message\ndata: ");
-        }
-        for byte in data {
-            match byte {
-                b'\n' => out.extend_from_slice(b"\ndata: "),
-                b'\r' => {}
-                _ => out.push(byte),
-            }
-        }
-        vec![Frame::data(out.into())]
-    }
-
-    fn end(&self) -> Option<Frame<Bytes>> {
-        (self.wraps && self.begun).then(|| Frame::data(Bytes::from_static(b"\n\n")))
     }
 }

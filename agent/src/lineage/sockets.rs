@@ -134,6 +134,35 @@ fn end(text: &str) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?))
 }
 
+/// As linux/socket.h calls it, or its number.
+pub fn family_name(family: u32) -> String {
+    let name = match family {
+        3 => "AX25",
+        4 => "IPX",
+        5 => "APPLETALK",
+        9 => "X25",
+        15 => "KEY",
+        17 => "PACKET",
+        21 => "RDS",
+        24 => "PPPOX",
+        26 => "LLC",
+        27 => "IB",
+        29 => "CAN",
+        30 => "TIPC",
+        31 => "BLUETOOTH",
+        33 => "RXRPC",
+        35 => "PHONET",
+        40 => "VSOCK",
+        41 => "KCM",
+        42 => "QIPCRTR",
+        43 => "SMC",
+        44 => "XDP",
+        45 => "MCTP",
+        other => return other.to_string(),
+    };
+    name.to_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::{TcpListener, TcpStream, UdpSocket};

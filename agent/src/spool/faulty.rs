@@ -7,18 +7,22 @@
 //! Each call that changes something is one operation; they are counted from 0, so that a test can run once to
 //! count them and then once for each of them with a fault there.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod file;
+mod random;
+mod storage;
+
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::storage::{Append, Lock, LockError, Storage};
 use super::{ORIGIN, RESERVE, SCRATCH, SetAside, named_seq};
+use file::File;
+
+pub use random::Random;
 
 /// The operation after which the next append goes behind what it wrote.
 const WRITE: &str = "write";
-/// The unit in which un-synced bytes survive.
-const SECTOR: usize = 64;
 
 /// What goes wrong at an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,15 +72,6 @@ struct Disk {
     syncs_held: bool,
     syncs_waiting: u64,
     life: u64,
-}
-
-#[derive(Debug, Default, Clone)]
-struct File {
-    now: Vec<u8>,
-    /// Where the next append goes; behind it is room.
-    at: usize,
-    synced: Vec<u8>,
-    dirty: BTreeSet<usize>,
 }
 
 impl Default for Faulty {
@@ -193,8 +188,7 @@ impl Faulty {
     pub fn put(&self, name: &str, bytes: &[u8]) {
         let mut disk = self.disk();
         let id = disk.files.len();
-        let (now, synced) = (bytes.to_vec(), bytes.to_vec());
-        disk.files.push(File { now, at: bytes.len(), synced, dirty: BTreeSet::new() });
+        disk.files.push(File::old(bytes));
         disk.names.insert(name.to_owned(), id);
         disk.synced_names.insert(name.to_owned(), id);
     }
@@ -349,161 +343,6 @@ fn fail(fault: Option<Fault>) -> io::Result<()> {
     }
 }
 
-impl File {
-    /// Where the next append goes.
-    fn put(&mut self, bytes: &[u8]) {
-        let end = self.at + bytes.len();
-        self.now.resize(self.now.len().max(end), 0);
-        if let Some(place) = self.now.get_mut(self.at..end) {
-            place.copy_from_slice(bytes);
-        }
-        self.dirty.extend(self.at / SECTOR..end.div_ceil(SECTOR));
-    }
-
-    fn set_len(&mut self, len: usize) {
-        self.now.truncate(len);
-        self.at = self.now.len();
-        self.dirty.retain(|sector| sector * SECTOR < len);
-        if !len.is_multiple_of(SECTOR) {
-            self.dirty.insert(len / SECTOR);
-        }
-    }
-
-    fn sync_all(&mut self) {
-        let dirty = std::mem::take(&mut self.dirty);
-        self.synced.resize(self.now.len(), 0);
-        dirty.into_iter().for_each(|sector| self.keep(sector));
-    }
-
-    /// A failed sync: what was not kept counts as clean all the same.
-    fn sync_some(&mut self, random: &mut Random) {
-        for sector in std::mem::take(&mut self.dirty) {
-            if random.below(2) == 0 {
-                self.keep(sector);
-            }
-        }
-    }
-
-    fn keep(&mut self, sector: usize) {
-        let start = sector * SECTOR;
-        let Some(bytes) = self.now.get(start..self.now.len().min(start + SECTOR)) else { return };
-        if self.synced.len() < start + bytes.len() {
-            self.synced.resize(start + bytes.len(), 0);
-        }
-        if let Some(to) = self.synced.get_mut(start..start + bytes.len()) {
-            to.copy_from_slice(bytes);
-        }
-    }
-
-    fn lose(&mut self, random: &mut Random) {
-        // The length may be on disk before the bytes are: then zeros are read.
-        if random.below(4) == 0 {
-            self.synced.resize(self.now.len(), 0);
-        }
-        self.sync_some(random);
-        self.now.clone_from(&self.synced);
-    }
-}
-
-impl Storage for Faulty {
-    fn lock(&self, _: &str) -> Result<Lock, LockError> {
-        let mut disk = self.disk();
-        if disk.life != self.life {
-            return Err(LockError::Io(io::Error::other("the machine is off")));
-        }
-        if std::mem::replace(&mut disk.locked, true) {
-            return Err(LockError::Held(Some(1)));
-        }
-        Ok(Lock::new(Unlock(self.clone())))
-    }
-
-    fn list(&self) -> io::Result<Vec<(String, u64)>> {
-        let disk = self.disk();
-        let len = |id: &usize| disk.files.get(*id).map_or(0, |file| file.now.len() as u64);
-        Ok(disk.names.iter().map(|(name, id)| (name.clone(), len(id))).collect())
-    }
-
-    fn read(&self, name: &str) -> io::Result<Vec<u8>> {
-        self.disk().reads += 1;
-        self.bytes(name).ok_or(io::ErrorKind::NotFound.into())
-    }
-
-    fn create(&self, name: &str) -> io::Result<Box<dyn Append>> {
-        Ok(Box::new(Handle { disk: self.clone(), file: self.make(name)? }))
-    }
-
-    fn cut(&self, name: &str, len: u64) -> io::Result<Box<dyn Append>> {
-        let id = *self.disk().names.get(name).ok_or(io::ErrorKind::NotFound)?;
-        {
-            let (mut disk, fault) = self.operation("cut", On::Name(name))?;
-            fail(fault)?;
-            if let Some(file) = disk.files.get_mut(id) {
-                file.set_len(usize::try_from(len).map_err(io::Error::other)?);
-            }
-        }
-        self.sync(id)?;
-        Ok(Box::new(Handle { disk: self.clone(), file: id }))
-    }
-
-    fn preallocate(&self, name: &str, len: u64) -> io::Result<()> {
-        let id = self.make(name)?;
-        let len = usize::try_from(len).map_err(io::Error::other)?;
-        self.write(WRITE, id, &vec![0; len])
-    }
-
-    fn remove(&self, name: &str) -> io::Result<()> {
-        self.change_names("remove", name, |names| names.remove(name).map(drop))
-    }
-
-    fn exposure(&self, name: &str) -> io::Result<Option<String>> {
-        self.disk().names.get(name).map(|_| None).ok_or(io::ErrorKind::NotFound.into())
-    }
-
-    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.change_names("rename to", to, |names| {
-            let id = names.remove(from)?;
-            names.insert(to.to_owned(), id);
-            Some(())
-        })
-    }
-
-    fn sync_folder(&self) -> io::Result<()> {
-        let (mut disk, fault) = self.operation("sync", On::Name(""))?;
-        fail(fault)?;
-        disk.unsynced_names.clear();
-        disk.synced_names = disk.names.clone();
-        Ok(())
-    }
-}
-
-struct Handle {
-    disk: Faulty,
-    file: usize,
-}
-
-impl Append for Handle {
-    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.disk.write(WRITE, self.file, bytes)
-    }
-
-    fn sync_data(&mut self) -> io::Result<()> {
-        self.disk.sync(self.file)
-    }
-
-    fn make_room(&mut self, len: usize) -> io::Result<()> {
-        self.disk.write("make room in", self.file, &vec![0; len])
-    }
-
-    fn give_room_back(&mut self) -> io::Result<()> {
-        let (mut disk, fault) = self.disk.operation("give room back of", On::File(self.file))?;
-        fail(fault)?;
-        if let Some(file) = disk.files.get_mut(self.file) {
-            file.set_len(file.at);
-        }
-        Ok(())
-    }
-}
-
 /// Syncs wait as long as it lives.
 pub struct HeldSyncs(Faulty);
 
@@ -511,36 +350,5 @@ impl Drop for HeldSyncs {
     fn drop(&mut self) {
         self.0.disk().syncs_held = false;
         self.0.disk.1.notify_all();
-    }
-}
-
-struct Unlock(Faulty);
-
-impl Drop for Unlock {
-    fn drop(&mut self) {
-        let mut disk = self.0.disk();
-        if disk.life == self.0.life {
-            disk.locked = false;
-        }
-    }
-}
-
-/// SplitMix64: the same seed, the same faults.
-#[derive(Debug)]
-pub struct Random(pub u64);
-
-impl Random {
-    /// Any number.
-    pub fn any(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number below `end`, which is not 0.
-    pub fn below(&mut self, end: u64) -> u64 {
-        self.any() % end
     }
 }

@@ -2,23 +2,22 @@
 
 mod batch;
 mod ends;
+mod events;
+mod keys;
 
 use std::collections::BTreeMap;
-use std::ops::Bound::{Excluded, Included};
 
-use serde::Deserialize;
-
-use super::finding::{EVENT, Finding, Findings, Kind};
-use super::told::{Tale, Told, agent_event};
+use super::finding::{Finding, Findings, Kind};
+use super::told::{Tale, Told};
 use super::trust::Expected;
-use super::{LogSummary, Scope, StoredCheckpoint, StoredEvent, StoredKey, Tombstone};
+use super::{LogSummary, Scope, StoredCheckpoint, StoredKey, Tombstone};
 use crate::evidence::checkpoint::{Checkpoint, LogName};
 use crate::evidence::key::VerifyingKey;
 use crate::evidence::note::SignedNote;
-use crate::evidence::rotation::Rotation;
-use crate::evidence::{EvidenceError, Frontier, Hash, leaf_hash, tombstone};
+use crate::evidence::{Frontier, tombstone};
 use crate::ids::Origin;
 use batch::Current;
+use keys::kind_of;
 
 /// The most keys of one log.
 pub const MAX_KEYS: usize = 4_096;
@@ -170,44 +169,6 @@ impl Log {
         }
     }
 
-    pub(super) fn key(&mut self, key: StoredKey, findings: &mut Findings) {
-        if self.keys.len() == MAX_KEYS {
-            findings.push(self.find(
-                Kind::Unreadable,
-                key.epoch,
-                (0, 0),
-                "key",
-                "more keys than a log may have",
-            ));
-            return;
-        }
-        if self.name.is_none() {
-            // Nothing is pinned: what the store says is all there is, and `unpinned` says so.
-            let named =
-                key.key.parse::<VerifyingKey>().ok().and_then(|key| key.name().parse::<LogName>().ok());
-            self.name = named.filter(|name| name.origin == self.origin);
-        }
-        let (epoch, first_seq) = (key.epoch, key.first_seq);
-        if let Some(pin) = self.pinned.as_ref().filter(|pin| pin.epoch == epoch)
-            && pin.key.to_string() != key.key
-        {
-            let why = "the store names another key than the pinned one";
-            findings.push(self.find(Kind::AnotherKey, epoch, (first_seq, first_seq), "key", why));
-        }
-        if let Some(other) = self.keys.insert(epoch, key.clone())
-            && other.key != key.key
-        {
-            let place = (first_seq, first_seq);
-            findings.push(self.find(
-                Kind::AnotherKey,
-                epoch,
-                place,
-                "key",
-                "the epoch has two keys in the store",
-            ));
-        }
-    }
-
     pub(super) fn tombstone(
         &mut self,
         stone: Tombstone,
@@ -244,65 +205,6 @@ impl Log {
                 findings.push(self.find(kind_of(&error), stone.epoch, place, "tombstone", error.to_string()));
             }
         }
-    }
-
-    /// Reads a checkpoint, and believes it if the epoch's key signed it.
-    fn open(
-        &mut self,
-        note: &str,
-        epoch: u32,
-        findings: &mut Findings,
-    ) -> Result<Checkpoint, (Kind, String)> {
-        let note: SignedNote = note.parse().map_err(|e: EvidenceError| (Kind::Altered, e.to_string()))?;
-        let key = match &self.epoch {
-            Some(current) if current.number == epoch => current.key.clone(),
-            _ => self.key_of(epoch, findings),
-        };
-        let Some(key) = key else {
-            return Err((Kind::Unpinned, format!("no key of epoch {epoch} is known")));
-        };
-        Checkpoint::open(&note, &key).map_err(|e| (kind_of(&e), e.to_string()))
-    }
-
-    /// The key of an epoch, from the pinned one on by each statement of another.
-    fn key_of(&self, epoch: u32, findings: &mut Findings) -> Option<VerifyingKey> {
-        let name = self.name.as_ref()?;
-        let (from, mut key) = match (&self.epoch, &self.pinned) {
-            (Some(current), _) => (current.number, current.key.clone()?),
-            (None, Some(pin)) => (pin.epoch, pin.key.clone()),
-            (None, None) => {
-                let (from, stored) = self.keys.range(..=epoch).next()?;
-                (*from, stored.key.parse().ok()?)
-            }
-        };
-        if epoch < from {
-            return None;
-        }
-        let at = |key: &VerifyingKey, epoch: u32| key.renamed(&name.at_epoch(epoch).to_string()).ok();
-        // Of an epoch whose key nobody stored nothing came; it had that of the one before.
-        for (next, stored) in self.keys.range((Excluded(from), Included(epoch))) {
-            let followed = match stored.rotation.as_str() {
-                "" => Ok(at(&key, *next)?),
-                statement => {
-                    let old = at(&key, next.saturating_sub(1))?;
-                    let opened = statement.parse::<SignedNote>().and_then(|note| Rotation::open(&note, &old));
-                    opened.map(|rotation| rotation.key)
-                }
-            };
-            let place = (stored.first_seq, stored.first_seq);
-            key = match followed {
-                Ok(key) => key,
-                Err(error) => {
-                    findings.push(self.find(Kind::AnotherKey, *next, place, "key", error.to_string()));
-                    return None;
-                }
-            };
-            if stored.key != key.to_string() {
-                let why = "the store names another key than the log's own statement";
-                findings.push(self.find(Kind::AnotherKey, *next, place, "key", why));
-            }
-        }
-        if epoch == from { Some(key) } else { at(&key, epoch) }
     }
 
     pub(super) fn checkpoint(
@@ -394,132 +296,6 @@ impl Log {
             Some(Epoch { number: epoch, first_seq, key, tree, next_seq: first_seq, witnessed: 0, hole });
         self.summary.epochs += 1;
         true
-    }
-
-    pub(super) fn event(&mut self, event: StoredEvent<'_>, findings: &mut Findings) {
-        self.summary.events += 1;
-        self.summary.bytes += event.canonical.len() as u64;
-        let hash = leaf_hash(event.canonical);
-        let StoredEvent { epoch, seq, canonical, leaf_hash: stored } = event;
-        let covered = self.current.as_mut().and_then(|current| current.see(seq));
-        let Some((leaf, place)) = covered else { return self.uncovered(&event, &hash, findings) };
-        let number = self.current.as_ref().map_or(0, |current| current.epoch);
-        let found = |log: &Self, kind, why: &str| log.find(kind, number, (seq, seq), EVENT, why);
-        if place.again {
-            findings.push(found(self, Kind::Doubled, "the number is there more than once"));
-        } else if place.late {
-            findings.push(found(self, Kind::Reordered, "it stands behind a later one"));
-        }
-        if hash != leaf {
-            let (kind, why) =
-                self.stranger(&event).unwrap_or((Kind::Altered, "its bytes are not those that were signed"));
-            return findings.push(found(self, kind, why));
-        }
-        if stored != hash {
-            let why = "the stored leaf is not that of the stored bytes";
-            findings.push(self.find(Kind::Projection, number, (seq, seq), "leaf_hash", why));
-        }
-        if epoch != number {
-            findings.push(self.find(
-                Kind::Projection,
-                number,
-                (seq, seq),
-                "epoch",
-                "another epoch than its batch's",
-            ));
-        }
-        if !place.again && self.epoch.as_ref().is_some_and(|epoch| epoch.tree.is_some()) {
-            self.proven(seq, canonical, findings);
-        }
-    }
-
-    /// What proven bytes tell.
-    fn proven(&mut self, seq: u64, canonical: &[u8], findings: &mut Findings) {
-        let agent = agent_event(canonical);
-        if let Some(agent) = &agent
-            && agent.name == "log.epoch_begun"
-            && let Some((first, last)) = self.epoch.as_mut().and_then(|epoch| epoch.hole.take())
-        {
-            let number = self.epoch.as_ref().map_or(0, |epoch| epoch.number);
-            let reason = agent.detail.get("reason").map(String::as_str).unwrap_or_default();
-            let why = format!("the agent's log does not have these events: {reason}");
-            findings.push(self.find(Kind::Gap, number, (first, last), "log", why));
-        }
-        self.told.event(seq, canonical, agent.as_ref(), &mut self.tales);
-        self.tell(findings);
-    }
-
-    fn tell(&mut self, findings: &mut Findings) {
-        let epoch = self.epoch.as_ref().map_or(0, |epoch| epoch.number);
-        for tale in std::mem::take(&mut self.tales) {
-            let place = (tale.first_seq, tale.last_seq);
-            findings.push(self.find(tale.kind, epoch, place, "time", tale.detail));
-        }
-    }
-
-    /// Bytes that say themselves that they belong elsewhere.
-    fn stranger(&self, event: &StoredEvent<'_>) -> Option<(Kind, &'static str)> {
-        #[derive(Deserialize)]
-        struct Place {
-            origin: String,
-            seq: u64,
-        }
-        let place: Place = serde_json::from_slice(event.canonical).ok()?;
-        if place.origin != self.origin.as_str() {
-            return Some((Kind::Spliced, "it is of another log"));
-        }
-        (place.seq != event.seq).then_some((Kind::Reordered, "it has another event's place"))
-    }
-
-    /// An event that no batch covers.
-    fn uncovered(&mut self, event: &StoredEvent<'_>, hash: &Hash, findings: &mut Findings) {
-        let StoredEvent { epoch, seq, .. } = *event;
-        let place = (seq, seq);
-        let stranger = self.stranger(event);
-        let before_trees = self.epoch.is_none() && epoch == 0;
-        if let Some((kind, why)) = stranger {
-            findings.push(self.find(kind, epoch, place, EVENT, why));
-        } else if self.next_seq.is_some_and(|next| seq < next) {
-            findings.push(self.find(
-                Kind::Doubled,
-                epoch,
-                place,
-                EVENT,
-                "the number is there more than once",
-            ));
-            return;
-        } else if before_trees {
-            self.before_trees(seq, findings);
-            if event.leaf_hash != *hash {
-                let why = "the stored leaf is not that of the stored bytes";
-                findings.push(self.find(Kind::Projection, 0, place, "leaf_hash", why));
-            }
-        } else {
-            self.uncovered = true;
-            findings.push(self.find(Kind::Unsigned, epoch, place, EVENT, "nothing signed covers it"));
-        }
-        if before_trees {
-            self.next_seq = self.next_seq.map(|_| seq.saturating_add(1));
-        }
-    }
-
-    /// An event from before there were trees: nothing proves it, and its number is all that can be checked.
-    fn before_trees(&mut self, seq: u64, findings: &mut Findings) {
-        self.summary.unsigned += 1;
-        if let Some(next) = self.next_seq.filter(|next| *next < seq) {
-            findings.push(self.find(Kind::Deleted, 0, (next, seq - 1), EVENT, "numbers are missing"));
-        }
-        let expected = self.pinned.as_ref().is_some_and(|pin| seq < pin.first_seq);
-        let why = "written before there were trees: nothing proves it";
-        findings.push(Finding { fault: !expected, ..self.find(Kind::Unsigned, 0, (seq, seq), EVENT, why) });
-    }
-}
-
-/// What a note that is not believed means.
-fn kind_of(error: &EvidenceError) -> Kind {
-    match error {
-        EvidenceError::Unsigned(_) => Kind::AnotherKey,
-        _ => Kind::Altered,
     }
 }
 
