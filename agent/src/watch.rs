@@ -1,7 +1,8 @@
 //! The watch over the hooks: a job with root can take them off, and Weir then puts them back and says so.
 //!
 //! Enters: what [`Hooks::watch`] found and mended, once a second, and [`Hooks::watch_tables`], every five. Leaves: an event
-//! `tamper.hook_detached` or `tamper.table_changed` for each, with the jobs that were running, and an error in the log. Must never: go on beside a successor, whose programs are others.
+//! `tamper.hook_detached` or `tamper.table_changed` for each, with the jobs that were running, and an error in the log. Must
+//! never: go on beside a successor, whose programs are others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

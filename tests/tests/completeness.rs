@@ -69,8 +69,9 @@ fn closed(world: &World, redirected: u64) -> Result<String> {
     Ok(rows[0]["job_key"].as_str().context("a key")?.to_owned())
 }
 
-/// For some seconds, or until a file is there, from two threads: connects on which the MCP server never hears a word, connects to a port at which
-/// nobody listens, and datagrams to the server's port, as many of each, with a pause of so many ms. Tells how many. (What there is no room for is reset.)
+/// For some seconds, or until a file is there, from two threads: connects on which the MCP server never hears a word,
+/// connects to a port at which nobody listens, and datagrams to the server's port, as many of each, with a pause of so many
+/// ms. Tells how many. (What there is no room for is reset.)
 const BUSY: &str = "
 import os, socket, sys, threading, time
 server, nobody, seconds, pause = map(int, sys.argv[1:5])
@@ -143,8 +144,8 @@ fn a_jobs_sums_close_and_rows_deleted_afterwards_are_named_to_the_number() -> Re
     Ok(())
 }
 
-/// A world with a job that is busy for some seconds, or until the check has seen it in a state, while the check looks again and again and must find nothing. How many
-/// connects of each kind the job made, and in which states the check saw it.
+/// A world with a job that is busy for some seconds, or until the check has seen it in a state, while the check looks again
+/// and again and must find nothing. How many connects of each kind the job made, and in which states the check saw it.
 fn busy(seconds: u32, until: &str, pause_ms: u32) -> Result<(World, u64, BTreeMap<String, u32>)> {
     let every = "[accounting]\nevery = \"1s\"\n";
     let world = World::start(&WorldPlan { rules: every.into(), ..WorldPlan::default() })?;

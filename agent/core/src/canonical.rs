@@ -1,6 +1,7 @@
-//! Canonical JSON (RFC 8785) of what Weir itself writes: a value comes in, its bytes go out, members in order, in one pass and
-//! one buffer. A type whose members are declared in the order of their names is written without moving anything. What a record never holds (numbers that are no integers or are beyond 2^53, names that are not plain ASCII) is
-//! left to the general implementation, which knows all of the RFC: the bytes are the same either way.
+//! Canonical JSON (RFC 8785) of what Weir itself writes: a value comes in, its bytes go out, members in order, in one pass
+//! and one buffer. A type whose members are declared in the order of their names is written without moving anything. What a
+//! record never holds (numbers that are no integers or are beyond 2^53, names that are not plain ASCII) is left to the
+//! general implementation, which knows all of the RFC: the bytes are the same either way.
 
 use std::cell::RefCell;
 use std::fmt;

@@ -2,8 +2,9 @@
 //! alone. From the first byte on at which two readers might part ways nothing more goes through, and what was wrong is kept for the
 //! record.
 //!
-//! On a client's connection it also does what the parser behind it does not: it keeps a client's end to itself, for a while, while an exchange goes on
-//! that half a connection is enough for, and tells the client what a server says before its answer (1xx).
+//! On a client's connection it also does what the parser behind it does not: it keeps a client's end to itself, for a while,
+//! while an exchange goes on that half a connection is enough for, and tells the client what a server says before its answer
+//! (1xx).
 
 use std::io;
 use std::pin::Pin;

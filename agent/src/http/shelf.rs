@@ -1,10 +1,11 @@
 //! Connections of HTTP/1.1 that wait for their next exchange, for all flows of one job to one server.
 //!
-//! Enters: a connection whose exchange is over, with what its server proved on it. Leaves: the same connection, for the next exchange of any
-//! flow with the same job, network namespace, destination, proven name and offer. Must never: hand a connection to another job, or to a
-//! flow that had its server proven in another way; give a new flow a proof that no longer counts ([`crate::tls`]'s sessions have the same
-//! bound); keep more than [`KEPT_FOR_A_SERVER`], [`KEPT_FOR_A_JOB`] and [`KEPT_IN_ALL`], or any of them for longer than
-//! [`KEPT_FOR_FLOWS`]. One that there is no room for stays with the flow that used it: no job takes reuse from another.
+//! Enters: a connection whose exchange is over, with what its server proved on it. Leaves: the same connection, for the next
+//! exchange of any flow with the same job, network namespace, destination, proven name and offer. Must never: hand a
+//! connection to another job, or to a flow that had its server proven in another way; give a new flow a proof that no longer
+//! counts ([`crate::tls`]'s sessions have the same bound); keep more than [`KEPT_FOR_A_SERVER`], [`KEPT_FOR_A_JOB`] and
+//! [`KEPT_IN_ALL`], or any of them for longer than [`KEPT_FOR_FLOWS`]. One that there is no room for stays with the flow that
+//! used it: no job takes reuse from another.
 //!
 //! Nobody drives a connection that waits here. That its server closed it is seen when it is taken, or in the next look that
 //! [`Shelves::tend`] takes.

@@ -25,8 +25,9 @@ use super::verify::Verifier;
 use crate::config::{ClientAuth, ClientCertificate, Upstream};
 use crate::trust::{Roots, TrustError, client_identity, revocation_lists};
 
-/// A server's name (or address) that a certificate was verified for, on the very connection that it came
-/// with, or on one whose session this one takes up again ([`super::sessions`] says within what bounds). Only [`UpstreamTls::connect`] makes one:
+/// A server's name (or address) that a certificate was verified for, on the very connection that it came with, or on one
+/// whose session this one takes up again ([`super::sessions`] says within what bounds). Only [`UpstreamTls::connect`] makes
+/// one:
 ///
 /// ```compile_fail,E0451
 /// use rustls::pki_types::ServerName;

@@ -1,9 +1,9 @@
 //! The roots that a server's certificate may chain to: the system's and the configured ones.
 //!
-//! The system's are found as OpenSSL would find them. `SSL_CERT_FILE` and `SSL_CERT_DIR` in the agent's *own*
-//! environment replace them, as they do for any other program: an operator can use that, and should know of
-//! it (an agent started with a job's CA variables would trust its own CA). A damaged certificate among the system's is passed over with a warning (distributions ship odd ones);
-//! a configured file must be whole, or the agent does not start.
+//! The system's are found as OpenSSL would find them. `SSL_CERT_FILE` and `SSL_CERT_DIR` in the agent's *own* environment
+//! replace them, as they do for any other program: an operator can use that, and should know of it (an agent started with a
+//! job's CA variables would trust its own CA). A damaged certificate among the system's is passed over with a warning
+//! (distributions ship odd ones); a configured file must be whole, or the agent does not start.
 
 use std::collections::HashSet;
 use std::fs::File;

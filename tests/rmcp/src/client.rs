@@ -1,7 +1,8 @@
 //! An MCP client as a pipeline job has one: the official Rust SDK, released and unmodified.
 //!
-//! In: a URL, then `--revision R`, `--nonce PREFIX`, `--calls echo,count,...` and `--arguments JSON`. Without `--calls` it calls each tool
-//! that the server lists, once, as the conformance suite wants. Out: JSON lines, one for each call and one at the end. It knows nothing of Weir.
+//! In: a URL, then `--revision R`, `--nonce PREFIX`, `--calls echo,count,...` and `--arguments JSON`. Without `--calls` it
+//! calls each tool that the server lists, once, as the conformance suite wants. Out: JSON lines, one for each call and one at
+//! the end. It knows nothing of Weir.
 
 #![forbid(unsafe_code)]
 

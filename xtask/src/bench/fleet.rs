@@ -1,8 +1,9 @@
 //! `cargo xtask bench fleet`: what one collector and one embedded store take of a fleet of simulated hosts.
 //!
-//! In: how many. A store and a collector are started (a debug build, in which what hashes and signs is optimised); `collector/examples/fleet` enrols each host's log and
-//! sends its segments and an idle checkpoint, all signed. Out: what they took, what is in the store for it, and how many hosts that
-//! makes per shard, at the interval in which each seals a segment and with half of the store's time left for questions.
+//! In: how many. A store and a collector are started (a debug build, in which what hashes and signs is optimised);
+//! `collector/examples/fleet` enrols each host's log and sends its segments and an idle checkpoint, all signed. Out: what
+//! they took, what is in the store for it, and how many hosts that makes per shard, at the interval in which each seals a
+//! segment and with half of the store's time left for questions.
 
 use std::process::Stdio;
 
