@@ -75,20 +75,9 @@ fn describe(
     let masker = processes.masker();
     let text = |value: &str| masker.text(value).truncate(MAX_TEXT);
     let caller = Caller {
-        pid: origin.tgid,
-        start_time: None,
-        uid: origin.uid,
-        gid: origin.gid,
-        comm: text(&origin.comm),
-        executable: Masked::default(),
-        command_line: Masked::default(),
-        cgroup: Masked::default(),
-        job: Job::default(),
         seen_alive: known.is_some() || living.is_some(),
-        parents: Vec::new(),
-        container_id: String::new(),
-        netns: 0,
         job_key: processes.job_key(origin.job),
+        ..Caller::unseen(origin.tgid, (origin.uid, origin.gid), text(&origin.comm))
     };
     let caller = match living {
         Some(living) => Caller {

@@ -49,6 +49,20 @@ async fn old(state: &Path, ledger: Ledger) -> Result<Successor, HandoverError> {
     giving.await.unwrap()
 }
 
+/// A ledger on this disk, and the old process, which gives it away as soon as it is asked.
+async fn giving(
+    state: &Path,
+    disk: &Faulty,
+) -> (Ledger, tokio::task::JoinHandle<Result<Successor, HandoverError>>) {
+    let (ledger, _) = Ledger::open(config(disk, 1)).unwrap();
+    let giving = tokio::spawn({
+        let (state, ledger) = (state.to_owned(), ledger.clone());
+        async move { old(&state, ledger).await }
+    });
+    wait_for(&weir::admin::socket(state)).await;
+    (ledger, giving)
+}
+
 /// How far a new process comes before it dies.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Comes {
@@ -60,7 +74,12 @@ enum Comes {
 }
 
 /// The new process, up to a step; what it has of the log is dropped with its death.
-fn new(state: &Path, disk: &Faulty, comes: Comes) -> Option<(TakenOver, u16)> {
+async fn new(state: &Path, disk: &Faulty, comes: Comes) -> Option<(TakenOver, u16)> {
+    let (state, disk) = (state.to_owned(), disk.clone());
+    tokio::task::spawn_blocking(move || take(&state, &disk, comes)).await.unwrap()
+}
+
+fn take(state: &Path, disk: &Faulty, comes: Comes) -> Option<(TakenOver, u16)> {
     let (predecessor, lock) = Predecessor::ask(state).unwrap();
     assert!(lock.is_none());
     if comes == Comes::ToTheLock {
@@ -86,15 +105,8 @@ fn new(state: &Path, disk: &Faulty, comes: Comes) -> Option<(TakenOver, u16)> {
 async fn a_new_process_that_dies_before_go_leaves_the_old_one_as_it_was() {
     for comes in [Comes::ToTheLock, Comes::ToTheState, Comes::ToTheLog] {
         let (folder, disk) = (tempfile::tempdir().unwrap(), Faulty::new());
-        let (ledger, _) = Ledger::open(config(&disk, 1)).unwrap();
-        let giving = tokio::spawn({
-            let (state, ledger) = (folder.path().to_owned(), ledger.clone());
-            async move { old(&state, ledger).await }
-        });
-        let (state, disk) = (folder.path().to_owned(), disk.clone());
-        wait_for(&weir::admin::socket(&state)).await;
-        let came = tokio::task::spawn_blocking(move || new(&state, &disk, comes).is_some()).await.unwrap();
-        assert!(!came);
+        let (ledger, giving) = giving(folder.path(), &disk).await;
+        assert!(new(folder.path(), &disk, comes).await.is_none());
         let error = giving.await.unwrap().unwrap_err();
         let at = if comes == Comes::ToTheLock { Step::Loading } else { Step::Opening };
         assert!(
@@ -109,15 +121,8 @@ async fn a_new_process_that_dies_before_go_leaves_the_old_one_as_it_was() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_go_the_log_is_the_new_processs_and_the_old_one_writes_through_it() {
     let (folder, disk) = (tempfile::tempdir().unwrap(), Faulty::new());
-    let (ledger, _) = Ledger::open(config(&disk, 1)).unwrap();
-    let giving = tokio::spawn({
-        let (state, ledger) = (folder.path().to_owned(), ledger.clone());
-        async move { old(&state, ledger).await }
-    });
-    let (state, its) = (folder.path().to_owned(), disk.clone());
-    wait_for(&weir::admin::socket(&state)).await;
-    let taken = tokio::task::spawn_blocking(move || new(&state, &its, Comes::Through)).await.unwrap();
-    let (taken, port) = taken.unwrap();
+    let (ledger, giving) = giving(folder.path(), &disk).await;
+    let (taken, port) = new(folder.path(), &disk, Comes::Through).await.unwrap();
     giving.await.unwrap().unwrap().done();
     let successor = taken.begin("the old one").unwrap();
     assert!(port != 0 && writes(&ledger).await && writes(&successor).await);
@@ -128,14 +133,8 @@ async fn after_go_the_log_is_the_new_processs_and_the_old_one_writes_through_it(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_process_that_dies_after_go_leaves_an_old_one_that_refuses() {
     let (folder, disk) = (tempfile::tempdir().unwrap(), Faulty::new());
-    let (ledger, _) = Ledger::open(config(&disk, 1)).unwrap();
-    let giving = tokio::spawn({
-        let (state, ledger) = (folder.path().to_owned(), ledger.clone());
-        async move { old(&state, ledger).await }
-    });
-    let (state, its) = (folder.path().to_owned(), disk.clone());
-    wait_for(&weir::admin::socket(&state)).await;
-    tokio::task::spawn_blocking(move || drop(new(&state, &its, Comes::ToGo))).await.unwrap();
+    let (ledger, giving) = giving(folder.path(), &disk).await;
+    assert!(new(folder.path(), &disk, Comes::ToGo).await.is_none());
     giving.await.unwrap().unwrap();
     assert!(!writes(&ledger).await, "nobody writes the log");
     drop(ledger);

@@ -1,5 +1,9 @@
 //! Processes of a job stay its own, whatever they do, and what they were is known after they are gone.
 
+// Shared with the tests of the hooks' basics, which use the rest of it.
+#[path = "kernel/stage.rs"]
+#[allow(dead_code)]
+mod basics;
 #[path = "lineage/followed.rs"]
 mod followed;
 #[path = "lineage/stage.rs"]
@@ -107,7 +111,7 @@ fn each_start_of_a_selected_executable_begins_a_job_that_its_children_keep_where
          echo $! > {:?}; read x; kill $!'], os.environ)\n  os.waitpid(pid, 0)\n",
         elsewhere.path().join("cgroup.procs")
     );
-    let mut process = Process::start(&script);
+    let mut process = Process::beside(&script);
     let mut jobs = Vec::new();
     for _ in 0..2 {
         let shell = process.number();
@@ -137,7 +141,7 @@ fn a_selected_users_processes_are_tagged_and_others_are_not() {
         "own = os.getpid()\npid = os.fork()\nif pid == 0:\n  os.setuid({UID})\n  child = os.fork()\n  if child == 0:\n    wait(); os._exit(0)\n  \
          say(child); os.waitpid(child, 0); os._exit(0)\nos.waitpid(pid, 0)\n"
     );
-    let mut process = Process::start(&script);
+    let mut process = Process::beside(&script);
     let child = process.number();
     assert_eq!(stage.tag(child).unwrap().job, selected.job);
     assert_eq!(stage.tag(process.id()), None);
@@ -183,7 +187,7 @@ fn sockets_that_the_hooks_cannot_see_are_told_of_where_functions_can_be_traced()
     let script = "wait()\nsocket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0x0300)\nsocket.socket(socket.AF_UNIX)\n\
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
         try:\n  socket.socket(44, socket.SOCK_RAW, 7)\nexcept OSError as e:\n  say(e.errno)\n";
-    let mut outside = Process::start(script);
+    let mut outside = Process::beside(script);
     let mut process = Process::within(&job, script);
     for process in [&mut outside, &mut process] {
         process.go_on();

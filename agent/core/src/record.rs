@@ -137,6 +137,28 @@ pub struct Caller<T> {
     pub uid: u32,
 }
 
+impl<T: Default> Caller<T> {
+    /// One of which only what the kernel says is known: the process, its user and group, and its name.
+    pub fn unseen(pid: u32, (uid, gid): (u32, u32), comm: T) -> Self {
+        Self {
+            pid,
+            start_time: None,
+            uid,
+            gid,
+            comm,
+            executable: T::default(),
+            command_line: T::default(),
+            cgroup: T::default(),
+            job: Job::default(),
+            seen_alive: false,
+            parents: Vec::new(),
+            container_id: String::new(),
+            netns: 0,
+            job_key: String::new(),
+        }
+    }
+}
+
 /// Events are canonical: what is not known is left out, so that those of before these fields read back.
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's own signature")]
 fn is_zero(n: &u32) -> bool {

@@ -50,20 +50,15 @@ impl Maker {
             runner: text("runner-1"),
         };
         let caller = Caller {
-            pid: 4242,
             start_time: Some(123_456),
-            uid: 1001,
-            gid: 1001,
-            comm: text("node"),
             executable: text("/usr/bin/node"),
             command_line: text("node /opt/runner/client.mjs --server https://tools.example/mcp"),
             cgroup: text("/system.slice/actions.runner.acme-app.service"),
             job,
             seen_alive: true,
-            parents: Vec::new(),
-            container_id: String::new(),
             netns: 4_026_531_840,
             job_key: "00c0ffee00c0ffee-0000000000001a2b".into(),
+            ..Caller::unseen(4242, (1001, 1001), text("node"))
         };
         let payload = |content: String| Payload {
             bytes: content.len() as u64,

@@ -134,13 +134,18 @@ impl hyper::body::Body for MadeHere {
         let over = Pin::new(&mut self.making).poll(context).is_ready();
         match self.pieces.try_recv() {
             Ok(piece) => Poll::Ready(piece.into_frame()),
-            Err(_) if over => Poll::Ready(Some(Err(BodyError("its task was dropped".into())))),
+            Err(_) if over => Poll::Ready(Piece::dropped().into_frame()),
             Err(_) => Poll::Pending,
         }
     }
 }
 
 impl Piece {
+    /// What stands for all that never came.
+    fn dropped() -> Self {
+        Piece::Broken("its task was dropped".into())
+    }
+
     fn into_frame(self) -> Option<Result<Frame<Bytes>, BodyError>> {
         match self {
             Piece::Frame(frame) => Some(Ok(frame)),
@@ -160,12 +165,7 @@ impl hyper::body::Body for Receiver {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        self.0.poll_recv(context).map(|piece| match piece {
-            Some(Piece::Frame(frame)) => Some(Ok(frame)),
-            Some(Piece::End) => None,
-            Some(Piece::Broken(reason)) => Some(Err(BodyError(reason))),
-            None => Some(Err(BodyError("its task was dropped".into()))),
-        })
+        self.0.poll_recv(context).map(|piece| piece.unwrap_or_else(Piece::dropped).into_frame())
     }
 }
 

@@ -143,20 +143,12 @@ mod tests {
     fn caller() -> Described {
         let text = || Masked::literal("x");
         Arc::new(Caller {
-            pid: 7,
-            start_time: None,
-            uid: 1,
-            gid: 1,
-            comm: text(),
             executable: text(),
             command_line: text(),
             cgroup: text(),
-            job: Job::default(),
             seen_alive: true,
-            parents: Vec::new(),
-            container_id: String::new(),
             netns: 3,
-            job_key: String::new(),
+            ..Caller::unseen(7, (1, 1), text())
         })
     }
 

@@ -175,29 +175,14 @@ mod tests {
     use weir_core::ids::{Boot, FlowId, Origin};
     use weir_core::mask::{MaskKey, Masker};
     use weir_core::policy::{Action, Verdict};
-    use weir_core::record::{Caller, Durability, Event, Intent, Job, Mcp, Payload, Proof, Server};
+    use weir_core::record::{Caller, Durability, Event, Intent, Mcp, Payload, Proof, Server};
 
     use super::*;
 
     fn intent(n: u128, arguments: &str) -> Written {
         let masker = Masker::new(MaskKey::new([1; 32]));
         let text = |text: &str| masker.text(text);
-        let caller = Caller {
-            pid: 1,
-            start_time: None,
-            uid: 0,
-            gid: 0,
-            comm: text(""),
-            executable: text(""),
-            command_line: text(""),
-            cgroup: text(""),
-            job: Job::default(),
-            seen_alive: true,
-            parents: Vec::new(),
-            container_id: String::new(),
-            netns: 0,
-            job_key: String::new(),
-        };
+        let caller = Caller { seen_alive: true, ..Caller::unseen(1, (0, 0), text("")) };
         let body = Intent {
             call_id: CallId::from_random(n.to_be_bytes()),
             flow_id: FlowId::from_random([1; 16]),

@@ -28,7 +28,7 @@ use weir_core::approval::AllowedSigners;
 use weir_core::ids::{Boot, FlowId};
 use weir_core::mask::{MaskKey, Masked, Masker};
 use weir_core::policy::{Action, Durability, Policy, Rule, When};
-use weir_core::record::{self, Body, Caller, Job, Outcome, Proof, Written};
+use weir_core::record::{self, Body, Caller, Outcome, Proof, Written};
 
 pub const SERVER: &str = "mcp.test";
 /// What a server answers to the call with the id 1 when all is well.
@@ -279,23 +279,8 @@ async fn upstream(dial: mpsc::UnboundedSender<DuplexStream>, spoken: Spoken, tas
 }
 
 fn caller() -> Caller<Masked<String>> {
-    let none = Masked::default;
-    Caller {
-        pid: 7,
-        start_time: Some(1),
-        uid: 1000,
-        gid: 1000,
-        comm: none(),
-        executable: none(),
-        command_line: none(),
-        cgroup: none(),
-        job: Job::default(),
-        seen_alive: true,
-        parents: Vec::new(),
-        container_id: String::new(),
-        netns: 0,
-        job_key: String::new(),
-    }
+    let unseen = Caller::unseen(7, (1000, 1000), Masked::default());
+    Caller { start_time: Some(1), seen_alive: true, ..unseen }
 }
 
 /// The body of a call of a tool.

@@ -369,13 +369,26 @@ async fn lost_leaves_begin_another_epoch_and_the_log_says_why() {
     }
 }
 
-#[tokio::test]
-async fn a_key_that_is_gone_begins_another_epoch_and_nothing_is_left_unsigned() {
+/// What an agent leaves behind that wrote one event and was killed.
+async fn killed_with_an_event() -> Faulty {
     let disk = Faulty::new();
     let (ledger, _) = open(&disk);
     ledger.write(message("event")).await.unwrap();
     drop(ledger);
-    let disk = disk.killed();
+    disk.killed()
+}
+
+/// A host of another name tries to go on with the log, and is refused by the name that the log has.
+fn open_as_another(disk: &Faulty) {
+    let own = config(disk.clone());
+    let was = own.host.clone();
+    let error = Ledger::open(LedgerConfig { host: "another".into(), ..own }).map(drop).unwrap_err();
+    assert!(matches!(&error, LedgerError::Renamed(log) if log.host == was), "{error}");
+}
+
+#[tokio::test]
+async fn a_key_that_is_gone_begins_another_epoch_and_nothing_is_left_unsigned() {
+    let disk = killed_with_an_event().await;
     disk.remove("log.key").unwrap();
     let (ledger, _) = open(&disk);
     assert!(ledger.standing().epoch > 1);
@@ -387,16 +400,9 @@ async fn a_key_that_is_gone_begins_another_epoch_and_nothing_is_left_unsigned() 
 
 #[tokio::test]
 async fn a_host_of_another_name_does_not_go_on_with_the_log_and_leaves_it_signed_under_the_old_one() {
-    let disk = Faulty::new();
-    let (ledger, _) = open(&disk);
-    ledger.write(message("event")).await.unwrap();
+    let disk = killed_with_an_event().await;
     let epochs_before = epochs(&disk);
-    drop(ledger);
-    let disk = disk.killed();
-    let renamed = LedgerConfig { host: "another".into(), ..config(disk.clone()) };
-    let error = Ledger::open(renamed).map(drop).unwrap_err();
-    let was = config(disk.clone()).host;
-    assert!(matches!(&error, LedgerError::Renamed(log) if log.host == was), "{error}");
+    open_as_another(&disk);
     // Under its old name it goes on as if nothing had been.
     let (ledger, _) = open(&disk);
     assert_eq!(ledger.standing().epoch, 1);
@@ -407,20 +413,14 @@ async fn a_host_of_another_name_does_not_go_on_with_the_log_and_leaves_it_signed
 
 #[tokio::test]
 async fn nothing_of_the_log_of_a_host_that_was_renamed_is_written_anew_though_its_key_is_lost() {
-    let disk = Faulty::new();
-    let (ledger, _) = open(&disk);
-    ledger.write(message("event")).await.unwrap();
-    drop(ledger);
-    let disk = disk.killed();
+    let disk = killed_with_an_event().await;
     disk.remove("log.key").unwrap();
     let all = |disk: &Faulty| -> Vec<_> {
         segments(disk).into_iter().map(|name| (disk.written(&name), name)).collect()
     };
     let before = all(&disk);
     assert!(!before.is_empty());
-    let renamed = LedgerConfig { host: "another".into(), ..config(disk.clone()) };
-    let error = Ledger::open(renamed).map(drop).unwrap_err();
-    assert!(matches!(&error, LedgerError::Renamed(log) if log.host == "h"), "{error}");
+    open_as_another(&disk);
     assert!(all(&disk) == before);
 }
 

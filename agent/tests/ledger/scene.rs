@@ -16,8 +16,8 @@ use weir_core::ids::{Boot, CallId, FlowId};
 use weir_core::mask::{MaskKey, Masker};
 use weir_core::policy::{Action, Verdict};
 use weir_core::record::{
-    Body, CallResult, Caller, Direction, Durability, Intent, Job, Mcp, Message, MessageLabel, Outcome,
-    Payload, Proof, Server, Stored,
+    Body, CallResult, Caller, Direction, Durability, Intent, Mcp, Message, MessageLabel, Outcome, Payload,
+    Proof, Server, Stored,
 };
 use weir_core::segment::{FrameKind, Reader};
 
@@ -62,28 +62,12 @@ pub fn flow() -> FlowId {
 }
 
 pub fn intent(n: u64, action: Action) -> Intent<Text> {
-    let none = Text::default;
-    let caller = Caller {
-        pid: 1,
-        start_time: None,
-        uid: 0,
-        gid: 0,
-        comm: none(),
-        executable: none(),
-        command_line: none(),
-        cgroup: none(),
-        job: Job::default(),
-        seen_alive: true,
-        parents: Vec::new(),
-        container_id: String::new(),
-        netns: 0,
-        job_key: String::new(),
-    };
+    let caller = Caller { seen_alive: true, ..Caller::unseen(1, (0, 0), Text::default()) };
     Intent {
         call_id: call(n),
         flow_id: flow(),
         caller: Arc::new(caller),
-        server: Server { address: "::1".into(), port: 1, name: none(), proof: Proof::Unproven },
+        server: Server { address: "::1".into(), port: 1, name: Text::default(), proof: Proof::Unproven },
         mcp: Mcp { method: text("tools/call"), ..Mcp::default() },
         verdict: Verdict { action, rule: "default".into(), policy_digest: "d".into() },
         payload: Payload::default(),

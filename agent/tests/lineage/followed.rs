@@ -2,8 +2,7 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener},
-    os::fd::AsFd,
+    net::{SocketAddr, TcpListener},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -28,6 +27,7 @@ use weir_core::{
     record::{AgentEvent, Body, Written},
 };
 
+use crate::basics::lead_to;
 use crate::stage::{PATIENCE, Process, cgroup, select, until};
 
 /// Lineage as an agent has it, on a cgroup of its own, and listeners to which connects are led.
@@ -74,17 +74,7 @@ impl Agent {
         let hooks = Arc::new(Hooks::load(plan).expect("these tests need root"));
         let (listener, v6) =
             (TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("[::1]:0").unwrap());
-        for listener in [&listener, &v6] {
-            hooks.mark_listener(listener.as_fd()).unwrap();
-        }
-        let port = |listener: &TcpListener| listener.local_addr().unwrap().port();
-        hooks
-            .listen(
-                hooks.netns_cookie(),
-                SocketAddrV4::new(Ipv4Addr::LOCALHOST, port(&listener)),
-                SocketAddrV6::new(Ipv6Addr::LOCALHOST, port(&v6), 0, 0),
-            )
-            .unwrap();
+        lead_to(&hooks, &listener, &v6);
         before(&hooks);
         let processes = Arc::new(Processes::new(masker.clone(), hooks.epoch()));
         let every = Duration::from_secs(3600);
@@ -276,7 +266,7 @@ async fn a_new_cgroup_that_a_pattern_names_is_selected() {
     let agent = Agent::start(selecting(&above, entry)).await;
     let new = Cgroup::create(format!("{name}/system.slice/actions.runner.acme.service")).unwrap();
     let other = Cgroup::create(format!("{name}/system.slice/sshd.service")).unwrap();
-    let mut inside = Process::start(&format!("wait(); join({:?}); say('in'); wait()", new.path()));
+    let mut inside = Process::beside(&format!("wait(); join({:?}); say('in'); wait()", new.path()));
     let mut beside = Process::within(&other, "say('in'); wait()");
     assert_eq!(beside.line(), "in");
     inside.go_on();
@@ -338,7 +328,7 @@ async fn executables_and_users_that_run_already_are_selected_with_what_they_made
     let (above, folder) = (cgroup(), tempfile::tempdir().unwrap());
     let runner = folder.path().join("runner-1");
     fs::copy("/bin/sh", &runner).unwrap();
-    let start = |script: &str| Process::start(script);
+    let start = |script: &str| Process::beside(script);
     let mut by_file = start(&format!(
         "p = subprocess.Popen([{runner:?}, '-c', 'sleep 50 & echo $!; echo $$; read x; kill $!'])\np.wait()\n"
     ));

@@ -6,12 +6,9 @@
 use std::{
     cell::RefCell,
     fs,
-    io::{BufRead, BufReader, Write},
     os::unix::fs::MetadataExt,
     path::Path,
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
-    time::{Duration, Instant},
 };
 
 use weir::{
@@ -20,16 +17,11 @@ use weir::{
 };
 use weir_ebpf::{FileKey, Selected, Settings, Tag};
 
-/// Far more than any step of these tests takes.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub use crate::basics::{PATIENCE, Process, until};
 
+/// What these scripts can besides.
 const PRELUDE: &str = r#"
-import ctypes, errno, os, signal, socket, subprocess, sys, time
-signal.alarm(60)
-def say(*words):
-    print(*words, flush=True)
-def wait():
-    sys.stdin.readline()
+import ctypes, subprocess, time
 def join(folder):
     open(folder + '/cgroup.procs', 'w').write(str(os.getpid()))
 def start():
@@ -92,57 +84,19 @@ pub fn cgroup() -> Cgroup {
     Cgroup::create(name).expect("these tests need root and a cgroup2 hierarchy")
 }
 
-/// A running script.
-pub struct Process {
-    child: Child,
-    to: ChildStdin,
-    from: BufReader<ChildStdout>,
-}
-
 impl Process {
-    pub fn start(script: &str) -> Self {
-        let mut child = Command::new("python3")
-            .args(["-c", &format!("{PRELUDE}{script}")])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("these tests need python3");
-        let to = child.stdin.take().unwrap();
-        let from = BufReader::new(child.stdout.take().unwrap());
-        Self { child, to, from }
+    /// A script that joins a cgroup only when it wants to.
+    pub fn beside(script: &str) -> Self {
+        Self::outside(&format!("{PRELUDE}{script}"))
     }
 
     /// A script that joins a cgroup before anything else.
     pub fn within(cgroup: &Cgroup, script: &str) -> Self {
-        Self::start(&format!("join({:?})\n{script}", cgroup.path()))
-    }
-
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
-
-    pub fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.from.read_line(&mut line).unwrap();
-        assert!(!line.is_empty(), "the script ended before it said what was awaited");
-        line.trim_end().to_owned()
+        Self::beside(&format!("join({:?})\n{script}", cgroup.path()))
     }
 
     pub fn number(&mut self) -> u32 {
         self.line().parse().unwrap()
-    }
-
-    /// Lets it go on from `wait()`.
-    pub fn go_on(&mut self) {
-        self.to.write_all(b"\n").unwrap();
-    }
-
-    pub fn finish(mut self) -> Vec<String> {
-        drop(self.to);
-        let lines: Vec<_> = self.from.lines().map(Result::unwrap).collect();
-        let status = self.child.wait().unwrap();
-        assert!(status.success(), "the script ended with {status}; it said {lines:?}");
-        lines
     }
 }
 
@@ -151,13 +105,4 @@ pub fn file_key(path: &Path) -> FileKey {
     let file = fs::metadata(path).unwrap();
     let (major, minor) = (nix::sys::stat::major(file.dev()), nix::sys::stat::minor(file.dev()));
     FileKey { inode: file.ino(), device: u32::try_from(major << 20 | minor).unwrap(), reserved: 0 }
-}
-
-/// Waits until `condition` holds.
-pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < end, "waited in vain until {what}");
-        std::thread::yield_now();
-    }
 }

@@ -47,11 +47,7 @@ pub fn event(origin: &Origin, seq: u64, body: Body<Text>) -> Written {
 
 pub fn caller() -> Caller<Text> {
     Caller {
-        pid: 4242,
         start_time: Some(77),
-        uid: 1000,
-        gid: 1000,
-        comm: text("node"),
         executable: text("/usr/bin/node"),
         command_line: text("node client.mjs"),
         cgroup: text("/weir-demo/job"),
@@ -67,10 +63,7 @@ pub fn caller() -> Caller<Text> {
             runner: text("r1"),
         },
         seen_alive: true,
-        parents: Vec::new(),
-        container_id: String::new(),
-        netns: 0,
-        job_key: String::new(),
+        ..Caller::unseen(4242, (1000, 1000), text("node"))
     }
 }
 

@@ -38,6 +38,15 @@ fn cosigned(note: &str, witness: &VerifyingKey) -> u64 {
     note.cosigned(witness).map_or(0, |_| Checkpoint::read(&note).expect("a checkpoint").size)
 }
 
+/// A log that is known, and so many events of it that are stored.
+async fn begun(world: &World, events: u64) -> (Agent, Log, VerifyingKey) {
+    let agent = Agent::at(world.collector.socket());
+    let mut log = Log::new(1);
+    let witness = enrol(&agent, &log).await.expect("a key");
+    put(&agent, log.outcomes(1, events)).await.expect("an ack");
+    (agent, log, witness)
+}
+
 fn findings(world: &World) -> Vec<(String, String)> {
     let rows = world.sql("SELECT DISTINCT origin, reason FROM findings FINAL ORDER BY found_at");
     let text = |value: &serde_json::Value| value.as_str().expect("text").to_owned();
@@ -119,10 +128,7 @@ async fn a_log_is_cosigned_as_it_grows_with_segments_and_without_and_over_a_chan
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_no_statement_names_is_taken_on_an_operators_word_alone() {
     let world = World::start();
-    let agent = Agent::at(world.collector.socket());
-    let mut log = Log::new(1);
-    enrol(&agent, &log).await.expect("a key");
-    put(&agent, log.outcomes(1, 2)).await.expect("an ack");
+    let (agent, mut log, _) = begun(&world, 2).await;
     log.begin_epoch(None);
     log.key = SigningKey::from_seed(&[77; 32]);
     let refused = enrol(&agent, &log).await.expect_err("the old key is lost");
@@ -149,10 +155,7 @@ async fn a_key_that_no_statement_names_is_taken_on_an_operators_word_alone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_epoch_whose_only_segment_was_lost_needs_no_operator_and_is_told() {
     let world = World::start();
-    let agent = Agent::at(world.collector.socket());
-    let mut log = Log::new(1);
-    enrol(&agent, &log).await.expect("a key");
-    put(&agent, log.outcomes(1, 2)).await.expect("an ack");
+    let (agent, mut log, _) = begun(&world, 2).await;
     log.begin_epoch(None);
     log.outcomes(1, 2);
     let before = log.clone();
@@ -181,10 +184,7 @@ async fn an_epoch_whose_only_segment_was_lost_needs_no_operator_and_is_told() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_segment_that_ends_before_what_was_cosigned_and_an_old_key_behind_the_next_are_refused() {
     let world = World::start();
-    let agent = Agent::at(world.collector.socket());
-    let mut log = Log::new(1);
-    let witness = enrol(&agent, &log).await.expect("a key");
-    put(&agent, log.outcomes(1, 2)).await.expect("an ack");
+    let (agent, mut log, witness) = begun(&world, 2).await;
     let mut fork = log.clone();
     log.idle("not posted");
     let ack = post(&agent, log.idle("posted")).await.expect("an ack");
@@ -207,10 +207,7 @@ async fn a_segment_that_ends_before_what_was_cosigned_and_an_old_key_behind_the_
 #[tokio::test(flavor = "multi_thread")]
 async fn an_epoch_begins_behind_what_was_retired_too() {
     let world = World::start();
-    let agent = Agent::at(world.collector.socket());
-    let mut log = Log::new(1);
-    enrol(&agent, &log).await.expect("a key");
-    put(&agent, log.outcomes(1, 4)).await.expect("an ack");
+    let (agent, mut log, _) = begun(&world, 4).await;
     world.execute("ALTER TABLE events DELETE WHERE seq >= 1 SETTINGS mutations_sync = 2").await;
     let mut back = Log::new(1);
     back.tree = TreeState::begin(1, 2);
@@ -453,10 +450,7 @@ async fn behind_a_hole_events_are_kept_and_nothing_is_cosigned_until_another_epo
     std::fs::write(world.collector.config(), config).expect("a configuration");
     world.collector.daemon().kill().expect("a kill");
     world.collector.start_again().expect("a collector");
-    let agent = Agent::at(world.collector.socket());
-    let mut log = Log::new(1);
-    let witness = enrol(&agent, &log).await.expect("a key");
-    put(&agent, log.outcomes(1, 3)).await.expect("an ack");
+    let (agent, mut log, witness) = begun(&world, 3).await;
     let lost = log.outcomes(1, 4);
     for _ in 0..2 {
         let ack = put(&agent, log.outcomes(1, 2)).await.expect("an ack");

@@ -131,14 +131,11 @@ pub fn change(act: Act, lines: &mut Vec<Line>, dice: &mut Dice) -> Result<Done> 
             let at = *dice.pick(&batches[..batches.len() - 1]).context("no batch")?;
             let place = (lines[at].number("first_seq"), lines[at].number("last_seq"));
             let with_checkpoints = dice.below(2) == 0;
-            let mut index = 0;
-            lines.retain(|line| {
-                let here = (from..to).contains(&index);
-                index += 1;
+            remove(lines, (from, to), |line| {
                 let seq = line.next_seq() - 1;
                 let inside =
                     (place.0..=place.1).contains(&seq) && !line.is('L') && !line.is('K') && !line.is('T');
-                !(here && inside && (with_checkpoints || !line.is('C')))
+                inside && (with_checkpoints || !line.is('C'))
             });
             place
         }
@@ -147,16 +144,10 @@ pub fn change(act: Act, lines: &mut Vec<Line>, dice: &mut Dice) -> Result<Done> 
             let cut = lines[*dice.pick(&events).context("no event")?].number("seq");
             let last =
                 lines[from..to].iter().filter(|l| l.is('B')).map(Line::next_seq).max().unwrap_or(cut + 1) - 1;
-            let mut index = 0;
-            lines.retain(|line| {
-                let here = (from..to).contains(&index);
-                index += 1;
-                let behind = match line {
-                    Line::Json('B' | 'C', _) => line.next_seq() > cut,
-                    Line::Event { seq, .. } => *seq >= cut,
-                    Line::Json(..) => false,
-                };
-                !(here && behind)
+            remove(lines, (from, to), |line| match line {
+                Line::Json('B' | 'C', _) => line.next_seq() > cut,
+                Line::Event { seq, .. } => *seq >= cut,
+                Line::Json(..) => false,
             });
             (cut, last)
         }
@@ -185,17 +176,11 @@ pub fn change(act: Act, lines: &mut Vec<Line>, dice: &mut Dice) -> Result<Done> 
             for &(from, to) in logs.iter().rev() {
                 let batches = of(lines, from, to, |line| line.is('B'));
                 let cut = lines[batches[batches.len() / 2]].number("first_seq");
-                let mut index = 0;
-                lines.retain(|line| {
-                    let here = (from..to).contains(&index);
-                    index += 1;
-                    let behind = match line {
-                        Line::Json('B' | 'C', _) => line.next_seq() > cut,
-                        Line::Event { seq, .. } => *seq >= cut,
-                        Line::Json('T', _) => line.number("first_seq") >= cut,
-                        Line::Json(..) => line.number("first_seq") > cut,
-                    };
-                    !(here && behind)
+                remove(lines, (from, to), |line| match line {
+                    Line::Json('B' | 'C', _) => line.next_seq() > cut,
+                    Line::Event { seq, .. } => *seq >= cut,
+                    Line::Json('T', _) => line.number("first_seq") >= cut,
+                    Line::Json(..) => line.number("first_seq") > cut,
                 });
             }
             (0, u64::MAX)
@@ -217,6 +202,16 @@ fn logs(lines: &[Line]) -> Vec<(usize, usize)> {
 
 fn of(lines: &[Line], from: usize, to: usize, which: impl Fn(&Line) -> bool) -> Vec<usize> {
     (from..to).filter(|at| which(&lines[*at])).collect()
+}
+
+/// Removes some of a log's lines.
+fn remove(lines: &mut Vec<Line>, (from, to): (usize, usize), which: impl Fn(&Line) -> bool) {
+    let mut index = 0;
+    lines.retain(|line| {
+        let here = (from..to).contains(&index);
+        index += 1;
+        !(here && which(line))
+    });
 }
 
 fn signed_event(lines: &[Line], from: usize, to: usize, dice: &mut Dice) -> Result<usize> {

@@ -3,7 +3,7 @@ use ssh_key::{LineEnding, PrivateKey};
 
 use super::*;
 use crate::mask::{MaskKey, Masker};
-use crate::record::{Job, Proof};
+use crate::record::Proof;
 
 const NOW: u64 = 1_790_000_000_000_000;
 
@@ -37,20 +37,12 @@ fn hold() -> SubmittedHold {
         tool: text("deploy"),
         arguments: Payload { text: text("{}"), bytes: 2, ..Payload::default() },
         requester: Caller {
-            pid: 1,
             start_time: Some(2),
-            uid: 3,
-            gid: 3,
-            comm: text("node"),
             executable: text("/usr/bin/node"),
             command_line: text("node a"),
             cgroup: text("/job"),
-            job: Job::default(),
             seen_alive: true,
-            parents: Vec::new(),
-            container_id: String::new(),
-            netns: 0,
-            job_key: String::new(),
+            ..Caller::unseen(1, (3, 3), text("node"))
         },
         created_us: NOW,
         expires_us: NOW + 60_000_000,
