@@ -171,7 +171,7 @@ impl Store {
                 let column = dice.pick(&OF_BATCHES).context("no column")?;
                 what = format!("{what} {column}");
                 let where_ = format!("origin = '{origin}' AND first_seq = {}", batch.first_seq);
-                vec![update("batches", &self.other("batches", column).await?, &where_)]
+                self.change("batches", column, &where_).await?
             }
             Way::OfCheckpoint => {
                 place = (batch.last_seq, batch.last_seq + 1);
@@ -179,7 +179,7 @@ impl Store {
                 what = format!("{what} {column}");
                 let where_ =
                     format!("origin = '{origin}' AND first_seq + tree_size = {}", batch.last_seq + 1);
-                vec![update("checkpoints", &self.other("checkpoints", column).await?, &where_)]
+                self.change("checkpoints", column, &where_).await?
             }
             Way::Like(Act::DeleteRow) => vec![delete("events", &row)],
             Way::Like(Act::DeleteBatch) => {
@@ -295,13 +295,12 @@ impl Store {
         Ok(bytes)
     }
 
-    /// A column of an event gets another value. What the table is ordered by cannot be changed in its place: such a row is
-    /// taken out, and put back otherwise.
+    /// A column of an event gets another value.
     async fn column(&self, row: &str, dice: &mut Dice) -> Result<(String, Vec<String>)> {
         let columns = self
             .ask(
-                "SELECT name, type, is_in_sorting_key OR is_in_partition_key AS key FROM system.columns \
-                 WHERE database = currentDatabase() AND table = 'events' AND default_kind IN ('', 'DEFAULT') ORDER BY position",
+                "SELECT name FROM system.columns WHERE database = currentDatabase() AND table = 'events' \
+                 AND default_kind IN ('', 'DEFAULT') ORDER BY position",
             )
             .await?;
         let mut derived = Vec::new();
@@ -311,36 +310,37 @@ impl Store {
             if !UNSIGNED.contains(&name.as_str())
                 && !["origin", "seq", "canonical", "leaf_hash"].contains(&name.as_str())
             {
-                derived.push((name, text(column, "type")?, number(column, "key")? == 1));
+                derived.push(name);
             }
         }
-        let (name, kind, key) = dice.pick(&derived).context("no column")?;
-        let other = other(name, kind)?;
-        let statements = if *key {
-            vec![
-                "DROP TABLE IF EXISTS aside SYNC".to_owned(),
-                "CREATE TABLE aside AS events ENGINE = Memory".to_owned(),
-                format!(
-                    "INSERT INTO aside SELECT * REPLACE ({other} AS {name}) FROM (SELECT * FROM events WHERE {row})"
-                ),
-                delete("events", row),
-                format!("INSERT INTO events SELECT * FROM aside {EACH}"),
-                "DROP TABLE aside SYNC".to_owned(),
-            ]
-        } else {
-            vec![update("events", &format!("{name} = {other}"), row)]
-        };
-        Ok((name.clone(), statements))
+        let name = dice.pick(&derived).context("no column")?;
+        Ok((name.clone(), self.change("events", name, row).await?))
     }
 
-    /// What sets a column to another value.
-    async fn other(&self, table: &str, column: &str) -> Result<String> {
+    /// What gives a column of some rows another value. What a table is ordered or divided by cannot be changed in its place: such
+    /// rows are taken out, and put back otherwise.
+    async fn change(&self, table: &str, column: &str, rows: &str) -> Result<Vec<String>> {
         let question = format!(
-            "SELECT type FROM system.columns WHERE database = currentDatabase() AND table = '{table}' AND name = '{column}'"
+            "SELECT type, is_in_sorting_key OR is_in_partition_key AS key FROM system.columns \
+             WHERE database = currentDatabase() AND table = '{table}' AND name = '{column}'"
         );
-        let rows = self.ask(&question).await?;
-        let kind = text(rows.first().with_context(|| format!("{table} has no {column}"))?, "type")?;
-        Ok(format!("{column} = {}", other(column, &kind)?))
+        let told = self.ask(&question).await?;
+        let told = told.first().with_context(|| format!("{table} has no {column}"))?;
+        let other = other(column, &text(told, "type")?)?;
+        if number(told, "key")? == 0 {
+            return Ok(vec![update(table, &format!("{column} = {other}"), rows)]);
+        }
+        let put_aside = format!(
+            "INSERT INTO aside SELECT * REPLACE ({other} AS {column}) FROM (SELECT * FROM {table} WHERE {rows})"
+        );
+        Ok(vec![
+            "DROP TABLE IF EXISTS aside SYNC".to_owned(),
+            format!("CREATE TABLE aside AS {table} ENGINE = Memory"),
+            put_aside,
+            delete(table, rows),
+            format!("INSERT INTO {table} SELECT * FROM aside {EACH}"),
+            "DROP TABLE aside SYNC".to_owned(),
+        ])
     }
 
     /// A batch is rewritten: another event, its leaf, the root, and the checkpoints over it under keys of the forger's.
