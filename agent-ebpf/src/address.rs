@@ -39,6 +39,27 @@ pub const fn is_loopback(address: [u8; 16]) -> bool {
     }
 }
 
+/// Whether an address is of a network that is nobody's in public, beyond loopback: `10.0.0.0/8`, `172.16.0.0/12` and
+/// `192.168.0.0/16` (RFC 1918), `100.64.0.0/10` (RFC 6598), `169.254.0.0/16` and `fe80::/10` (link-local), `fc00::/7` (RFC 4193).
+#[inline(always)]
+pub const fn is_private(address: [u8; 16]) -> bool {
+    const fn within(address: u32, network: u32, bits: u32) -> bool {
+        (address ^ network) >> (32 - bits) == 0
+    }
+    let [first, .., last] = words(address);
+    if v4(address).is_some() {
+        let v4 = u32::from_be(last);
+        within(v4, 0x0a00_0000, 8)
+            || within(v4, 0xac10_0000, 12)
+            || within(v4, 0xc0a8_0000, 16)
+            || within(v4, 0x6440_0000, 10)
+            || within(v4, 0xa9fe_0000, 16)
+    } else {
+        let v6 = u32::from_be(first);
+        within(v6, 0xfc00_0000, 7) || within(v6, 0xfe80_0000, 10)
+    }
+}
+
 /// Puts in place of `0.0.0.0`, `::ffff:0.0.0.0` or `::` where the kernel goes from a socket that is bound to `source`: to loopback,
 /// but from an IPv4 address back to that very one (`ip_route_output_key_hash_rcu`, `tcp_v6_connect`). Any other address is left.
 /// In place, since bytes that may come from several places would take much of a kernel program's stack.
@@ -107,6 +128,38 @@ mod tests {
         }
         for no in ["::", "::2", "1::1", "::127.0.0.1", "::ffff:128.0.0.1", "::ffff:126.0.0.1", "fe80::1"] {
             assert!(!is_loopback(address(no)), "{no}");
+        }
+    }
+
+    #[test]
+    fn private_networks_are_known_in_both_families() {
+        const FIRST_AND_LAST: [[&str; 2]; 7] = [
+            ["::ffff:10.0.0.0", "::ffff:10.255.255.255"],
+            ["::ffff:172.16.0.0", "::ffff:172.31.255.255"],
+            ["::ffff:192.168.0.0", "::ffff:192.168.255.255"],
+            ["::ffff:100.64.0.0", "::ffff:100.127.255.255"],
+            ["::ffff:169.254.0.0", "::ffff:169.254.255.255"],
+            ["fc00::", "fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"],
+            ["fe80::", "febf:ffff:ffff:ffff:ffff:ffff:ffff:ffff"],
+        ];
+        for network in FIRST_AND_LAST {
+            let [first, last] = network.map(|end| u128::from_be_bytes(address(end)));
+            for (yes, no) in [(first, first - 1), (last, last + 1)] {
+                assert!(is_private(yes.to_be_bytes()), "{network:?}");
+                // What follows `fdff` is nobody's.
+                assert!(!is_private(no.to_be_bytes()), "{network:?}");
+            }
+        }
+        for no in [
+            "::1",
+            "::",
+            "::ffff:127.0.0.1",
+            "::ffff:0.0.0.0",
+            "::ffff:192.0.2.7",
+            "2001:db8::1",
+            "::10.0.0.1",
+        ] {
+            assert!(!is_private(address(no)), "{no}");
         }
     }
 

@@ -31,7 +31,7 @@ use crate::{
     account::{count, recount, tell},
     datagram,
     destination::Destination,
-    origin, owner, select,
+    held, origin, owner, select,
 };
 
 const AF_INET: u32 = 2;
@@ -48,12 +48,16 @@ const ECONNREFUSED: u32 = 111;
 pub const PROCEED: i32 = 1;
 pub const REFUSE: i32 = 0;
 
+/// In the place of a listener's mark: there is none.
+const NOBODY: u32 = u32::MAX;
+
 /// What becomes of a connect.
 enum Answer {
-    /// To the one of them for the family of the destination that is meant.
+    /// To the one of them for the family of the destination that is meant, or to this port beside it, if it is not 0.
     Redirect {
         to: &'static Listeners,
         is_v4: bool,
+        held: u16,
     },
     Pass,
     Refuse,
@@ -100,8 +104,8 @@ fn stream4(ctx: *mut bpf_sock_addr) -> i32 {
     match answer(ctx, Destination::v4(ctx)) {
         Answer::Pass => PROCEED,
         Answer::Refuse => REFUSE,
-        Answer::Redirect { to, .. } => {
-            Destination::write_v4(ctx, to.v4, to.v4_port);
+        Answer::Redirect { to, held, .. } => {
+            Destination::write_v4(ctx, to.v4, if held == 0 { to.v4_port } else { held });
             PROCEED
         }
     }
@@ -112,12 +116,12 @@ fn stream6(ctx: *mut bpf_sock_addr) -> i32 {
     match answer(ctx, Destination::v6(ctx)) {
         Answer::Pass => PROCEED,
         Answer::Refuse => REFUSE,
-        Answer::Redirect { to, is_v4 } => {
+        Answer::Redirect { to, is_v4, held } => {
             // A v4-mapped destination stays in its family: the socket may be bound to a v4-mapped source.
             if is_v4 {
-                Destination::write_v6(ctx, mapped(to.v4), to.v4_port);
+                Destination::write_v6(ctx, mapped(to.v4), if held == 0 { to.v4_port } else { held });
             } else {
-                Destination::write_v6(ctx, to.v6, to.v6_port);
+                Destination::write_v6(ctx, to.v6, if held == 0 { to.v6_port } else { held });
             }
             PROCEED
         }
@@ -155,7 +159,12 @@ fn answer(ctx: *mut bpf_sock_addr, mut to: Destination) -> Answer {
     if ruling.verdict == verdict::REDIRECTED
         && let Some(listeners) = listeners
     {
-        return redirect(ctx, sk, owner, origin, listeners);
+        // A subflow of MPTCP does not wait: one whose first SYNs meet no answer has MPTCP turned off for all of the namespace.
+        let held = if owner == sk { held::claim(ctx, &to, netns_cookie, listeners) } else { 0 };
+        if held != 0 {
+            origin.reason = reason::HELD;
+        }
+        return redirect(ctx, sk, owner, origin, listeners, held);
     }
     origin::forget(owner);
     count(origin);
@@ -201,16 +210,23 @@ fn rule(
     }
     // Where nobody listens the connect is refused here rather than passed: between this look and the kernel's own one, a
     // listener could appear and be reached unseen. A listener bound to a device is not found either.
-    if is_loopback && !has_listener(ctx, &to.address, to.port, false) {
-        return Ruling { verdict: verdict::UNANSWERED, reason: reason::NONE, errno: ECONNREFUSED }.pack();
+    if is_loopback {
+        match listener(ctx, &to.address, to.port) {
+            NOBODY => {
+                return Ruling { verdict: verdict::UNANSWERED, reason: reason::NONE, errno: ECONNREFUSED }
+                    .pack();
+            }
+            MARK_LISTENER => return refuse(reason::OWN_PORT, 0),
+            _ => {}
+        }
     }
     let Some(listeners) = listeners else { return refuse(reason::NO_LISTENER, settings.errno) };
     // Whoever binds the agent's port when it is gone gets nothing.
-    let is_agent_there = match address::v4(to.address) {
-        Some(_) => has_listener(ctx, &mapped(listeners.v4), listeners.v4_port, true),
-        None => has_listener(ctx, &listeners.v6, listeners.v6_port, true),
+    let there = match address::v4(to.address) {
+        Some(_) => listener(ctx, &mapped(listeners.v4), listeners.v4_port),
+        None => listener(ctx, &listeners.v6, listeners.v6_port),
     };
-    if is_agent_there {
+    if there == MARK_LISTENER {
         Ruling { verdict: verdict::REDIRECTED, reason: reason::NONE, errno: 0 }.pack()
     } else if settings.open_actions >> (action & 31) & 1 == 1 {
         Ruling { verdict: verdict::PASSED, reason: reason::NO_AGENT, errno: 0 }.pack()
@@ -226,6 +242,7 @@ fn redirect(
     owner: *mut bpf_sock,
     origin: &mut FlowOrigin,
     listeners: &'static Listeners,
+    held: u16,
 ) -> Answer {
     origin::let_go(owner);
     count(origin);
@@ -237,7 +254,7 @@ fn redirect(
         return Answer::Refuse;
     }
     unbind_device(ctx, sk);
-    Answer::Redirect { to: listeners, is_v4: address::v4(origin.destination).is_some() }
+    Answer::Redirect { to: listeners, is_v4: address::v4(origin.destination).is_some(), held }
 }
 
 /// A socket bound to a device does not reach the listener, which is behind the loopback one.
@@ -276,13 +293,13 @@ fn mark_of(sk: *mut bpf_sock) -> u32 {
     if mark.is_null() { 0 } else { unsafe { *mark.cast::<u32>() } }
 }
 
-/// Whether a connect to this address, in the socket's own network namespace, would find a listener, or the agent's.
+/// What the listener is marked with that a connect to this address, in the socket's own network namespace, would find; or
+/// [`NOBODY`].
 #[inline(never)]
-fn has_listener(ctx: *mut bpf_sock_addr, address: &[u8; 16], port: u16, of_agent: bool) -> bool {
-    let is_it = |sk| !of_agent || mark_of(sk) == MARK_LISTENER;
+pub fn listener(ctx: *mut bpf_sock_addr, address: &[u8; 16], port: u16) -> u32 {
     match address::v4(*address) {
-        Some(v4) => found(ctx, &mut tuple_v4(v4, port), is_it),
-        None => found(ctx, &mut tuple_v6(*address, port), is_it),
+        Some(v4) => found(ctx, &mut tuple_v4(v4, port)),
+        None => found(ctx, &mut tuple_v6(*address, port)),
     }
 }
 
@@ -299,16 +316,16 @@ fn tuple_v6(address: [u8; 16], port: u16) -> TupleV6 {
 
 /// Looks a socket up by a `TupleV4` or a `TupleV6`, which the kernel tells apart by their sizes.
 #[inline(always)]
-fn found<T>(ctx: *mut bpf_sock_addr, tuple: &mut T, is_it: impl Fn(*mut bpf_sock) -> bool) -> bool {
+fn found<T>(ctx: *mut bpf_sock_addr, tuple: &mut T) -> u32 {
     let netns = BPF_F_CURRENT_NETNS as i64 as u64;
     // SAFETY: `tuple` is initialised, its size given; a socket found is released at the end.
     unsafe {
         let sk = bpf_sk_lookup_tcp(ctx.cast(), from_mut(tuple).cast(), size_of::<T>() as u32, netns, 0);
         if sk.is_null() {
-            return false;
+            return NOBODY;
         }
-        let is_it = is_it(sk.cast());
+        let mark = mark_of(sk.cast());
         bpf_sk_release(sk.cast());
-        is_it
+        mark
     }
 }

@@ -30,6 +30,14 @@ pub const SELECTORS_ROOM: u32 = 1024;
 pub const DESTINATIONS_ROOM: u32 = 16_384;
 /// How many network namespaces can have listeners.
 pub const NETNS_ROOM: u32 = 4096;
+/// How many connects of one network namespace and family can wait for the agent to dial their destination.
+pub const HELD_SLOTS: u32 = 8;
+/// How many listeners there can be in all in which connects wait.
+pub const HELD_ROOM: u32 = 1 << 15;
+/// Bytes of the ring in which it is told that one waits.
+pub const WAITING_BYTES: u32 = 1 << 16;
+/// How many destinations are remembered to have been reached lately.
+pub const REACHED_ROOM: u32 = 4096;
 /// Bytes of the ring in which connects are told that the agent does not see otherwise.
 pub const CONNECTS_BYTES: u32 = 1 << 20;
 /// What the agent's own sockets are marked with: one that may connect anywhere, and a listener.
@@ -47,12 +55,54 @@ pub struct FlowKey {
     pub netns_cookie: u64,
     pub source: [u8; 16],
     pub source_port: u16,
-    pub reserved: [u8; 6],
+    /// The agent's port, if the connect waits at a listener of its own: from one address and port a client can connect to that
+    /// one and to the usual one. 0: it is the usual one.
+    pub held_port: u16,
+    pub reserved: [u8; 4],
 }
 
 impl FlowKey {
     pub const fn new(netns_cookie: u64, source: [u8; 16], source_port: u16) -> Self {
-        Self { netns_cookie, source, source_port, reserved: [0; 6] }
+        Self { netns_cookie, source, source_port, held_port: 0, reserved: [0; 4] }
+    }
+}
+
+/// One of the agent's listeners in which a connect waits, see [`reason::HELD`]. Whoever takes the entry out has the listener for
+/// itself.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct HeldKey {
+    pub netns_cookie: u64,
+    /// 1: of the IPv6 loopback address.
+    pub is_v6: u32,
+    /// Below [`HELD_SLOTS`].
+    pub slot: u32,
+}
+
+/// Told when a connect begins to wait.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    pub key: FlowKey,
+    pub destination: [u8; 16],
+    pub destination_port: u16,
+    pub reserved: [u8; 6],
+}
+
+/// A destination, as one network namespace sees it. In the table with the time, since boot in nanoseconds, until which it counts
+/// as reached: the agent had dialled it shortly before.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ReachedKey {
+    pub netns_cookie: u64,
+    pub address: [u8; 16],
+    pub port: u16,
+    pub reserved: [u8; 6],
+}
+
+impl ReachedKey {
+    pub const fn new(netns_cookie: u64, address: [u8; 16], port: u16) -> Self {
+        Self { netns_cookie, address, port, reserved: [0; 6] }
     }
 }
 
@@ -266,6 +316,10 @@ pub mod reason {
     pub const WITHDRAWN: u8 = 7;
     /// The destination's action is pass.
     pub const PASS: u8 = 8;
+    /// Redirected to a listener that answers nobody before the agent has dialled the destination.
+    pub const HELD: u8 = 9;
+    /// The same, and nobody listened there. The agent's alone.
+    pub const NOBODY_LISTENS: u8 = 10;
 }
 
 /// What becomes of connects to a destination.
@@ -300,11 +354,16 @@ pub mod counter {
     pub const JOBS_FULL: u32 = 3;
     /// Task events for which the ring had no room.
     pub const TASK_EVENTS_LOST: u32 = 4;
+    /// Connects to private destinations that found no listener to wait in, and were redirected as others are.
+    pub const NOT_HELD: u32 = 5;
     pub const SLOTS: u32 = 8;
 }
 
 const _: () = {
     assert!(size_of::<FlowKey>() == 32 && align_of::<FlowKey>() == 8);
+    assert!(size_of::<HeldKey>() == 16 && align_of::<HeldKey>() == 8);
+    assert!(size_of::<Waiting>() == 56 && align_of::<Waiting>() == 8);
+    assert!(size_of::<ReachedKey>() == 32 && align_of::<ReachedKey>() == 8);
     assert!(size_of::<FlowOrigin>() == 112 && align_of::<FlowOrigin>() == 8);
     assert!(size_of::<ConnectKey>() == 16 && align_of::<ConnectKey>() == 8);
     assert!(size_of::<Listeners>() == 24 && align_of::<Listeners>() == 2);
@@ -331,6 +390,9 @@ mod user {
     plain!(
         LostTold,
         FlowKey,
+        HeldKey,
+        Waiting,
+        ReachedKey,
         FlowOrigin,
         ConnectKey,
         Listeners,

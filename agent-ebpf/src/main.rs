@@ -2,8 +2,8 @@
 //!
 //! Enters: sockets, connects and datagrams of the processes below the attach cgroup. Leaves: the connects of selected ones,
 //! led to the agent's listener, with their origins in `PENDING`; refusals; what was counted and told of each. Must never: let
-//! a connect through whose origin could not be kept, keep state in an LRU map (one job could push out another's record), or
-//! match on a thread's name.
+//! a connect through whose origin could not be kept, keep state in an LRU map (one job could push out another's record; `REACHED`
+//! is none: what is pushed out of it is looked up anew), or match on a thread's name.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
@@ -12,6 +12,7 @@ mod account;
 mod connect;
 mod datagram;
 mod destination;
+mod held;
 mod lineage;
 mod origin;
 mod owner;
@@ -22,14 +23,15 @@ mod sockops;
 mod structures;
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SkStorage},
     macros::{btf_map, btf_tracepoint, cgroup_sock, cgroup_sock_addr, fexit, sock_ops},
     programs::{BtfTracePointContext, FExitContext, SockAddrContext, SockContext, SockOpsContext},
 };
 use weir_ebpf::{
     CGROUPS_ROOM, CONNECTS_BYTES, ConnectKey, DESTINATIONS_ROOM, DestinationKey, FileKey, FlowKey,
-    FlowOrigin, JOBS_ROOM, JobCounts, Listeners, LostTold, NETNS_ROOM, OWN_PORTS_ROOM, PENDING_ROOM,
-    SELECTORS_ROOM, Selected, Settings, TAKEN_ROOM, Tag, counter,
+    FlowOrigin, HELD_ROOM, HeldKey, JOBS_ROOM, JobCounts, Listeners, LostTold, NETNS_ROOM, OWN_PORTS_ROOM,
+    PENDING_ROOM, REACHED_ROOM, ReachedKey, SELECTORS_ROOM, Selected, Settings, TAKEN_ROOM, Tag,
+    WAITING_BYTES, Waiting, counter,
     task::{EVENTS_BYTES, TASKS_ROOM, TaskEvent},
 };
 
@@ -70,6 +72,18 @@ static DESTINATIONS: LpmTrie<DestinationKey, u32, { DESTINATIONS_ROOM as usize }
 /// The agent's listeners, by the network namespace's cookie.
 #[btf_map]
 static NETNS: HashMap<u64, Listeners, { NETNS_ROOM as usize }> = HashMap::new();
+
+/// The listeners in which connects can wait, by their ports in the host's byte order. The agent puts one in, a connect takes it out.
+#[btf_map]
+static HELD: HashMap<HeldKey, u16, { HELD_ROOM as usize }> = HashMap::new();
+
+/// Which connects wait.
+#[btf_map]
+static WAITING: RingBuf<Waiting, { WAITING_BYTES as usize }> = RingBuf::new();
+
+/// Until when a destination counts as reached: no connect to it waits.
+#[btf_map]
+static REACHED: LruHashMap<ReachedKey, u64, { REACHED_ROOM as usize }> = LruHashMap::new();
 
 /// Weir's own ports, in the host's byte order.
 #[btf_map]
@@ -151,9 +165,7 @@ pub fn weir_sock_release(ctx: SockContext) -> i32 {
 
 #[sock_ops]
 pub fn weir_sockops(ctx: SockOpsContext) -> u32 {
-    sockops::on_event(ctx.ops);
-    // Read by callbacks other than ours alone; 0 asks for no reply.
-    0
+    sockops::on_event(ctx.ops)
 }
 
 #[btf_tracepoint(function = "sched_process_fork")]

@@ -4,12 +4,12 @@
 //! connection, for the agent's accept to find. Must never: let a connection go on whose entry could not be made, or an
 //! entry disappear without being told.
 
-use core::ptr::{addr_of, read_volatile};
+use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use aya_ebpf::{
     bindings::{
-        BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE,
-        BPF_TCP_ESTABLISHED, BPF_TCP_SYN_SENT, bpf_sock_ops,
+        BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
+        BPF_SOCK_OPS_TIMEOUT_INIT, BPF_TCP_CLOSE, BPF_TCP_ESTABLISHED, BPF_TCP_SYN_SENT, bpf_sock_ops,
     },
     helpers::{bpf_setsockopt, bpf_sock_ops_cb_flags_set},
 };
@@ -22,19 +22,46 @@ use weir_ebpf::{
 use crate::{
     PENDING, SO_BINDTOIFINDEX, SOL_SOCKET,
     account::{count_begun, fail, tell},
-    origin, owner,
+    held, origin, owner,
 };
 
 const AF_INET: u32 = 2;
+const IPPROTO_TCP: i32 = 6;
+const TCP_SYNCNT: i32 = 7;
+/// How soon a connect that waits sends its SYN anew, in ticks of the kernel's; later ones follow at twice the time.
+const FIRST_RETRY: u32 = 1;
+/// How many SYNs such a connect sends anew before it gives up: as the first comes early, the usual number would be sent within half
+/// a second. The agent gives up long before the last.
+const RETRIES: i32 = 14;
 
-pub fn on_event(ctx: *mut bpf_sock_ops) {
+/// What the program is to return: 0 asks for no reply.
+pub fn on_event(ctx: *mut bpf_sock_ops) -> u32 {
     // SAFETY: `ctx` is the kernel's context for this call, valid while the program runs.
     let op = unsafe { read_volatile(addr_of!((*ctx).op)) };
     match op {
         BPF_SOCK_OPS_TCP_CONNECT_CB => hand_over(ctx),
         BPF_SOCK_OPS_STATE_CB => withdraw(ctx),
+        BPF_SOCK_OPS_TIMEOUT_INIT => return hurry(ctx),
         _ => {}
     }
+    0
+}
+
+/// Where the connect waits for the agent, its next SYN is to come soon. Of any other the kernel's own answer stays.
+fn hurry(ctx: *mut bpf_sock_ops) -> u32 {
+    // SAFETY: as in `on_event`.
+    let sk = unsafe { (*ctx).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return 0;
+    }
+    let Some(origin) = origin::of(owner::of(sk)) else { return 0 };
+    // SAFETY: as in `hand_over`.
+    if unsafe { (*origin).reason } != reason::HELD {
+        return 0;
+    }
+    // SAFETY: as in `on_event`.
+    unsafe { write_volatile(addr_of_mut!((*ctx).__bindgen_anon_1.reply), FIRST_RETRY) };
+    1
 }
 
 /// The local port is known and the SYN not yet sent: the entry is there before the agent can accept.
@@ -53,7 +80,7 @@ fn hand_over(ctx: *mut bpf_sock_ops) {
     }
     origin.begun = 1;
     count_begun(origin);
-    let key = key(ctx, origin.netns_cookie);
+    let key = key(ctx, origin);
     // An entry under the same key is of a connection that is dead by now: the kernel gave its port away.
     tell_withdrawn(&key, |_| true);
     let kept = PENDING.insert(key, *origin, 0).is_ok();
@@ -64,6 +91,9 @@ fn hand_over(ctx: *mut bpf_sock_ops) {
         fail(origin);
         tell(origin, false);
         sever(ctx);
+    } else if origin.reason == reason::HELD {
+        retry_often(ctx);
+        held::tell(&key, origin);
     }
 }
 
@@ -85,9 +115,7 @@ fn withdraw(ctx: *mut bpf_sock_ops) {
     // SAFETY: as in `hand_over`.
     let own = unsafe { &*own };
     // Its own entry alone: the socket may have gone elsewhere since, and share its port with another on its way to the agent.
-    tell_withdrawn(&key(ctx, own.netns_cookie), |entry| {
-        entry.connected_at == own.connected_at && entry.tid == own.tid
-    });
+    tell_withdrawn(&key(ctx, own), |entry| entry.connected_at == own.connected_at && entry.tid == own.tid);
 }
 
 /// Takes an entry out that the agent has not taken, and tells of it. Only one of them and us can remove it.
@@ -107,7 +135,7 @@ fn tell_withdrawn(key: &FlowKey, is_it: impl Fn(&FlowOrigin) -> bool) {
 }
 
 /// The connection as the agent's listener will see its peer.
-fn key(ctx: *mut bpf_sock_ops, netns_cookie: u64) -> FlowKey {
+fn key(ctx: *mut bpf_sock_ops, origin: &FlowOrigin) -> FlowKey {
     // SAFETY: as in `on_event`. Word by word, as the verifier wants it.
     let (family, v4, v6, port) = unsafe {
         (
@@ -123,7 +151,27 @@ fn key(ctx: *mut bpf_sock_ops, netns_cookie: u64) -> FlowKey {
         )
     };
     let source = if family == AF_INET { mapped(v4.to_ne_bytes()) } else { bytes(v6) };
-    FlowKey::new(netns_cookie, source, port as u16)
+    let mut key = FlowKey::new(origin.netns_cookie, source, port as u16);
+    if origin.reason == reason::HELD {
+        // SAFETY: as in `on_event`. In network order, in the upper half.
+        key.held_port = unsafe { u32::from_be(read_volatile(addr_of!((*ctx).remote_port))) } as u16;
+    }
+    key
+}
+
+/// Has this socket's SYN sent anew so often as [`RETRIES`] says. Should that fail, it gives up early.
+fn retry_often(ctx: *mut bpf_sock_ops) {
+    let mut retries = RETRIES;
+    // SAFETY: as in `sever`.
+    unsafe {
+        bpf_setsockopt(
+            ctx.cast(),
+            IPPROTO_TCP,
+            TCP_SYNCNT,
+            (&raw mut retries).cast(),
+            size_of::<i32>() as i32,
+        );
+    }
 }
 
 /// Asks for this socket's state changes.

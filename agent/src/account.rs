@@ -350,11 +350,12 @@ impl Accounts {
     }
 
     fn tables(&self) -> Result<BTreeMap<String, u64>, KernelError> {
-        const COUNTED: [(&str, u32); 4] = [
+        const COUNTED: [(&str, u32); 5] = [
             ("stray", counter::STRAY),
             ("tasks_full", counter::TASKS_FULL),
             ("jobs_full", counter::JOBS_FULL),
             ("task_events_lost", counter::TASK_EVENTS_LOST),
+            ("not_held", counter::NOT_HELD),
         ];
         COUNTED.iter().map(|(name, slot)| Ok(((*name).to_owned(), self.hooks.count(*slot)?))).collect()
     }

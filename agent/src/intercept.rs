@@ -5,6 +5,7 @@
 mod dial;
 mod flow;
 mod greeting;
+mod held;
 mod learned;
 mod meeting;
 mod refusing;
@@ -22,7 +23,9 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use weir_core::record::AgentEvent;
+use weir_ebpf::HELD_SLOTS;
 
+use self::held::Doors;
 use self::learned::Learned;
 use crate::account::Accounts;
 use crate::config::{InterceptList, Listen};
@@ -121,6 +124,8 @@ pub struct Interceptor {
     /// Servers' connections between two exchanges.
     shelves: Arc<Shelves>,
     uncounted: Uncounted,
+    /// Of connects that wait.
+    doors: Doors,
 }
 
 /// Connections of which only the number is told.
@@ -162,6 +167,7 @@ impl Interceptor {
             learned: Learned::default(),
             shelves: Arc::default(),
             uncounted,
+            doors: Doors::default(),
         }
     }
 
@@ -172,13 +178,14 @@ impl Interceptor {
         accepting.spawn(self.clone().tell_uncounted());
         // Not among those that accept: flows go on when nothing is accepted any more.
         tokio::spawn(tend_shelves(self.shelves.clone(), self.gate.tasks.clone()));
+        accepting.spawn(self.clone().hear_waiting());
         for listener in [listeners.v4, listeners.v6] {
-            accepting.spawn(self.clone().accept_from(listener, self.host.clone()));
+            self.serve_at(listener, &self.host, &mut accepting);
         }
         loop {
             tokio::select! {
                 Some(Opened { namespace, listeners }) = opened.recv() => for listener in listeners {
-                    accepting.spawn(self.clone().accept_from(listener, namespace.clone()));
+                    self.serve_at(listener, &namespace, &mut accepting);
                 },
                 // One that failed must not be looked over.
                 Some(ended) = accepting.join_next() => if let Err(error) = ended {
@@ -194,6 +201,21 @@ impl Interceptor {
         }
     }
 
+    /// What came in at a listener, and what waits beside it.
+    fn serve_at(
+        self: &Arc<Self>,
+        listener: TcpListener,
+        namespace: &Arc<Namespace>,
+        accepting: &mut JoinSet<()>,
+    ) {
+        if let Ok(address) = listener.local_addr() {
+            for slot in 0..HELD_SLOTS {
+                accepting.spawn(self.clone().hold(namespace.clone(), address.ip(), slot));
+            }
+        }
+        accepting.spawn(self.clone().accept_from(listener, namespace.clone()));
+    }
+
     async fn accept_from(self: Arc<Self>, listener: TcpListener, namespace: Arc<Namespace>) {
         loop {
             let accepted = tokio::select! {
@@ -202,7 +224,7 @@ impl Interceptor {
                 () = self.retired(&namespace) => return,
             };
             match accepted {
-                Ok((stream, peer)) => self.admit(stream, peer, &namespace),
+                Ok((stream, peer)) => self.admit(stream, peer, &namespace, 0, None),
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -224,9 +246,17 @@ impl Interceptor {
         }
     }
 
-    fn admit(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, namespace: &Arc<Namespace>) {
+    /// `held` is the port of the listener if that was for one connect, and `dialled` the connection to its server.
+    fn admit(
+        self: &Arc<Self>,
+        stream: TcpStream,
+        peer: SocketAddr,
+        namespace: &Arc<Namespace>,
+        held: u16,
+        dialled: Option<TcpStream>,
+    ) {
         // The origin first: it must not stay behind, whatever becomes of the connection. From here on it is owed a record.
-        let origin = match self.origin(peer, namespace) {
+        let origin = match self.origin(peer, namespace, held) {
             Some(origin) => origin,
             None => {
                 self.uncounted.unattributed.fetch_add(1, Ordering::Relaxed);
@@ -237,7 +267,7 @@ impl Interceptor {
         let (interceptor, namespace, tasks) = (self.clone(), namespace.clone(), &self.gate.tasks);
         if let Some(room) = share.flow() {
             return tasks.spawn_closing(async move {
-                interceptor.flow(stream, namespace, origin, share).await;
+                interceptor.flow(stream, namespace, origin, share, dialled).await;
                 drop(room);
             });
         }
@@ -251,8 +281,8 @@ impl Interceptor {
         }
     }
 
-    fn origin(&self, peer: SocketAddr, namespace: &Namespace) -> Option<Origin> {
-        match self.hooks.take_origin(namespace.cookie(), peer) {
+    fn origin(&self, peer: SocketAddr, namespace: &Namespace, held: u16) -> Option<Origin> {
+        match self.hooks.take_held_origin(namespace.cookie(), peer, held) {
             Ok(origin) => origin,
             Err(error) => {
                 tracing::error!(%error, "cannot look up a connection's origin");

@@ -9,6 +9,7 @@ mod btf;
 mod connects;
 pub mod cost;
 mod guard;
+mod held;
 mod host;
 pub mod link;
 mod origin;
@@ -41,11 +42,13 @@ pub use self::{
     books::Counts,
     connects::Connects,
     guard::Changed,
+    held::{Slot, Waiting, WaitingConnects},
     origin::Origin,
     tables::Destination,
     tasks::{TaskEvents, Told},
 };
 use self::{
+    held::Held,
     link::{AttachType, Link, Tampering},
     pending::{Pending, Taken},
     pins::Pins,
@@ -73,7 +76,7 @@ const PROGRAMS: [(&str, AttachType); 9] = [
 ];
 
 /// What is pinned besides the links.
-const TABLES: [&str; 18] = [
+const TABLES: [&str; 21] = [
     "SETTINGS",
     "TASKS",
     "CGROUPS",
@@ -92,6 +95,9 @@ const TABLES: [&str; 18] = [
     "TASK_EVENTS",
     "COUNTS",
     "LOST_TOLD",
+    "HELD",
+    "WAITING",
+    "REACHED",
 ];
 
 /// The error of a connect for which there is no agent, unless the operator chose another.
@@ -164,6 +170,8 @@ pub struct Hooks {
     pending: Pending,
     taken: Mutex<Taken>,
     connects: Mutex<Option<Map>>,
+    held: Mutex<Held>,
+    waiting: Mutex<Option<Map>>,
     task_events: Mutex<Option<Map>>,
     socket_fault: Option<String>,
     cgroups_room: usize,
@@ -233,6 +241,8 @@ impl Hooks {
             pending: Pending::open(take(&mut ebpf, "PENDING")?)?,
             taken: Mutex::new(Taken::open(take(&mut ebpf, "TAKEN")?, plan.taken_room as usize)?),
             connects: Mutex::new(Some(take(&mut ebpf, "CONNECTS")?)),
+            held: Mutex::new(Held::open(&mut ebpf)?),
+            waiting: Mutex::new(Some(held::ring(&mut ebpf)?)),
             tables: Mutex::new(tables),
             guarding: AtomicBool::new(true),
             netns_cookie,

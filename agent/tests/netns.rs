@@ -1,5 +1,7 @@
 //! Other network namespaces: registered once, served, bounded, and let go when nobody is in them any more. Needs root.
 
+#[path = "netns/held.rs"]
+mod held;
 #[path = "netns/stage.rs"]
 mod stage;
 

@@ -1,5 +1,6 @@
-//! Prints how long a job in an unannounced network namespace is refused, and what the hook costs that spares it that, as
-//! one line of JSON each: `cargo run -p weir-tests --example netns_window [ROUNDS]`, after `cargo build`, as root.
+//! Prints how long a job in an unannounced network namespace is refused, and what the hook costs that spares it that, and
+//! how long a connect to a private address takes that waits for the agent to dial, as one line of JSON each:
+//! `cargo run -p weir-tests --example netns_window [ROUNDS]`, after `cargo build`, as root.
 
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -17,6 +18,7 @@ fn main() -> Result<()> {
         );
     }
     println!("{}", json!({ "what": "oci-hook", "rounds": rounds, "us": spread(&windows.hook_us) }));
+    println!("{}", json!({ "what": "held", "rounds": rounds, "us": spread(&windows.held_us) }));
     Ok(())
 }
 

@@ -1,5 +1,5 @@
 //! How long a job in a network namespace that nobody announced waits: from its first connect, which is refused, to the first
-//! that is led to the agent. And what the hook costs that spares it the wait.
+//! that is led to the agent. And what the hook costs that spares it the wait, and a connect that waits until the agent has dialled.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -49,22 +49,44 @@ pub struct Windows {
     pub announced: Vec<Wait>,
     /// How long `weir oci-hook` took, from its start to its end.
     pub hook_us: Vec<u64>,
+    /// How long a connect to a private address took at which nobody listens: it waits until the agent has dialled.
+    pub held_us: Vec<u64>,
 }
 
 /// Measures so many rounds, each with a namespace of its own, in one world.
 pub fn measure(rounds: usize) -> Result<Windows> {
     let world = World::start(&WorldPlan { kind: "window", ..WorldPlan::default() })?;
-    let mut windows = Windows { unannounced: Vec::new(), announced: Vec::new(), hook_us: Vec::new() };
+    let mut windows =
+        Windows { unannounced: Vec::new(), announced: Vec::new(), hook_us: Vec::new(), held_us: Vec::new() };
     for _ in 0..rounds {
         windows.unannounced.push(wait(&world, &Net::new()?)?);
         let net = Net::new()?;
         windows.hook_us.push(announce(&world, &net)?);
         windows.announced.push(wait(&world, &net)?);
+        windows.held_us.push(probe(&world, &net)?);
     }
     windows.unannounced.sort_by_key(|wait| wait.us);
     windows.announced.sort_by_key(|wait| wait.us);
     windows.hook_us.sort_unstable();
+    windows.held_us.sort_unstable();
     Ok(windows)
+}
+
+/// Its last word is how many microseconds it took to be refused.
+const PROBE: &str = "
+import socket, time
+with socket.socket() as made:
+    began = time.monotonic_ns()
+    assert made.connect_ex(('10.99.0.1', 443)) == 111
+    print((time.monotonic_ns() - began) // 1000, flush=True)
+";
+
+fn probe(world: &World, net: &Net) -> Result<u64> {
+    net.run(&["ip", "address", "add", "10.99.0.1/32", "dev", "lo"])?;
+    let script = [world.setup.python().into(), "-c".into(), PROBE.into()];
+    let mut job = world.job().command_in(net, &script)?;
+    ensure!(job.wait(DEADLINE)?.success(), "{}", job.stderr()?);
+    job.stdout()?.trim().parse().context("what the job said")
 }
 
 fn wait(world: &World, net: &Net) -> Result<Wait> {

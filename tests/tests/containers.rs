@@ -1,6 +1,9 @@
 //! Jobs in network namespaces of their own, and in containers of real OCI runtimes: their calls go through Weir, to servers
 //! that only they can reach; until Weir listens in there they are refused, and recorded.
 
+#[path = "containers/readiness.rs"]
+mod readiness;
+
 use std::ffi::OsString;
 use std::io::Write;
 use std::process::{Command, Output, Stdio};

@@ -22,6 +22,13 @@ pub enum DialError {
     Exempt(#[from] KernelError),
 }
 
+impl DialError {
+    /// Whether the destination said that nobody listens there.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, DialError::Unreachable { source, .. } if source.kind() == io::ErrorKind::ConnectionRefused)
+    }
+}
+
 /// Connects to `destination` from inside a namespace, with a socket that the hooks pass on.
 pub async fn dial(
     hooks: &Hooks,
@@ -32,10 +39,19 @@ pub async fn dial(
     let unreachable = |source| DialError::Unreachable { destination, source };
     let socket = namespace.tcp_socket(destination.is_ipv6()).await.map_err(unreachable)?;
     hooks.exempt(socket.as_fd())?;
-    let stream = tokio::time::timeout(within, socket.connect(destination))
-        .await
-        .map_err(|_| DialError::Timeout { destination, within })?
-        .map_err(unreachable)?;
+    let dialled = match tokio::time::timeout(within, socket.connect(destination)).await {
+        Ok(dialled) => dialled.map_err(unreachable),
+        Err(_) => Err(DialError::Timeout { destination, within }),
+    };
+    // By this the hooks know whether the next connect is to wait.
+    let noted = match &dialled {
+        Ok(_) => hooks.reached(namespace.cookie(), destination),
+        Err(_) => hooks.not_reached(namespace.cookie(), destination),
+    };
+    if let Err(error) = noted {
+        tracing::debug!(%error, %destination, "it is not noted whether a destination was reached");
+    }
+    let stream = dialled?;
     stream.set_nodelay(true).map_err(unreachable)?;
     Ok(stream)
 }

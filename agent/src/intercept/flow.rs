@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
@@ -49,6 +49,8 @@ pub(super) struct Opening {
     share: Arc<Share>,
     /// It used a server's connection that another flow had dialled.
     borrowed: AtomicBool,
+    /// The connection to the server that was made while the client waited, until it is used.
+    dialled: Mutex<Option<TcpStream>>,
 }
 
 /// How a connection was treated, and how it ended.
@@ -71,6 +73,14 @@ impl Opening {
         let (job, namespace) = (self.origin.cgroup_id, self.namespace.cookie());
         Scope { job, namespace, destination: self.destination }
     }
+
+    pub(super) fn take_dialled(&self) -> Option<TcpStream> {
+        self.dialled().take()
+    }
+
+    fn dialled(&self) -> MutexGuard<'_, Option<TcpStream>> {
+        self.dialled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Interceptor {
@@ -81,10 +91,12 @@ impl Interceptor {
         namespace: Arc<Namespace>,
         origin: Origin,
         share: Arc<Share>,
+        dialled: Option<TcpStream>,
     ) {
         // What each part of a connection's life needs is there for that long, and not for as long as it idles: each in a
         // box of its own.
         let opening = Box::pin(self.open(namespace, origin, share)).await;
+        *opening.dialled() = dialled;
         let ending = tokio::select! {
             biased;
             ending = self.serve(stream, &opening) => ending,
@@ -97,6 +109,18 @@ impl Interceptor {
     pub(super) async fn record_no_room(&self, namespace: Arc<Namespace>, origin: Origin, share: Arc<Share>) {
         let opening = self.open(namespace, origin, share).await;
         let ending = self.refused(&opening, None, FlowEnd::Limit);
+        self.record(opening, ending).await;
+    }
+
+    /// Records a connect that waited for its destination to be dialled, and was refused since it could not be.
+    pub(super) async fn record_unreachable(
+        &self,
+        namespace: Arc<Namespace>,
+        origin: Origin,
+        share: Arc<Share>,
+    ) {
+        let opening = self.open(namespace, origin, share).await;
+        let ending = self.refused(&opening, None, FlowEnd::UpstreamUnreachable);
         self.record(opening, ending).await;
     }
 
@@ -114,6 +138,7 @@ impl Interceptor {
             started,
             share,
             borrowed: AtomicBool::new(false),
+            dialled: Mutex::default(),
         }
     }
 
@@ -270,7 +295,10 @@ impl Interceptor {
         }
         let shelf =
             self.shelves.of(ShelfKey { scope, name: wanted.clone(), offer: offer.to_server().to_vec() });
-        let met = match shelf.spare(SystemTime::now()).await {
+        // What was dialled for this very client goes before what another left.
+        let is_dialled = opening.dialled().is_some();
+        let spare = if is_dialled { None } else { shelf.spare(SystemTime::now()).await };
+        let met = match spare {
             Some(spare) => {
                 // Whether or not an exchange comes of it: nothing was dialled.
                 opening.borrowed.store(true, Ordering::Relaxed);

@@ -52,10 +52,13 @@ impl Interceptor {
         Ok(Met { proven, protocol, by: Beginning::Dialled(dialled) })
     }
 
-    /// Dials a flow's destination for the first time.
+    /// Dials a flow's destination for the first time; or gives what was dialled while the client waited.
     pub(super) async fn dial(&self, opening: &Opening) -> Result<TcpStream, DialError> {
         let within = self.gate.limits.upstream_timeout;
-        let stream = dial(&self.hooks, &opening.namespace, opening.destination, within).await?;
+        let stream = match opening.take_dialled() {
+            Some(dialled) => dialled,
+            None => dial(&self.hooks, &opening.namespace, opening.destination, within).await?,
+        };
         if let Ok(own) = stream.local_addr() {
             let _ = opening.source.set(own.ip());
         }

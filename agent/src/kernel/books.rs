@@ -44,6 +44,16 @@ impl Hooks {
     /// It is owed a record until [`Hooks::recorded`]. When as many are owed as there is room for it is an error, and the origin is
     /// left where it is.
     pub fn take_origin(&self, netns_cookie: u64, peer: SocketAddr) -> Result<Option<Origin>, KernelError> {
+        self.take_held_origin(netns_cookie, peer, 0)
+    }
+
+    /// The same of a connection that came in at a listener for one connect, by its port.
+    pub fn take_held_origin(
+        &self,
+        netns_cookie: u64,
+        peer: SocketAddr,
+        held_port: u16,
+    ) -> Result<Option<Origin>, KernelError> {
         let source = match peer.ip() {
             IpAddr::V4(v4) => address::mapped(v4.octets()),
             IpAddr::V6(v6) => v6.octets(),
@@ -56,7 +66,8 @@ impl Hooks {
                 source: io::ErrorKind::StorageFull.into(),
             });
         }
-        let Some(flow) = self.pending.take(&FlowKey::new(netns_cookie, source, peer.port()))? else {
+        let key = FlowKey { held_port, ..FlowKey::new(netns_cookie, source, peer.port()) };
+        let Some(flow) = self.pending.take(&key)? else {
             return Ok(None);
         };
         taken.put(&flow)?;

@@ -18,7 +18,7 @@ use aya::maps::{HashMap, Map, MapData};
 use weir_ebpf::{ConnectKey, FlowKey, FlowOrigin};
 
 use super::{
-    KernelError, syscall,
+    KernelError, lookup_missing, syscall,
     tables::{entries_of, gone},
     unreadable,
 };
@@ -53,6 +53,14 @@ impl Pending {
     /// client's port to another connection, whose origin the removal would take away.
     pub(super) fn take(&self, key: &FlowKey) -> Result<Option<FlowOrigin>, KernelError> {
         syscall::take(self.descriptor.as_fd(), key).map_err(failed)
+    }
+
+    pub(super) fn has(&self, key: &FlowKey) -> Result<bool, KernelError> {
+        match self.entries.get(key, 0) {
+            Ok(_) => Ok(true),
+            Err(error) if lookup_missing(&error) => Ok(false),
+            Err(error) => Err(unreadable(error)),
+        }
     }
 
     pub(super) fn all(&self) -> Result<Vec<FlowOrigin>, KernelError> {

@@ -88,7 +88,8 @@ impl Hooks {
 
     /// From here on the connects of that namespace are refused.
     pub fn unlisten(&self, netns_cookie: u64) -> Result<(), KernelError> {
-        lock(&self.tables).netns.remove(&netns_cookie)
+        lock(&self.tables).netns.remove(&netns_cookie)?;
+        self.take_all_back(netns_cookie)
     }
 
     /// The network namespaces that have listeners, also those that an agent before this one registered.

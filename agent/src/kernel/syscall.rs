@@ -68,6 +68,32 @@ pub(super) fn take(map: BorrowedFd<'_>, key: &FlowKey) -> io::Result<Option<Flow
     }
 }
 
+/// Attaches a filter to a socket that lets nothing in.
+pub(super) fn drop_all(socket: BorrowedFd<'_>) -> io::Result<()> {
+    /// `BPF_RET | BPF_K` of nothing (linux/filter.h).
+    const RETURN_NOTHING: libc::sock_filter = libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0 };
+    let mut program = [RETURN_NOTHING];
+    let program = libc::sock_fprog { len: 1, filter: program.as_mut_ptr() };
+    // SAFETY: the program is as long as it says, and lives until the call returns.
+    unsafe { set_option(socket, libc::SO_ATTACH_FILTER, &program) }
+}
+
+/// Takes the filter off again.
+pub(super) fn drop_none(socket: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the value is not looked at.
+    unsafe { set_option(socket, libc::SO_DETACH_FILTER, &0_i32) }
+}
+
+/// # Safety
+/// `value` must be what the kernel reads for this option, and each address in it be good for that.
+unsafe fn set_option<T>(socket: BorrowedFd<'_>, option: libc::c_int, value: &T) -> io::Result<()> {
+    let size = size_of::<T>() as libc::socklen_t;
+    let value = std::ptr::from_ref(value).cast();
+    // SAFETY: the value lives until the call returns, and its size is given; the caller vouches for the rest.
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, value, size) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// The number by which the kernel programs know this process's network namespace (Linux 5.14).
 pub(super) fn netns_cookie() -> io::Result<u64> {
     // Any socket tells, of whatever family.

@@ -80,8 +80,8 @@ impl Held {
 ///
 /// Its addresses need not be there yet: a container's runtime may bring loopback up after it has made the namespace.
 pub fn open_doors() -> io::Result<Doors> {
-    let v4 = listener(&SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0).into())?;
-    let v6 = match listener(&SocketAddrV6::new(Ipv6Addr::LOCALHOST, 0, 0, 0).into()) {
+    let v4 = listener(&SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0).into(), false)?;
+    let v6 = match listener(&SocketAddrV6::new(Ipv6Addr::LOCALHOST, 0, 0, 0).into(), false) {
         Ok(v6) => Some(v6),
         Err(error) if is_without_ipv6(&error) => None,
         Err(error) => return Err(error),
@@ -105,7 +105,9 @@ fn is_without_ipv6(error: &io::Error) -> bool {
         .any(|errno| error.raw_os_error() == Some(*errno as i32))
 }
 
-fn listener(address: &SocketAddr) -> io::Result<TcpListener> {
+/// Makes a listening socket, in the namespace that the calling thread is in. One that is held answers nobody until
+/// [`Hooks::let_in`].
+pub fn listener(address: &SocketAddr, is_held: bool) -> io::Result<TcpListener> {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let made = socket(family, SockType::Stream, flags, None)?;
@@ -123,6 +125,9 @@ fn listener(address: &SocketAddr) -> io::Result<TcpListener> {
         }
     };
     bind(made.as_raw_fd(), name)?;
+    if is_held {
+        Hooks::hold_back(made.as_fd())?;
+    }
     listen(&made, Backlog::new(BACKLOG)?)?;
     Ok(made.into())
 }

@@ -9,10 +9,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Mutex;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
-use tokio::net::TcpSocket;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 
-use super::enter::{Held, has_address};
+use super::enter::{Held, has_address, listener};
 use super::lock;
 
 /// A network namespace that flows come from.
@@ -61,10 +61,25 @@ impl Namespace {
         let family = if v6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         let held = lock(&other.held).clone();
-        let held =
-            held.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "its network namespace is gone"))?;
+        let held = held.ok_or_else(gone)?;
         let made = held.inside(move || Ok(socket(family, SockType::Stream, flags, None)?)).await?;
         Ok(TcpSocket::from_std_stream(std::net::TcpStream::from(made)))
+    }
+
+    /// A listening socket in there at a port of the kernel's choice, which answers nobody yet.
+    ///
+    /// # Errors
+    /// As for [`Namespace::tcp_socket`].
+    pub async fn held_listener(&self, address: IpAddr) -> io::Result<TcpListener> {
+        let address = SocketAddr::new(address, 0);
+        let made = match &self.other {
+            None => listener(&address, true)?,
+            Some(other) => {
+                let held = lock(&other.held).clone().ok_or_else(gone)?;
+                held.inside(move || listener(&address, true)).await?
+            }
+        };
+        TcpListener::from_std(made)
     }
 
     /// Whether a connection from in there would end at Weir itself: at one of its ports on this host, or at the agent's
@@ -94,6 +109,10 @@ impl Namespace {
             other.let_go.cancel();
         }
     }
+}
+
+fn gone() -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, "its network namespace is gone")
 }
 
 fn is_hosts(address: IpAddr) -> bool {

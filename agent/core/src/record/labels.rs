@@ -250,6 +250,10 @@ labels! {
         Withdrawn = "withdrawn",
         /// Policy passes the destination.
         Pass = "pass",
+        /// Led to the agent, where it waited until the agent had dialled its private destination.
+        Held = "held",
+        /// The same, and nobody listened there: the client was refused.
+        NobodyListens = "nobody_listens",
     }
 
     /// Why what the kernel counted and what is recorded differ.
