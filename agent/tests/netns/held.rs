@@ -4,6 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
 use std::process::Child;
+use std::sync::mpsc::RecvTimeoutError;
 
 use tokio::io::unix::AsyncFd;
 use tokio::net::TcpListener;
@@ -174,7 +175,17 @@ async fn what_finds_no_listener_to_wait_in_or_was_reached_lately_goes_the_way_of
     scene.hooks().offer(slot, port).unwrap();
     let destination = waiting.destination;
     scene.hooks().reached(cookie, destination).unwrap();
+    // Again and again: on an emulated kernel Python takes seconds to start.
+    let (done, waits) = std::sync::mpsc::channel::<()>();
+    let hooks = scene.stage.hooks.clone();
+    let reaching = std::thread::spawn(move || {
+        while waits.recv_timeout(std::time::Duration::from_millis(500)) == Err(RecvTimeoutError::Timeout) {
+            hooks.reached(cookie, destination).unwrap();
+        }
+    });
     scene.goes_the_usual_way("10.77.0.2").await;
+    drop(done);
+    reaching.join().unwrap();
     assert_eq!(scene.hooks().offered(slot).unwrap(), Some(port));
     scene.hooks().not_reached(cookie, destination).unwrap();
     let second = scene.start("10.77.0.2", false);

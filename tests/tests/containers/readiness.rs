@@ -78,6 +78,26 @@ fn probe(world: &World, net: &Net, timeout: &str, port: u16, addresses: &[&str])
     Ok(job.stdout()?.lines().map(str::to_owned).collect())
 }
 
+/// A port at which nobody listens in any of these tests.
+const NOBODYS: u16 = 9;
+/// The agent's listeners in a namespace: in each family the usual one, and those in which connects wait.
+const LISTENERS: usize = 2 * (1 + weir_ebpf::HELD_SLOTS as usize);
+
+/// Waits until connects in there wait: the agent makes the listeners for that when the namespace is registered already. Gives how
+/// many connects it took to see it.
+fn until_held(world: &World, net: &Net) -> Result<u64> {
+    until("the listeners in there", DEADLINE, || {
+        Ok((net.run(&["ss", "-Hltn"])?.lines().count() == LISTENERS).then_some(()))
+    })?;
+    let mut made = 0;
+    until("connects to wait", DEADLINE, || {
+        made += 2;
+        let said = probe(world, net, "0", NOBODYS, &SERVERS)?;
+        Ok((said == ["ECONNREFUSED", "ECONNREFUSED"]).then_some(()))
+    })?;
+    Ok(made)
+}
+
 /// The job's sums, once they are closed with so many redirected connects; and that they hold.
 fn closes(world: &World, redirected: u64) -> Result<()> {
     let question = format!(
@@ -93,7 +113,8 @@ fn closes(world: &World, redirected: u64) -> Result<()> {
 }
 
 fn flows(world: &World, reason: &str, count: usize) -> Result<Vec<Value>> {
-    let question = format!("SELECT * FROM flows WHERE connect_reason = '{reason}' AND server_port != 0");
+    let question =
+        format!("SELECT * FROM flows WHERE connect_reason = '{reason}' AND server_port != {NOBODYS}");
     let rows = world.sql_until(count, &question)?;
     ensure!(rows.len() == count, "{rows:?}");
     Ok(rows)
@@ -103,6 +124,7 @@ fn flows(world: &World, reason: &str, count: usize) -> Result<Vec<Value>> {
 fn a_probe_of_a_private_port_is_refused_until_a_server_listens_and_costs_that_one_connection() -> Result<()> {
     let (jobs, servers, world) = private_network(Scheme::Http)?;
     ensure!(oci_hook(&world, jobs.pid(), &["--require"])?.status.success());
+    let before = until_held(&world, &jobs)?;
     // One that was there and is no more: nobody else takes its port in there.
     let server = Server::start(&world, &servers, &["0"])?;
     let port = server.port;
@@ -120,9 +142,11 @@ fn a_probe_of_a_private_port_is_refused_until_a_server_listens_and_costs_that_on
     let twice = [SERVERS[0], SERVERS[0], SERVERS[1]];
     let said = probe(&world, &jobs, "0", port, &twice)?;
     ensure!(said == ["served"; 3], "{said:?}");
-    let held = flows(&world, "held", 2)?;
+    let held = world.sql_until(2, "SELECT * FROM flows WHERE connect_reason = 'held'")?;
+    // A machine that is slow enough forgets it between two connects.
+    ensure!((2..=3).contains(&held.len()), "{held:?}");
     ensure!(held.iter().all(|row| row["flow_end"] == "closed"), "{held:?}");
-    closes(&world, 7)?;
+    closes(&world, before + 7)?;
     ensure!(server.accepted()? == 3, "one for each connect");
     Ok(())
 }
@@ -131,6 +155,7 @@ fn a_probe_of_a_private_port_is_refused_until_a_server_listens_and_costs_that_on
 fn a_client_that_gives_up_or_loses_the_agent_while_it_waits_is_let_go_and_told_of_once() -> Result<()> {
     let (jobs, servers, mut world) = private_network(Scheme::Http)?;
     ensure!(oci_hook(&world, jobs.pid(), &["--require"])?.status.success());
+    let before = until_held(&world, &jobs)?;
     let silent = Server::start(&world, &servers, &["0", "silent"])?;
     let said = probe(&world, &jobs, "0.2", silent.port, &SERVERS)?;
     ensure!(said == ["gave up", "gave up"], "{said:?}");
@@ -140,7 +165,7 @@ fn a_client_that_gives_up_or_loses_the_agent_while_it_waits_is_let_go_and_told_o
     let arguments = ["0", &port, SERVERS[0]];
     let mut waits = world.job().command_in(&jobs, &script(&world, PROBE, &arguments))?;
     until("a connect to wait", DEADLINE, || {
-        Ok((world.agent.status()?.connects.redirected == 3).then_some(()))
+        Ok((world.agent.status()?.connects.redirected == before + 3).then_some(()))
     })?;
     world.agent.daemon().kill()?;
     ensure!(waits.wait(DEADLINE)?.success());
@@ -150,7 +175,7 @@ fn a_client_that_gives_up_or_loses_the_agent_while_it_waits_is_let_go_and_told_o
     let server = Server::start(&world, &servers, &["0"])?;
     let said = probe(&world, &jobs, "0", server.port, &[SERVERS[0]])?;
     ensure!(said == ["served"], "{said:?}");
-    closes(&world, 4)?;
+    closes(&world, before + 4)?;
     ensure!(silent.accepted()? == 0 && server.accepted()? == 1);
     Ok(())
 }
