@@ -67,6 +67,8 @@ impl Way {
     /// Kinds of finding of which one is enough.
     fn shows_as(self) -> &'static [&'static str] {
         match self {
+            // Bytes that nobody can read do not say whose they are: nobody signed them here.
+            Way::Like(Act::Splice) => &["spliced", "unsigned"],
             Way::Like(act) => act.shows_as(),
             Way::OfCheckpoint => &["projection"],
             Way::OfBatch => &["projection", "altered", "deleted"],
