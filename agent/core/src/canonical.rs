@@ -175,7 +175,7 @@ impl Writer {
 }
 
 /// The next byte, from `at` on, that is not written as it is. In most texts there is none for long, so eight bytes are
-/// looked at together.
+/// looked at together, and where those have none, [`MANY`].
 fn special(bytes: &[u8], mut at: usize) -> Option<(usize, u8)> {
     const EACH: u64 = 0x0101_0101_0101_0101;
     const HIGH: u64 = 0x8080_8080_8080_8080;
@@ -186,13 +186,30 @@ fn special(bytes: &[u8], mut at: usize) -> Option<(usize, u8)> {
         let word = u64::from_le_bytes(eight.try_into().unwrap_or_default());
         let found = below(word, 0x20) | is(word, b'"') | is(word, b'\\');
         if found != 0 {
-            break;
+            // The lowest of them is the first byte, and is one.
+            at += found.trailing_zeros() as usize / 8;
+            return Some((at, *bytes.get(at)?));
         }
         at += 8;
+        while bytes.get(at..).and_then(<[u8]>::first_chunk).is_some_and(are_plain) {
+            at += MANY;
+        }
     }
     let rest = bytes.get(at..).unwrap_or_default();
-    let next = rest.iter().position(|&byte| byte < 0x20 || matches!(byte, b'"' | b'\\'))?;
+    let next = rest.iter().position(|&byte| is_special(byte))?;
     Some((at + next, *rest.get(next)?))
+}
+
+/// So many bytes are judged at once, by what the processor has for that.
+const MANY: usize = 32;
+
+fn are_plain(bytes: &[u8; MANY]) -> bool {
+    // No way out in the middle, which would be a step for each byte.
+    bytes.iter().fold(0, |found, &byte| found | u8::from(is_special(byte))) == 0
+}
+
+fn is_special(byte: u8) -> bool {
+    (byte < 0x20) | (byte == b'"') | (byte == b'\\')
 }
 
 impl Open<'_> {
@@ -202,14 +219,29 @@ impl Open<'_> {
         Ok(())
     }
 
+    /// The name of a member that a type declares.
+    fn field(&mut self, name: &'static str) -> Result<(), Unusual> {
+        let start = self.writer.out.len();
+        self.writer.out.push(b'"');
+        self.writer.out.extend_from_slice(name.as_bytes());
+        self.writer.out.push(b'"');
+        self.named(start)
+    }
+
     fn name(&mut self, name: &(impl Serialize + ?Sized)) -> Result<(), Unusual> {
         let start = self.writer.out.len();
         name.serialize(&mut *self.writer)?;
+        self.named(start)
+    }
+
+    /// A name was written from `start` on.
+    fn named(&mut self, start: usize) -> Result<(), Unusual> {
         let name_end = self.writer.out.len();
         let name = self.writer.out.get(start..name_end).unwrap_or_default();
         // The order is that of the names' UTF-16, which is that of their bytes where they are plain.
         let inner = name.strip_prefix(b"\"").and_then(|name| name.strip_suffix(b"\""));
-        if !inner.is_some_and(|name| name.iter().all(|byte| byte.is_ascii_graphic() && *byte != b'\\')) {
+        let is_plain = |byte: &u8| byte.is_ascii_graphic() && !matches!(byte, b'\\' | b'"');
+        if !inner.is_some_and(|name| name.iter().all(is_plain)) {
             return Err(Unusual);
         }
         self.writer.out.push(b':');
@@ -374,7 +406,7 @@ impl<'a> ser::Serializer for &'a mut Writer {
         value: &T,
     ) -> Result<(), Unusual> {
         let mut object = self.object("", b"}")?;
-        object.name(variant)?;
+        object.field(variant)?;
         object.value(value)?;
         object.close()
     }
@@ -450,7 +482,7 @@ macro_rules! members {
             type Error = Unusual;
 
             fn serialize_field<T: Serialize + ?Sized>(&mut self, name: &'static str, value: &T) -> Result<(), Unusual> {
-                self.name(name)?;
+                self.field(name)?;
                 self.value(value)
             }
 

@@ -69,6 +69,21 @@ fn whatever_is_in_what_its_members_are_in_order() {
     }
 }
 
+#[test]
+fn a_byte_that_is_written_otherwise_is_found_wherever_it_stands() {
+    for length in 0..100 {
+        let plain = "x".repeat(length);
+        same(&plain);
+        for at in 0..length {
+            for special in ["\"", "\\", "\u{0}", "\u{1f}", " ", "\u{7f}", "\u{e9}", "\u{ff}"] {
+                let mut text = plain.clone();
+                text.replace_range(at..=at, special);
+                same(&text);
+            }
+        }
+    }
+}
+
 fn random(state: &mut u64, depth: u32) -> Value {
     let mut next = |below: u64| {
         *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
