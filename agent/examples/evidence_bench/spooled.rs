@@ -16,8 +16,8 @@ use weir_core::segment::{EventFrames, FRAME_HEADER_LEN};
 const GROUPS: [usize; 3] = [1, 64, 256];
 /// Bytes of an event: those for which the goals are, and of a call's with its answer.
 const SIZES: [usize; 2] = [1024, 2048];
-/// Bytes of a segment: as configured where nothing is, and larger (`spool.segment_bytes`).
-const SEGMENTS: [usize; 2] = [1 << 20, 8 << 20];
+/// Bytes of a segment (`spool.segment_bytes`): small, and those of a log for which nothing is configured.
+const SEGMENTS: [usize; 2] = [1 << 20, spool::SEAL_BYTES];
 /// How long each of the two has its turn.
 const TURN: Duration = Duration::from_millis(250);
 /// A plain file is begun anew at this length.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::duration;
+use crate::spool::SEAL_BYTES;
 
 /// Bounds on what a peer may make the agent do or keep.
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -100,7 +101,7 @@ pub struct Spool {
 impl Default for Spool {
     fn default() -> Self {
         Self {
-            segment_bytes: 1 << 20,
+            segment_bytes: SEAL_BYTES,
             seal_after: Duration::from_secs(1),
             idle_seal_after: Duration::from_secs(15 * 60),
             heartbeat: Duration::from_secs(60),

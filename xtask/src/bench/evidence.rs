@@ -179,14 +179,14 @@ fn goals(measured: &Value) -> Vec<Goal> {
             added.map(|(strict, queued)| (strict - queued) / 1000.0),
         ),
         goal(
-            "spool, groups of 256 records of 1 KiB, segments of 8 MiB",
+            "spool, groups of 256 records of 1 KiB, segments of 4 MiB",
             "records/s",
             false,
             200_000.0,
             cells(measured)
                 .find(|cell| {
                     let at = |path: &str| number(cell, path);
-                    [at("/bytes"), at("/group"), at("/segment")] == [1024.0, 256.0, 8_388_608.0].map(Some)
+                    [at("/bytes"), at("/group"), at("/segment")] == [1024.0, 256.0, 4_194_304.0].map(Some)
                 })
                 .and_then(|cell| number(cell, "/records_per_second")),
         ),
