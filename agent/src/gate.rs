@@ -24,7 +24,6 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::request::Parts;
 use http::{Method, StatusCode};
-use hyper::body::Incoming;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::sync::oneshot;
@@ -44,7 +43,7 @@ pub use untrusted::Refusal;
 use crate::approval::Approvals;
 use crate::config::{Approval, Limits};
 use crate::http::{
-    self as room, AnswerBody, Authority, Body, Outgoing, Patience, Read, ReadRequest, RequestError,
+    self as room, AnswerBody, Authority, Body, Outgoing, Patience, Read, ReadRequest, Received, RequestError,
     StreamedRequest, Upgrade, Upstream, UpstreamFailure,
 };
 use crate::ledger::{Ledger, LedgerError};
@@ -129,7 +128,7 @@ type Asker = oneshot::Sender<Answer>;
 impl Gate {
     /// Takes one request to its answer. A client that leaves makes this future be dropped anywhere, and what has begun must
     /// be recorded to its end: then the work goes on as a task.
-    pub async fn exchange(self: &Arc<Self>, flow: &Arc<Flow>, request: Request<Incoming>) -> Answer {
+    pub async fn exchange(self: &Arc<Self>, flow: &Arc<Flow>, request: Request<Received>) -> Answer {
         let (mut asker, waits) = oneshot::channel();
         let (gate, flow) = (self.clone(), flow.clone());
         let work = self.tasks.here(async move { gate.answer(&flow, request, &mut asker).await });
@@ -142,7 +141,7 @@ impl Gate {
     async fn answer(
         self: &Arc<Self>,
         flow: &Arc<Flow>,
-        request: Request<Incoming>,
+        request: Request<Received>,
         asker: &mut Asker,
     ) -> Answer {
         let started = Instant::now();
@@ -410,7 +409,7 @@ impl Gate {
     async fn refuse_misdirected(
         &self,
         flow: &Flow,
-        request: &Request<Incoming>,
+        request: &Request<Received>,
     ) -> Result<Option<Response<Body>>, Broken> {
         if flow.server.record.proof == record::Proof::Unproven {
             return Ok(None);

@@ -3,12 +3,14 @@
 
 mod body;
 mod coding;
-mod exec;
 mod first;
 mod guarded;
 mod head;
+mod http2;
 mod idle;
+mod interim;
 mod outgoing;
+mod received;
 mod request;
 mod serve;
 mod shelf;
@@ -21,6 +23,7 @@ pub use guarded::Guard;
 pub use head::{accepts, answer, claims_json, is_event_stream, takes_events};
 pub use idle::AnswerBody;
 pub use outgoing::Outgoing;
+pub use received::{Broke, Received};
 pub use request::{Authority, Patience, Read, ReadRequest, RequestError, StreamedRequest, Upgrade, read};
 pub use serve::{MAX_STREAMS, Manners, Served, serve};
 pub use shelf::{Proven, Shelf, ShelfKey, Shelves, Spare};

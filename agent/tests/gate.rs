@@ -9,12 +9,16 @@ mod bounds;
 mod exchanges;
 #[path = "gate/generated.rs"]
 mod generated;
+#[path = "gate/interim.rs"]
+mod interim;
 #[path = "gate/ladder.rs"]
 mod ladder;
 #[path = "gate/legacy.rs"]
 mod legacy;
 #[path = "gate/malformed.rs"]
 mod malformed;
+#[path = "gate/peer2.rs"]
+mod peer2;
 #[path = "gate/refusals.rs"]
 mod refusals;
 #[path = "gate/revisions.rs"]
@@ -27,6 +31,8 @@ mod script;
 mod sessions;
 #[path = "gate/stage.rs"]
 mod stage;
+#[path = "gate/streams.rs"]
+mod streams;
 #[path = "gate/unread.rs"]
 mod unread;
 #[path = "gate/upgrades.rs"]

@@ -4,7 +4,6 @@
 use http::header::CONNECTION;
 use http::{HeaderValue, Request, Version};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use hyper::ext::ReasonPhrase;
 use serde_json::json;
 use weir_core::ids::FlowId;
@@ -12,6 +11,7 @@ use weir_core::mcp::jsonrpc::{self, REFUSED};
 use weir_core::record::{self, Direction, FlowReason, MessageLabel};
 
 use super::{Answer, Gate, reply};
+use crate::http::Received;
 
 /// What a client is told.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ const LABEL: &str = "weir-error";
 
 impl Gate {
     /// Records a request, and answers it with 502.
-    pub async fn answer_untrusted(&self, refusal: &Refusal, request: Request<Incoming>) -> Answer {
+    pub async fn answer_untrusted(&self, refusal: &Refusal, request: Request<Received>) -> Answer {
         let (parts, body) = request.into_parts();
         let line = self.line(&parts.method, &parts.uri);
         let text =
@@ -52,7 +52,7 @@ impl Gate {
 
     /// Reads what a client sends and forgets it, within the limits of any request: a connection that is closed with bytes unread is
     /// reset, and the answer lost.
-    async fn discard(&self, mut body: Incoming) {
+    async fn discard(&self, mut body: Received) {
         let mut left = self.limits.request_body;
         while let Ok(Some(Ok(frame))) = tokio::time::timeout(self.limits.client_timeout, body.frame()).await {
             left = left.saturating_sub(frame.data_ref().map_or(0, |data| data.len()));

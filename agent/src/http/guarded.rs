@@ -105,6 +105,11 @@ impl Guard {
         state.told.clear();
     }
 
+    /// The answer's head goes out next: from now on nothing is told before it.
+    pub(super) fn answered(&self) {
+        self.state().takes_interim = false;
+    }
+
     /// The exchange is one that its client takes back by leaving, or is over.
     pub fn strict(&self) {
         let mut state = self.state();
@@ -302,6 +307,22 @@ mod tests {
         guarded.read_to_end(&mut read).await.unwrap();
         assert_eq!(read, b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET /x HTTP/1.1\0\r\n\r\n");
         assert_eq!(guard.fault(), Some(Ambiguous::BareLf));
+    }
+
+    #[tokio::test]
+    async fn what_is_told_late_does_not_get_into_the_answer() {
+        let (mut near, far) = duplex(1024);
+        let (mut guarded, guard) = Guarded::requests(far, Duration::ZERO);
+        guard.begin(false, Version::HTTP_11);
+        guard.tell(StatusCode::PROCESSING, &HeaderMap::new());
+        guard.answered();
+        guard.tell(StatusCode::EARLY_HINTS, &HeaderMap::new());
+        guarded.write_all(b"the answer").await.unwrap();
+        guarded.flush().await.unwrap();
+        drop(guarded);
+        let mut read = String::new();
+        near.read_to_string(&mut read).await.unwrap();
+        assert_eq!(read, "HTTP/1.1 102 Processing\r\n\r\nthe answer");
     }
 
     #[tokio::test]

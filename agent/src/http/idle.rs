@@ -12,13 +12,14 @@ use std::task::{Context, Poll, Waker};
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Frame, SizeHint};
 use hyper::client::conn::{TrySendError, http1};
 use hyper::{Request, Response};
 use weir_core::ids::FlowId;
 
 use super::guarded::Guard;
 use super::outgoing::Outgoing;
+use super::received::{Broke, Received};
 use super::shelf::{Proven, Shelf};
 use crate::tasks::Here;
 use crate::tls::Protocol;
@@ -77,13 +78,13 @@ impl Http1 {
     pub async fn send(
         &mut self,
         request: Request<Outgoing>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<Outgoing>>> {
+    ) -> Result<Response<Received>, TrySendError<Request<Outgoing>>> {
         if let Outgoing::Streamed(_) = request.body() {
             // It may go on while its answer waits for a reader.
             self.connection = None;
         }
         let answer = self.sender.try_send_request(request);
-        driving(&mut self.connection, answer).await
+        Ok(driving(&mut self.connection, answer).await?.map(Received::Http1))
     }
 
     fn drive(&mut self, context: &mut Context<'_>) {
@@ -193,12 +194,12 @@ impl Idle {
 /// The body of a server's answer. Reading it drives the connection that it comes over, which is free for the next exchange with the body's
 /// last byte.
 pub struct AnswerBody {
-    body: Incoming,
+    body: Received,
     over: Option<(Http1, Arc<Idle>)>,
 }
 
 impl AnswerBody {
-    pub(super) fn new(body: Incoming, over: Http1, idle: Arc<Idle>) -> Self {
+    pub(super) fn new(body: Received, over: Http1, idle: Arc<Idle>) -> Self {
         let mut answer = Self { body, over: Some((over, idle)) };
         if answer.body.is_end_stream() {
             answer.release();
@@ -207,7 +208,7 @@ impl AnswerBody {
     }
 
     /// One whose connection a task drives.
-    pub(super) fn of_a_task(body: Incoming) -> Self {
+    pub(super) fn of_a_task(body: Received) -> Self {
         Self { body, over: None }
     }
 
@@ -220,12 +221,12 @@ impl AnswerBody {
 
 impl Body for AnswerBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Broke;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Broke>>> {
         let mut polled = Pin::new(&mut self.body).poll_frame(context);
         if let (Poll::Pending, Some((connection, _))) = (&polled, &mut self.over) {
             connection.drive(context);

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
-use hyper::body::{Body as _, Frame, Incoming, SizeHint};
+use hyper::body::{Body as _, Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::body::BodyError;
 use super::first::{First, Start};
+use super::received::Received;
 
 /// A request's body on its way to the server.
 pub enum Outgoing {
@@ -25,7 +26,7 @@ pub enum Outgoing {
 pub struct Streamed {
     /// What was read of it already.
     seen: Option<Bytes>,
-    rest: Incoming,
+    rest: Received,
     /// Judges what comes, until it is certain.
     start: Option<Start>,
     pause: Duration,
@@ -37,7 +38,7 @@ impl Outgoing {
         Self::Whole { data: Some(data).filter(|data| !data.is_empty()), trailers: None }
     }
 
-    pub(super) fn streamed(seen: Bytes, rest: Incoming, start: Option<Start>, pause: Duration) -> Self {
+    pub(super) fn streamed(seen: Bytes, rest: Received, start: Option<Start>, pause: Duration) -> Self {
         let patience = Box::pin(sleep(pause));
         let seen = Some(seen).filter(|seen| !seen.is_empty());
         Self::Streamed(Box::new(Streamed { seen, rest, start, pause, patience }))

@@ -8,7 +8,7 @@ use http::Uri;
 use http::header::{self, HeaderMap};
 use http::request::Parts;
 use http_body_util::BodyExt;
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Body as _;
 use hyper::upgrade::OnUpgrade;
 
 use super::coding::{Coding, CodingError, Decoder};
@@ -16,6 +16,7 @@ use super::first::{First, Start};
 use super::guarded::Guard;
 use super::head::{claims_json, in_origin_form, one_connections_alone, wants_websocket};
 use super::outgoing::Outgoing;
+use super::received::{Broke, Received};
 use crate::share::Kept;
 
 /// How long a body that must be judged by its first bytes may take for them before its head goes on without. They are judged when they
@@ -167,7 +168,7 @@ impl Authority {
 
 /// Reads as much of a request as must be read before it may go on. The head that comes with it has no more in it than goes upstream.
 pub async fn read(
-    request: hyper::Request<Incoming>,
+    request: hyper::Request<Received>,
     patience: Patience,
 ) -> Result<Read, (Parts, RequestError)> {
     let (mut parts, mut body) = request.into_parts();
@@ -227,7 +228,7 @@ pub async fn read(
 
 /// Throws away what is left of a body that is refused: the connection is closed behind the answer, and a client that still sends
 /// then would be told of that, and not why. One that waits to be told to go on is not.
-async fn discard(parts: &Parts, body: &mut Incoming, why: &RequestError) {
+async fn discard(parts: &Parts, body: &mut Received, why: &RequestError) {
     let is_over = matches!(why, RequestError::TooSlow(_) | RequestError::BrokenOff(_));
     if is_over || parts.headers.contains_key(header::EXPECT) {
         return;
@@ -273,7 +274,7 @@ impl ReadRequest {
 
 /// A request's body being read.
 struct Reading {
-    body: Incoming,
+    body: Received,
     bytes: Vec<u8>,
     /// Whether the head says that trailers follow; others are not sent on.
     tells_trailers: bool,
@@ -341,7 +342,7 @@ impl Reading {
     /// Says whether it was data.
     fn take(
         &mut self,
-        frame: Result<hyper::body::Frame<Bytes>, hyper::Error>,
+        frame: Result<hyper::body::Frame<Bytes>, Broke>,
         limit: usize,
     ) -> Result<bool, RequestError> {
         let frame = frame.map_err(|e| RequestError::BrokenOff(e.to_string()))?;

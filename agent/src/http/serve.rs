@@ -18,19 +18,15 @@ use weir_core::http1::Ambiguous;
 
 use super::MAX_HEAD;
 use super::body::{Body, BodyError, full};
-use super::exec::Spawner;
 use super::guarded::{Guard, Guarded};
 use super::head::takes_events;
+use super::http2::{Accepting, Asked, answer};
+use super::received::Received;
 use crate::tasks::Tasks;
 use crate::tls::Protocol;
 
 /// The most exchanges that a client may have open on one HTTP/2 connection.
 pub const MAX_STREAMS: u32 = 128;
-/// How many bytes of one HTTP/2 stream may be on their way unread, and of all of a connection's.
-pub(super) const STREAM_WINDOW: u32 = 256 << 10;
-pub(super) const CONNECTION_WINDOW: u32 = 1 << 20;
-/// How many bytes of an answer wait for one HTTP/2 stream's client.
-const SEND_BUFFER: usize = 64 << 10;
 
 /// How a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +57,7 @@ pub async fn serve<S, A, E>(
     client: S,
     manners: Manners,
     tasks: &Tasks,
-    exchange: impl Fn(Request<Incoming>) -> A + Send,
+    exchange: impl Fn(Request<Received>) -> A + Send,
 ) -> Served
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -78,7 +74,7 @@ async fn serve_http1<S, A, E>(
     client: S,
     manners: Manners,
     tasks: &Tasks,
-    exchange: impl Fn(Request<Incoming>) -> A,
+    exchange: impl Fn(Request<Received>) -> A,
 ) -> Served
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -90,12 +86,14 @@ where
         // An answer that may be a stream of events is ended by its client's leaving.
         guard.begin(!takes_events(request.headers()), request.version());
         request.extensions_mut().insert(guard.clone());
-        let (answer, open) = (exchange(request), Open::OfGuard(guard.clone()));
+        let (answer, open) = (exchange(request.map(Received::Http1)), Open::OfGuard(guard.clone()));
         async {
-            let mut answer = match answer.await {
+            let answered = answer.await;
+            guard.answered();
+            let mut answer = match answered {
                 // Its body was heard no further.
                 Err(_) if guard.fault().is_some() => ambiguous(),
-                answer => answer?,
+                answered => answered?,
             };
             if tasks.is_retiring() && !answer.headers().contains_key(http::header::UPGRADE) {
                 answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -130,7 +128,7 @@ async fn serve_http2<S, A, E>(
     client: S,
     manners: Manners,
     tasks: &Tasks,
-    exchange: impl Fn(Request<Incoming>) -> A,
+    exchange: impl Fn(Request<Received>) -> A,
 ) -> Served
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -138,35 +136,40 @@ where
     E: std::error::Error + Send + Sync + 'static,
 {
     let open = watch::Sender::new(0_usize);
-    let service = service_fn(|request: Request<Incoming>| {
-        let (answer, open) = (exchange(request), Open::one_of(&open));
-        async move {
-            let answer = answer.await?;
-            Ok::<_, E>(answer.map(|body| Tracked { body, open }))
+    let mut connection = Accepting::new(client);
+    let begin = |asked: Asked| {
+        let Asked { request, reply } = asked;
+        let (exchange, open) = (exchange(request), Open::one_of(&open));
+        tasks.spawn(answer(
+            reply,
+            async move { Ok::<_, E>(exchange.await?.map(|body| Tracked { body, open })) },
+        ));
+    };
+    let (mut idle, mut retiring) = (pin!(quiet(open.subscribe(), manners.idle)), pin!(tasks.retiring()));
+    loop {
+        tokio::select! {
+            asked = connection.next() => match asked {
+                Some(Ok(asked)) => begin(asked),
+                Some(Err(_)) => return Served::Broken,
+                None => return Served::Closed,
+            },
+            () = &mut idle => break,
+            () = &mut retiring => break,
         }
-    });
-    let connection = hyper::server::conn::http2::Builder::new(Spawner(tasks.clone()))
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_send_buf_size(SEND_BUFFER)
-        .auto_date_header(false)
-        .serve_connection(TokioIo::new(client), service);
-    let mut connection = pin!(connection);
-    tokio::select! {
-        served = &mut connection => return ended(served),
-        () = quiet(open.subscribe(), manners.idle) => {}
-        () = tasks.retiring() => {}
     }
-    connection.as_mut().graceful_shutdown();
-    tokio::select! {
-        // However the client takes it.
-        _ = &mut connection => Served::Closed,
-        // A client that has nothing open, and does not say goodbye.
-        () = quiet(open.subscribe(), manners.farewell) => Served::Closed,
-        () = tasks.over() => Served::Broken,
+    connection.leave();
+    // A client that has nothing open, and does not say goodbye.
+    let (mut silent, mut over) = (pin!(quiet(open.subscribe(), manners.farewell)), pin!(tasks.over()));
+    loop {
+        tokio::select! {
+            asked = connection.next() => match asked {
+                Some(Ok(asked)) => begin(asked),
+                // However the client takes it.
+                Some(Err(_)) | None => return Served::Closed,
+            },
+            () = &mut silent => return Served::Closed,
+            () = &mut over => return Served::Broken,
+        }
     }
 }
 

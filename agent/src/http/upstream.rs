@@ -13,22 +13,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, StatusCode, Version};
-use hyper::client::conn::{TrySendError, http1, http2};
+use http::{HeaderMap, HeaderValue, StatusCode};
+use hyper::client::conn::{TrySendError, http1};
 use hyper::ext::on_informational;
 use hyper::{Request, Response};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use weir_core::http1::Ambiguous;
 use weir_core::ids::FlowId;
 
 use super::MAX_HEAD;
-use super::exec::Spawner;
-use super::guarded::{First, Guard, Guarded};
+use super::guarded::{First, Guarded};
 use super::head::{request_to, wants_websocket};
+use super::http2::{Http2, Unsent};
 use super::idle::{AnswerBody, Http1, Idle};
+use super::interim::Asking;
 use super::outgoing::Outgoing;
-use super::serve::{CONNECTION_WINDOW, STREAM_WINDOW};
+use super::received::{Broke, Received};
 use super::shelf::{Proven, Shelf, Spare};
 use crate::gate::Permit;
 use crate::tasks::Tasks;
@@ -62,7 +63,7 @@ pub enum UpstreamFailure {
     #[error("the server cannot be reached: {0}")]
     Unreachable(String),
     #[error("the server broke off: {0}")]
-    BrokenOff(#[from] hyper::Error),
+    BrokenOff(#[from] Broke),
     /// Two readers could take it for two answers.
     #[error("the server's answer is ambiguous ({}): {}", _0.label(), _0)]
     Ambiguous(Ambiguous),
@@ -74,7 +75,7 @@ pub enum UpstreamFailure {
 /// See the module.
 pub struct Upstream {
     idle: Arc<Idle>,
-    shared: Mutex<Option<http2::SendRequest<Outgoing>>>,
+    shared: Mutex<Option<Http2>>,
     spoken: Spoken,
     redial: Redial,
     tasks: Tasks,
@@ -87,7 +88,7 @@ pub struct Upstream {
 /// Who carries one exchange.
 enum Sender {
     Http1(Http1),
-    Http2(http2::SendRequest<Outgoing>),
+    Http2(Http2),
 }
 
 impl Upstream {
@@ -153,10 +154,8 @@ impl Upstream {
             match sender.send(parts, body).await {
                 Ok(answer) => return self.answered(sender, answer, may_upgrade),
                 // The server had closed the connection, and not a byte of the request went out.
-                Err(mut error) => match error.take_message() {
-                    Some(unsent) => (parts, body) = unsent.into_parts(),
-                    None => return Err(sender.failure(error.into_error())),
-                },
+                Err(Unsent { request: Some(unsent), .. }) => (parts, body) = unsent.into_parts(),
+                Err(Unsent { error, .. }) => return Err(sender.failure(error)),
             }
         }
         let dialled = (self.redial)().await.map_err(UpstreamFailure::Unreachable)?;
@@ -164,13 +163,13 @@ impl Upstream {
         sender.is_personal(is_personal);
         match sender.send(parts, body).await {
             Ok(answer) => self.answered(sender, answer, may_upgrade),
-            Err(error) => Err(sender.failure(error.into_error())),
+            Err(Unsent { error, .. }) => Err(sender.failure(error)),
         }
     }
 
     /// A connection that can carry an exchange now, or as soon as the one before it is over.
     async fn free(&self) -> Option<Sender> {
-        if let Some(shared) = self.shared().as_ref().filter(|shared| !shared.is_closed()) {
+        if let Some(shared) = self.shared().as_ref().filter(|shared| shared.is_open()) {
             return Some(Sender::Http2(shared.clone()));
         }
         // Beside others nobody waits for one that is still busy, which it may be for a long time.
@@ -192,7 +191,7 @@ impl Upstream {
     fn answered(
         &self,
         mut sender: Sender,
-        answer: Response<hyper::body::Incoming>,
+        answer: Response<Received>,
         may_upgrade: bool,
     ) -> Result<Response<AnswerBody>, UpstreamFailure> {
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -203,13 +202,17 @@ impl Upstream {
         Ok(answer.map(|body| match sender {
             Sender::Http1(sender) => AnswerBody::new(body, sender, self.idle.clone()),
             Sender::Http2(sender) => {
-                *self.shared() = Some(sender);
+                let mut shared = self.shared();
+                if !shared.as_ref().is_some_and(Http2::is_open) {
+                    // One that its server closed must not take another's place.
+                    *shared = Some(sender);
+                }
                 AnswerBody::of_a_task(body)
             }
         }))
     }
 
-    fn shared(&self) -> MutexGuard<'_, Option<http2::SendRequest<Outgoing>>> {
+    fn shared(&self) -> MutexGuard<'_, Option<Http2>> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -222,21 +225,15 @@ impl Upstream {
                     .max_buf_size(MAX_HEAD)
                     .max_header_size(MAX_HEAD)
                     .handshake(TokioIo::new(stream))
-                    .await?;
+                    .await
+                    .map_err(Broke::from)?;
                 let mut connection = connection.with_upgrades();
                 let driven = poll_fn(move |context| Pin::new(&mut connection).poll(context).map(ended));
                 Sender::Http1(Http1::new(sender, guard, self.tasks.here(driven), proven))
             }
             Protocol::Http2 => {
-                let (sender, connection) = http2::Builder::new(Spawner(self.tasks.clone()))
-                    .timer(TokioTimer::new())
-                    .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
-                    .initial_stream_window_size(STREAM_WINDOW)
-                    .initial_connection_window_size(CONNECTION_WINDOW)
-                    .handshake(TokioIo::new(stream))
-                    .await?;
-                self.tasks.spawn(async move { ended(connection.await) });
-                Sender::Http2(sender)
+                let begun = Http2::begin(stream, self.tasks.clone()).await;
+                Sender::Http2(begun.map_err(Broke::from)?)
             }
         })
     }
@@ -260,29 +257,21 @@ fn authenticates_connection(headers: &HeaderMap) -> bool {
 }
 
 impl Sender {
-    async fn send(
-        &mut self,
-        mut parts: Parts,
-        body: Outgoing,
-    ) -> Result<Response<hyper::body::Incoming>, TrySendError<Request<Outgoing>>> {
+    async fn send(&mut self, mut parts: Parts, body: Outgoing) -> Result<Response<Received>, Unsent> {
         match self {
             Sender::Http1(http1) => {
                 request_to(&mut parts, Protocol::Http1);
                 http1.guard.expect(&parts.method);
-                let client = parts.extensions.remove::<Guard>();
+                let client = Asking::of(&parts.extensions);
                 let mut request = Request::from_parts(parts, body);
-                if let Some(client) = client.filter(|_| request.version() == Version::HTTP_11) {
-                    on_informational(&mut request, move |said| match said.status() {
-                        // The client is told by Weir itself when to go on.
-                        StatusCode::CONTINUE | StatusCode::SWITCHING_PROTOCOLS => {}
-                        status => client.tell(status, said.headers()),
-                    });
+                if let Some(client) = client {
+                    on_informational(&mut request, move |said| client.tell(said.status(), said.headers()));
                 }
-                http1.send(request).await
+                http1.send(request).await.map_err(Unsent::from)
             }
-            Sender::Http2(sender) => {
+            Sender::Http2(http2) => {
                 request_to(&mut parts, Protocol::Http2);
-                sender.try_send_request(Request::from_parts(parts, body)).await
+                http2.send(Request::from_parts(parts, body)).await
             }
         }
     }
@@ -294,12 +283,18 @@ impl Sender {
         }
     }
 
-    fn failure(&self, error: hyper::Error) -> UpstreamFailure {
+    fn failure(&self, error: Broke) -> UpstreamFailure {
         match self {
             Sender::Http1(Http1 { guard, .. }) => {
                 guard.fault().map_or_else(|| error.into(), UpstreamFailure::Ambiguous)
             }
             Sender::Http2(_) => error.into(),
         }
+    }
+}
+
+impl From<TrySendError<Request<Outgoing>>> for Unsent {
+    fn from(mut error: TrySendError<Request<Outgoing>>) -> Self {
+        Self { request: error.take_message(), error: error.into_error().into() }
     }
 }

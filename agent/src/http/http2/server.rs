@@ -1,0 +1,202 @@
+//! The client's side: a connection whose streams are exchanges.
+//!
+//! Enters: a client's connection. Leaves: its requests, and for each an answer, before which the client is told what comes earlier (1xx).
+//! Must never: answer a stream that its client has reset, or leave an exchange waiting for one.
+
+use std::error::Error;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::server::{Builder, Connection, Handshake, SendResponse};
+use h2::{Reason, RecvStream};
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use hyper::body::Body;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::pump::Pump;
+use super::stream::StreamBody;
+use super::{CONNECTION_WINDOW, MAX_FAULTS, MAX_FRAME, STREAM_WINDOW, reason_of};
+use crate::http::MAX_HEAD;
+use crate::http::head::one_connections_alone;
+use crate::http::interim::Interim;
+use crate::http::received::Received;
+use crate::http::serve::MAX_STREAMS;
+
+/// How many bytes of an answer wait for one stream's client.
+const SEND_BUFFER: usize = 64 << 10;
+
+/// A client's connection.
+pub struct Accepting<S> {
+    stage: Stage<S>,
+    leaves: bool,
+}
+
+enum Stage<S> {
+    Greeting(Handshake<S, Bytes>),
+    Open(Connection<S, Bytes>),
+}
+
+/// One request, and where its answer goes.
+pub struct Asked {
+    pub request: Request<Received>,
+    pub reply: Reply,
+}
+
+/// See [`answer`].
+pub struct Reply {
+    stream: SendResponse<Bytes>,
+    interim: Interim,
+    is_head: bool,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Accepting<S> {
+    pub fn new(client: S) -> Self {
+        let greeting = Builder::new()
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(MAX_FRAME)
+            .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
+            .max_local_error_reset_streams(Some(MAX_FAULTS))
+            .max_send_buffer_size(SEND_BUFFER)
+            .max_concurrent_streams(MAX_STREAMS)
+            .handshake(client);
+        Self { stage: Stage::Greeting(greeting), leaves: false }
+    }
+
+    /// The next request; `None` when the client has closed, or all that it may still ask is answered. Whoever waits here drives the
+    /// connection.
+    pub async fn next(&mut self) -> Option<Result<Asked, h2::Error>> {
+        poll_fn(|context| self.poll_next(context)).await
+    }
+
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Asked, h2::Error>>> {
+        loop {
+            match &mut self.stage {
+                Stage::Greeting(greeting) => match ready!(Pin::new(greeting).poll(context)) {
+                    Ok(mut connection) => {
+                        if self.leaves {
+                            connection.graceful_shutdown();
+                        }
+                        self.stage = Stage::Open(connection);
+                    }
+                    Err(error) => return Poll::Ready(Some(Err(error))),
+                },
+                Stage::Open(connection) => {
+                    let accepted = ready!(connection.poll_accept(context));
+                    return Poll::Ready(accepted.map(|accepted| accepted.map(Asked::of)));
+                }
+            }
+        }
+    }
+
+    /// Tells the client to ask nothing more; what it has asked is answered.
+    pub fn leave(&mut self) {
+        self.leaves = true;
+        if let Stage::Open(connection) = &mut self.stage {
+            connection.graceful_shutdown();
+        }
+    }
+}
+
+impl Asked {
+    fn of((request, stream): (Request<RecvStream>, SendResponse<Bytes>)) -> Self {
+        let interim = Interim::new();
+        let (mut parts, body) = request.into_parts();
+        let is_head = parts.method == Method::HEAD;
+        let body = if parts.method == Method::CONNECT {
+            // What comes over such a stream is no body, and no tunnel is made.
+            Received::Nothing
+        } else {
+            let waits = (asks_first(&parts.headers) && !body.is_end_stream()).then(|| interim.clone());
+            Received::Http2(StreamBody::new(body, &parts.headers, waits))
+        };
+        parts.extensions.insert(interim.clone());
+        let reply = Reply { stream, interim, is_head };
+        Self { request: Request::from_parts(parts, body), reply }
+    }
+}
+
+/// Whether a client sends its body only when it is told to go on (RFC 9110, 10.1.1).
+fn asks_first(headers: &HeaderMap) -> bool {
+    let expect = headers.get(header::EXPECT).map_or(&b""[..], HeaderValue::as_bytes);
+    expect.eq_ignore_ascii_case(b"100-continue")
+}
+
+/// Takes one exchange to its end: what there is to tell before it, the answer's head, and its body. A client that resets the stream
+/// makes `exchange`, or the body, be dropped.
+pub async fn answer<A, B, E>(mut reply: Reply, exchange: A)
+where
+    A: Future<Output = Result<Response<B>, E>>,
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Error + 'static,
+    E: Error + 'static,
+{
+    let answered = {
+        let mut exchange = pin!(exchange);
+        poll_fn(|context| {
+            let polled = exchange.as_mut().poll(context);
+            if reply.stream.poll_reset(context).is_ready() {
+                // Whatever the answer is, there is nobody for it.
+                return Poll::Ready(None);
+            }
+            reply.tell(context);
+            polled.map(Some)
+        })
+        .await
+    };
+    match answered {
+        None => tracing::debug!("a client took an exchange back"),
+        Some(Ok(answer)) => reply.send(answer).await,
+        Some(Err(error)) => reply.stream.send_reset(reason_of(&error)),
+    }
+}
+
+impl Reply {
+    /// Tells what is to be told now.
+    fn tell(&mut self, context: &Context<'_>) {
+        for head in self.interim.take(context) {
+            if let Err(error) = self.stream.send_informational(head) {
+                tracing::debug!(%error, "a client was not told what came before its answer");
+            }
+        }
+    }
+
+    async fn send<B>(mut self, answer: Response<B>)
+    where
+        B: Body<Data = Bytes> + Unpin,
+        B::Error: Error + 'static,
+    {
+        let (mut head, body) = answer.into_parts();
+        one_connections_alone(&mut head.headers, false);
+        head.headers.remove(header::TE);
+        let has_none = self.is_head
+            || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+            || body.is_end_stream();
+        if !has_none
+            && let Some(length) = body.size_hint().exact()
+            && !head.headers.contains_key(header::CONTENT_LENGTH)
+        {
+            head.headers.insert(header::CONTENT_LENGTH, length.into());
+        }
+        match self.stream.send_response(Response::from_parts(head, ()), has_none) {
+            Ok(_) if has_none => drain(body).await,
+            Ok(stream) => Pump::new(stream, body).await,
+            Err(error) => {
+                tracing::debug!(%error, "an answer cannot be sent");
+                self.stream.send_reset(Reason::INTERNAL_ERROR);
+            }
+        }
+    }
+}
+
+/// Reads a body of nothing to its end, which its maker may wait for; one that has something all the same is left.
+async fn drain(mut body: impl Body<Data = Bytes> + Unpin) {
+    while let Some(Ok(frame)) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
+        if frame.data_ref().is_some_and(|data| !data.is_empty()) {
+            return;
+        }
+    }
+}
