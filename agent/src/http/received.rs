@@ -23,8 +23,18 @@ pub enum Received {
 pub enum Broke {
     #[error("{0}")]
     Http1(#[from] hyper::Error),
-    #[error("{0}")]
+    #[error("{}", said(.0))]
     Http2(#[from] h2::Error),
+}
+
+/// Without what a peer says of it in its own words, which is a payload.
+fn said(error: &h2::Error) -> String {
+    let what = if error.is_go_away() { "connection" } else { "stream" };
+    match error.reason() {
+        Some(reason) if error.is_remote() => format!("the {what} was ended by its peer: {reason}"),
+        Some(reason) => format!("the {what} was ended: {reason}"),
+        None => error.to_string(),
+    }
 }
 
 impl Body for Received {

@@ -366,9 +366,14 @@ impl Peer {
 
     /// What comes up to and with `end`.
     pub async fn until(&mut self, end: &[u8]) -> String {
+        String::from_utf8(self.until_bytes(end).await).unwrap()
+    }
+
+    /// The same, of what is no text.
+    pub async fn until_bytes(&mut self, end: &[u8]) -> Vec<u8> {
         loop {
             if let Some(at) = self.1.windows(end.len()).position(|part| part == end) {
-                return String::from_utf8(self.1.drain(..at + end.len()).collect()).unwrap();
+                return self.1.drain(..at + end.len()).collect();
             }
             self.more().await;
         }

@@ -154,17 +154,35 @@ async fn a_length_that_is_not_the_bodys_is_a_fault_of_the_stream_either_way() {
 
 #[tokio::test]
 async fn answers_without_a_body_keep_the_length_they_tell() {
+    let cases = [("HEAD", 200), ("GET", 304)];
+    let has_ended = |(head, body): (http::response::Parts, h2::RecvStream), status: u16| {
+        assert_eq!((head.status.as_u16(), &head.headers["content-length"]), (status, &"7".parse().unwrap()));
+        assert!(body.is_end_stream());
+    };
     let mut stage = stage(TRANSLATED).await;
     let mut server = stage.accept().await;
     let mut client = Client::new(&stage).await;
-    for (method, status) in [("HEAD", 200), ("GET", 304)] {
+    for (method, status) in cases {
         let (told, _) = client.ask((method, "/page"), &[], true).await;
         server.request().await;
         server.say(&format!("HTTP/1.1 {status} X\r\ncontent-length: 7\r\n\r\n")).await;
-        let (head, body) = told.answer().await.unwrap().into_parts();
-        assert_eq!((head.status.as_u16(), &head.headers["content-length"]), (status, &"7".parse().unwrap()));
-        assert!(body.is_end_stream());
+        has_ended(told.answer().await.unwrap().into_parts(), status);
     }
+    let mut stage = self::stage(HTTP2).await;
+    let mut server = Server::accept(&mut stage).await;
+    let mut client = Client::new(&stage).await;
+    for (method, status) in cases {
+        let (told, _) = client.ask((method, "/page"), &[], true).await;
+        server.request().await.begin(status, &[("content-length", "7")], true);
+        has_ended(told.answer().await.unwrap().into_parts(), status);
+    }
+    // One whose server does not end it has a head all the same, and no more.
+    let (told, _) = client.ask(("HEAD", "/page"), &[], true).await;
+    let mut open = server.request().await.begin(200, &[("content-length", "7")], false);
+    let mut answer = told.answer().await.unwrap();
+    assert_eq!(answer.headers()["content-length"], "7");
+    open.send_data(Bytes::new(), true).unwrap();
+    assert!(soon(answer.body_mut().data()).await.is_none_or(|data| data.is_ok_and(|data| data.is_empty())));
 }
 
 #[tokio::test]
@@ -283,4 +301,45 @@ async fn a_tunnel_is_not_made_and_the_connection_lives_on() {
     server.request().await.answer(OK);
     assert_eq!(told.whole().await.unwrap().0, 200);
     assert_eq!(stage.messages(MessageLabel::Unreadable, 1).await.len(), 1);
+}
+
+/// What a server sends, byte by byte, after the usual greetings.
+fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u8::try_from(payload.len()).unwrap();
+    [&[0, 0, length, kind, flags, 0, 0, 0, stream], payload].concat()
+}
+
+#[tokio::test]
+async fn a_server_whose_heads_are_out_of_order_has_answered_nothing() {
+    const HEADERS: u8 = 1;
+    const ENDS_HEADERS: u8 = 4;
+    const ENDS: u8 = 1;
+    let status = |text: &[u8; 3]| [&[0x08, 3], text.as_slice()].concat();
+    let data = frame(0, ENDS, 1, b"ab");
+    let cases = [
+        // What comes before an answer, as all of it.
+        frame(HEADERS, ENDS_HEADERS | ENDS, 1, &status(b"103")),
+        // A body behind it, and no answer.
+        [frame(HEADERS, ENDS_HEADERS, 1, &status(b"103")), data.clone()].concat(),
+        data,
+        // An answer that changes the protocol.
+        frame(HEADERS, ENDS_HEADERS | ENDS, 1, &status(b"101")),
+        // No status, and one that is none.
+        frame(HEADERS, ENDS_HEADERS | ENDS, 1, &[]),
+        frame(HEADERS, ENDS_HEADERS | ENDS, 1, &status(b"099")),
+    ];
+    for said in cases {
+        let mut stage = stage(HTTP2).await;
+        let mut server = stage.accept().await;
+        let mut client = Client::new(&stage).await;
+        let told = client.call(&call(1, "echo")).await;
+        server.say_bytes(&frame(4, 0, 0, &[])).await;
+        server.say_bytes(&frame(4, 1, 0, &[])).await;
+        // The stream is open when its call is here.
+        let name = call(1, "echo");
+        server.until_bytes(name.as_bytes()).await;
+        server.say_bytes(&said).await;
+        assert!(told.whole().await.is_err(), "{said:?}");
+        assert_eq!(stage.outcome().await.result, CallResult::UpstreamFailed, "{said:?}");
+    }
 }

@@ -68,7 +68,7 @@ impl Http2 {
             .await?;
         tasks.spawn(async move {
             if let Err(error) = connection.await {
-                tracing::debug!(%error, "upstream connection ended");
+                tracing::debug!(error = %Broke::from(error), "upstream connection ended");
             }
         });
         Ok(Self { turn: Arc::new(Mutex::new(requests)), tasks })

@@ -10,6 +10,8 @@ use h2::{Reason, SendStream};
 use hyper::body::Body;
 
 use super::reason_of;
+use crate::http::head::one_connections_alone;
+use crate::http::received::Broke;
 
 /// Resolves when the body is sent, or nobody wants it.
 pub(super) struct Pump<B> {
@@ -64,7 +66,7 @@ where
                 }
                 Err(frame) => {
                     let Ok(mut trailers) = frame.into_trailers() else { continue };
-                    crate::http::head::one_connections_alone(&mut trailers, false);
+                    one_connections_alone(&mut trailers, false);
                     self.to.reserve_capacity(0);
                     let ended = self.to.send_trailers(trailers);
                     return Poll::Ready(self.sent(ended));
@@ -105,7 +107,7 @@ where
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         self.get_mut().poll_send(context).map(|sent| {
             if let Err(error) = sent {
-                tracing::debug!(%error, "a body was not sent to its end");
+                tracing::debug!(error = %Broke::from(error), "a body was not sent to its end");
             }
         })
     }

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use h2::server::{Builder, Connection, Handshake, SendResponse};
-use h2::{Reason, RecvStream};
+use h2::{Reason, RecvStream, SendStream};
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Body;
@@ -22,7 +22,7 @@ use super::{CONNECTION_WINDOW, MAX_FAULTS, MAX_FRAME, STREAM_WINDOW, reason_of};
 use crate::http::MAX_HEAD;
 use crate::http::head::one_connections_alone;
 use crate::http::interim::Interim;
-use crate::http::received::Received;
+use crate::http::received::{Broke, Received};
 use crate::http::serve::MAX_STREAMS;
 
 /// How many bytes of an answer wait for one stream's client.
@@ -159,7 +159,7 @@ impl Reply {
     fn tell(&mut self, context: &Context<'_>) {
         for head in self.interim.take(context) {
             if let Err(error) = self.stream.send_informational(head) {
-                tracing::debug!(%error, "a client was not told what came before its answer");
+                tracing::debug!(error = %Broke::from(error), "a client was not told what came before its answer");
             }
         }
     }
@@ -169,34 +169,49 @@ impl Reply {
         B: Body<Data = Bytes> + Unpin,
         B::Error: Error + 'static,
     {
-        let (mut head, body) = answer.into_parts();
+        let (mut head, mut body) = answer.into_parts();
         one_connections_alone(&mut head.headers, false);
         head.headers.remove(header::TE);
-        let has_none = self.is_head
-            || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
-            || body.is_end_stream();
-        if !has_none
-            && let Some(length) = body.size_hint().exact()
-            && !head.headers.contains_key(header::CONTENT_LENGTH)
-        {
-            head.headers.insert(header::CONTENT_LENGTH, length.into());
+        let may_have_none =
+            self.is_head || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        let mut is_all = body.is_end_stream();
+        if may_have_none && !is_all {
+            // Whatever it is, it is not sent.
+            is_all = poll_fn(|context| Poll::Ready(Pin::new(&mut body).poll_frame(context).is_ready())).await;
         }
-        match self.stream.send_response(Response::from_parts(head, ()), has_none) {
-            Ok(_) if has_none => drain(body).await,
+        let length = &header::CONTENT_LENGTH;
+        if may_have_none && !is_all && !self.is_head {
+            // Behind a head that is not all, clients look for what the length tells.
+            head.headers.remove(length);
+        }
+        if !may_have_none
+            && !is_all
+            && let Some(exact) = body.size_hint().exact()
+            && !head.headers.contains_key(length)
+        {
+            head.headers.insert(length, exact.into());
+        }
+        match self.stream.send_response(Response::from_parts(head, ()), is_all) {
+            Ok(_) if is_all => {}
+            Ok(stream) if may_have_none => end(stream, body).await,
             Ok(stream) => Pump::new(stream, body).await,
             Err(error) => {
-                tracing::debug!(%error, "an answer cannot be sent");
+                tracing::debug!(error = %Broke::from(error), "an answer cannot be sent");
                 self.stream.send_reset(Reason::INTERNAL_ERROR);
             }
         }
     }
 }
 
-/// Reads a body of nothing to its end, which its maker may wait for; one that has something all the same is left.
-async fn drain(mut body: impl Body<Data = Bytes> + Unpin) {
-    while let Some(Ok(frame)) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
-        if frame.data_ref().is_some_and(|data| !data.is_empty()) {
-            return;
-        }
+/// Ends a stream over which no body goes, when that ends whose end somebody may wait for. Until then the stream counts as open, and its
+/// client may leave.
+async fn end(mut stream: SendStream<Bytes>, mut body: impl Body<Data = Bytes> + Unpin) {
+    poll_fn(|context| {
+        let is_over = stream.poll_reset(context).is_ready();
+        if is_over { Poll::Ready(()) } else { Pin::new(&mut body).poll_frame(context).map(drop) }
+    })
+    .await;
+    if let Err(error) = stream.send_data(Bytes::new(), true) {
+        tracing::debug!(error = %Broke::from(error), "an answer was not ended");
     }
 }
