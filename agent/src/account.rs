@@ -170,7 +170,7 @@ impl Accounts {
 
     async fn write(&self, entry: impl Into<Entry> + Clone) -> Result<u64, LedgerError> {
         loop {
-            match self.ledger.write(entry.clone()).await {
+            match self.ledger.write_soon(entry.clone()).await {
                 Err(
                     error @ (LedgerError::Stopped
                     | LedgerError::PeerGone

@@ -43,7 +43,7 @@ mod vitals;
 mod writer;
 
 use std::sync::mpsc;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, oneshot, watch};
@@ -55,7 +55,7 @@ use weir_core::record::{AgentEvent, Body, Completeness, DecisionRecord, Flow, Ga
 
 use crate::spool::{self, SegmentFile, SetAside, Shelf, SpoolError, Usage};
 use guest::Hosted;
-use item::{Answer, Command};
+use item::{Answer, Command, ToWriter};
 use life::Life;
 use shared::Shared;
 use vitals::Vitals;
@@ -241,7 +241,7 @@ impl Ledger {
     ) -> Result<Self, LedgerError> {
         let max_open = max_open.min(MAX_OPEN_RECORDS);
         let (sender, commands) = mpsc::channel();
-        let sender = Arc::new(sender);
+        let sender = Arc::new(ToWriter { commands: sender, clock: writer.clock(), thread: OnceLock::new() });
         let (shelf, sealed_below) = (Arc::new(Mutex::new(writer.shelf())), writer.sealed_below());
         let life = Life { commands, to_self: Arc::downgrade(&sender), shelf: shelf.clone() };
         let thread = std::thread::Builder::new().name("ledger".into()).spawn(move || life.live(writer));
@@ -250,6 +250,7 @@ impl Ledger {
             name: "the ledger".into(),
             source,
         })?;
+        let _ = sender.thread.set(thread.thread().clone());
         let shared = Shared {
             commands: Mutex::new(Some(sender)),
             slots: Arc::new(Semaphore::new(max_open)),
@@ -321,6 +322,13 @@ impl Ledger {
     pub async fn write(&self, entry: impl Into<Entry>) -> Result<u64, LedgerError> {
         let (answer, written) = oneshot::channel();
         self.shared.queue(entry.into(), Answer::Waiter(answer)).await?;
+        written.await.unwrap_or(Err(LedgerError::Stopped))
+    }
+
+    /// The same for who is in no hurry: it is written with what comes soon after it.
+    pub async fn write_soon(&self, entry: impl Into<Entry>) -> Result<u64, LedgerError> {
+        let (answer, written) = oneshot::channel();
+        self.shared.queue(entry.into(), Answer::Patient(answer)).await?;
         written.await.unwrap_or(Err(LedgerError::Stopped))
     }
 

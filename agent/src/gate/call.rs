@@ -343,8 +343,8 @@ impl Open {
             marks,
             ..Outcome::new(self.call_id.clone(), result)
         };
-        // Handed to the writer at once; the answer need not wait for the disk.
-        drop(left.record.close(outcome));
+        // The answer need not wait for the disk. A ledger that has stopped closed the call itself.
+        let _ = left.record.end(outcome);
         let answered = matches!(result, CallResult::Ok | CallResult::ToolError | CallResult::Error);
         self.leave(answered);
     }

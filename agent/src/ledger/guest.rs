@@ -17,7 +17,7 @@ use weir_core::mask::MaskedByPeer;
 use weir_core::record::Body;
 
 use super::LedgerError;
-use super::item::{Answer, Command, Content, Item, call};
+use super::item::{Answer, Command, Content, Item, ToWriter, call};
 use super::link::{self, Reply, Say};
 
 /// How many guests there may be at a time.
@@ -65,7 +65,7 @@ impl Hosted {
     /// Lets a guest go on.
     pub(super) fn start(
         guest: Guest,
-        commands: Weak<Sender<Command>>,
+        commands: Weak<ToWriter>,
         slots: Arc<Semaphore>,
         living: Arc<watch::Sender<usize>>,
     ) -> io::Result<Self> {
@@ -138,7 +138,7 @@ impl Silent {
 struct Reading {
     boot: Boot,
     pid: u32,
-    commands: Weak<Sender<Command>>,
+    commands: Weak<ToWriter>,
     slots: Arc<Semaphore>,
     calls: Calls,
     say: Sender<Reply>,
@@ -188,7 +188,7 @@ impl Reading {
         }
         let answer = Answer::Guest(GuestAnswer { id, note, opens, say: self.say.clone() });
         let content = Content::Guest(self.boot.clone(), Box::new(body));
-        self.send(Item { content, answer, room }.into());
+        self.send(Item { content, answer, room, sent_us: None }.into());
     }
 
     fn lost(&self) {

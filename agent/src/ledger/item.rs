@@ -1,5 +1,8 @@
 //! What goes to the writer: an event's body, who is told what became of it, and how it becomes bytes.
 
+use std::sync::OnceLock;
+use std::sync::mpsc::{SendError, Sender};
+use std::thread::Thread;
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -12,7 +15,7 @@ use weir_core::segment::{EventFrames, MAX_FRAME};
 use super::book::Book;
 use super::guest::GuestAnswer;
 use super::released::Release;
-use super::{LedgerError, Rotated, Text, Unsealed};
+use super::{Clock, LedgerError, Rotated, Text, Unsealed};
 use crate::spool::Priority;
 
 /// Bytes of a payload's text that are left when the whole does not fit an event. Escaped, it is six times as much.
@@ -78,11 +81,15 @@ pub(super) struct Item {
     pub(super) answer: Answer,
     /// The place in the queue, or the slot, that it takes until it is written or given up.
     pub(super) room: Option<OwnedSemaphorePermit>,
+    /// When it was sent, microseconds since 1970; of what the writer says itself, nothing.
+    pub(super) sent_us: Option<u64>,
 }
 
 /// Who is told what became of an item.
 pub(super) enum Answer {
     Waiter(oneshot::Sender<Result<u64, LedgerError>>),
+    /// One that is in no hurry.
+    Patient(oneshot::Sender<Result<u64, LedgerError>>),
     /// A process that this one replaces.
     Guest(GuestAnswer),
     /// Nobody, but it is counted when it is lost.
@@ -96,7 +103,7 @@ impl Answer {
     pub(super) fn give(self, result: Result<u64, LedgerError>) {
         match self {
             // Who no longer waits does not want to know.
-            Answer::Waiter(waiter) => drop(waiter.send(result)),
+            Answer::Waiter(waiter) | Answer::Patient(waiter) => drop(waiter.send(result)),
             Answer::Guest(guest) => guest.give(result),
             Answer::Note | Answer::Nobody | Answer::Lost(_) => {}
         }
@@ -107,19 +114,51 @@ impl Answer {
         match self {
             Answer::Note => true,
             Answer::Guest(guest) => guest.is_note(),
-            Answer::Waiter(_) | Answer::Nobody | Answer::Lost(_) => false,
+            Answer::Waiter(_) | Answer::Patient(_) | Answer::Nobody | Answer::Lost(_) => false,
         }
     }
 }
 
 impl Item {
     pub(super) fn new(body: Body<Text>, answer: Answer, room: Option<OwnedSemaphorePermit>) -> Self {
-        Self { content: Content::Own(body), answer, room }
+        Self { content: Content::Own(body), answer, room, sent_us: None }
     }
 
     /// An item that is told to nobody and takes no room.
     pub(super) fn of(body: Body<Text>) -> Self {
         Self::new(body, Answer::Nobody, None)
+    }
+}
+
+impl Command {
+    /// Whether somebody waits for it, and not for long.
+    pub(super) fn hurries(&self) -> bool {
+        match self {
+            Command::Put(item) => matches!(item.answer, Answer::Waiter(_) | Answer::Guest(_)),
+            _ => true,
+        }
+    }
+}
+
+/// The way to the writer's thread.
+pub(super) struct ToWriter {
+    pub(super) commands: Sender<Command>,
+    pub(super) clock: Clock,
+    /// Whom to wake; nobody yet, while the writer starts.
+    pub(super) thread: OnceLock<Thread>,
+}
+
+impl ToWriter {
+    pub(super) fn send(&self, mut command: Command) -> Result<(), SendError<Command>> {
+        if let Command::Put(item) = &mut command {
+            item.sent_us = Some((self.clock)());
+        }
+        let hurries = command.hurries();
+        self.commands.send(command)?;
+        if hurries && let Some(thread) = self.thread.get() {
+            thread.unpark();
+        }
+        Ok(())
     }
 }
 

@@ -2,12 +2,12 @@
 //! either sends what comes to the new writer, or takes the log back. What comes while it waits, waits with it.
 
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::item::{Answer, Command, Content, Item};
+use super::item::{Answer, Command, Content, Item, ToWriter};
 use super::remote::Remote;
 use super::writer::{Closed, Ran, Writer};
 use super::{LedgerError, RETRY_AFTER};
@@ -21,7 +21,7 @@ const STEP: Duration = Duration::from_millis(20);
 
 pub(super) struct Life {
     pub(super) commands: Receiver<Command>,
-    pub(super) to_self: Weak<Sender<Command>>,
+    pub(super) to_self: Weak<ToWriter>,
     /// Where others look for the sealed segments.
     pub(super) shelf: Arc<Mutex<Shelf>>,
 }
@@ -88,11 +88,11 @@ impl Life {
 fn refuse(closed: &Closed, command: Command, error: &LedgerError) -> Option<Option<Item>> {
     match command {
         Command::Put(item) => {
-            let Item { content, answer, room } = *item;
+            let Item { content, answer, room, sent_us } = *item;
             let outcome = matches!(&content, Content::Own(Body::Outcome(_)))
                 || matches!(&content, Content::Guest(_, body) if matches!(**body, Body::Outcome(_)));
             closed.refuse(answer, error.clone());
-            return Some(outcome.then_some(Item { content, answer: Answer::Nobody, room }));
+            return Some(outcome.then_some(Item { content, answer: Answer::Nobody, room, sent_us }));
         }
         Command::GuestLost { calls, .. } => drop(calls),
         Command::Seal { answer, .. } => drop(answer.send(Err(error.clone()))),

@@ -208,6 +208,14 @@ impl OpenRecord {
 }
 
 impl OpenRecord<Intended> {
+    /// Hands the call's outcome to the writer, and waits for nothing. It is written as with [`OpenRecord::close`], a little later.
+    pub fn end(mut self, outcome: Outcome<Text>) -> Result<(), LedgerError> {
+        if outcome.call_id != self.slot.call_id {
+            return Err(LedgerError::WrongCall(outcome.call_id));
+        }
+        self.slot.close(Body::Outcome(outcome), Answer::Nobody)
+    }
+
     /// Hands the call's outcome to the writer, at once, and resolves with its sequence number when it is on
     /// disk. It is written also when nobody waits for that; and after an error of the disk, as soon as the
     /// disk takes it.

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::{io, thread};
 
@@ -15,7 +15,7 @@ use weir_core::ids::CallId;
 use weir_core::record::{Body, CallResult};
 use weir_core::segment::MAX_FRAME;
 
-use super::item::{Answer, Command, Content, Item, call, cut, ended};
+use super::item::{Answer, Command, Content, Item, ToWriter, call, cut, ended};
 use super::link::{self, Reply, Say};
 use super::writer::Closed;
 use super::{LedgerError, Text};
@@ -55,7 +55,7 @@ impl Remote {
     }
 
     /// Works until it is told to stop, or until nobody is left who could.
-    pub(super) fn run(mut self, commands: &Receiver<Command>, to_self: Weak<Sender<Command>>) {
+    pub(super) fn run(mut self, commands: &Receiver<Command>, to_self: Weak<ToWriter>) {
         let listening = Listening { owed: self.owed.clone(), to_self, vitals: self.closed.vitals.clone() };
         let from = self.link.try_clone();
         let reader = from.and_then(|from| {
@@ -127,7 +127,7 @@ impl Remote {
     }
 
     fn send(&mut self, item: Item) {
-        let Item { content, answer, room } = item;
+        let Item { content, answer, room, .. } = item;
         let Content::Own(mut body) = content else { return };
         let note = answer.is_note();
         let id = self.next_id;
@@ -193,7 +193,7 @@ impl io::Write for Counted {
 /// The thread that hears what became of things.
 struct Listening {
     owed: Arc<Mutex<Owed>>,
-    to_self: Weak<Sender<Command>>,
+    to_self: Weak<ToWriter>,
     vitals: Arc<super::Vitals>,
 }
 

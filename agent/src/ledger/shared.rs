@@ -1,7 +1,6 @@
 //! What all handles of one ledger share: the way to the writer and its bounds, the writer's thread, the shelf, and the
 //! guests. The last handle that goes ends the thread, which never leaves what is queued unwritten.
 
-use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -9,13 +8,13 @@ use tokio::sync::{Semaphore, watch};
 use weir_core::ids::Origin;
 
 use super::guest::{Guest, Hosted};
-use super::item::{Answer, Command, Item};
+use super::item::{Answer, Command, Item, ToWriter};
 use super::vitals::Vitals;
 use super::{Entry, LedgerError};
 use crate::spool::Shelf;
 
 pub(super) struct Shared {
-    pub(super) commands: Mutex<Option<Arc<Sender<Command>>>>,
+    pub(super) commands: Mutex<Option<Arc<ToWriter>>>,
     pub(super) slots: Arc<Semaphore>,
     pub(super) room: Arc<Semaphore>,
     pub(super) max_open: usize,

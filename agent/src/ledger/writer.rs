@@ -4,6 +4,7 @@
 mod closed;
 mod proof;
 mod sealing;
+mod taking;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -25,8 +26,8 @@ use super::pulse::Pulse;
 use super::released::{Away, Release};
 use super::takeup::{TakenUp, take_up};
 use super::{
-    CHECKPOINT_EVERY, GROUP_BYTES, GROUP_EVENTS, LedgerConfig, LedgerError, RETRY_AFTER, Recovered, Text,
-    Vitals,
+    CHECKPOINT_EVERY, Clock, GROUP_BYTES, GROUP_EVENTS, LedgerConfig, LedgerError, RETRY_AFTER, Recovered,
+    Text, Vitals,
 };
 use crate::spool::{Begins, Found, Group, Priority, Shelf, Spool, SpoolError};
 
@@ -36,6 +37,8 @@ pub(super) use closed::Closed;
 const MAX_DETAIL: usize = 4096;
 /// The most bytes of a group's that are kept for the next one.
 const KEPT_BYTES: usize = 1 << 20;
+/// An event has the time at which it was sent if that was so few microseconds ago.
+const LATEST_US: u64 = 1_000_000;
 /// How long the thread sleeps when nothing is to be done.
 const IDLE: Duration = Duration::from_secs(3600);
 /// And at least, when something that is due could not be done.
@@ -67,6 +70,8 @@ pub(super) struct Writer {
     /// Where the events of a group become bytes; kept for the next group.
     frames: EventFrames,
     scribe: Scribe,
+    /// The last event's time.
+    staged_us: u64,
     /// Lost notes of which no event says so yet.
     lost: u64,
     /// When the active segment got its first event.
@@ -159,6 +164,7 @@ impl Writer {
             waiting: VecDeque::new(),
             frames: EventFrames::default(),
             scribe: Scribe::default(),
+            staged_us: 0,
             lost: 0,
             active_since: None,
             seal_at: None,
@@ -180,6 +186,10 @@ impl Writer {
         self.waiting.push_back(Box::new(item));
     }
 
+    pub(super) fn clock(&self) -> Clock {
+        self.config.clock.clone()
+    }
+
     pub(super) fn shelf(&self) -> Shelf {
         self.spool.shelf()
     }
@@ -191,7 +201,7 @@ impl Writer {
     /// Works until it is told to stop or to release the log, or until nobody is left who could.
     pub(super) fn run(mut self, commands: &Receiver<Command>) -> Ran {
         loop {
-            let mut next = match commands.recv_timeout(self.patience()) {
+            let next = match commands.recv_timeout(self.patience()) {
                 Ok(command) => Some(command),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => {
@@ -199,20 +209,7 @@ impl Writer {
                     return Ran::Stopped;
                 }
             };
-            // What came while the last group was synced is the next group.
-            let mut after = None;
-            while let Some(command) = next.take() {
-                match command {
-                    Command::Put(item) => self.waiting.push_back(item),
-                    other => {
-                        after = Some(other);
-                        break;
-                    }
-                }
-                if self.waiting.len() < GROUP_EVENTS {
-                    next = commands.try_recv().ok();
-                }
-            }
+            let after = self.take(next, commands);
             self.look_at_the_clocks();
             let written = self.commit_all();
             self.end_what_is_over();
@@ -364,9 +361,14 @@ impl Writer {
                     continue;
                 }
             }
-            let Self { config, origin, scribe, .. } = self;
+            let Self { config, origin, scribe, staged_us, .. } = self;
             let LedgerConfig { tenant, host, boot, clock, .. } = config;
-            let place = Place { tenant, host, origin, boot, time_us: clock() };
+            let now = clock();
+            // A time that does not fit the clock is of before it was set, or old: then the event is of now, like any other.
+            let sent = item.sent_us.filter(|sent| (now.saturating_sub(LATEST_US)..=now).contains(sent));
+            let time_us = sent.map_or(now, |sent| sent.max((*staged_us).min(now)));
+            *staged_us = time_us;
+            let place = Place { tenant, host, origin, boot, time_us };
             let seq = group.next_seq();
             match item.content.encode(&place, scribe, group) {
                 Ok(()) => {
@@ -387,7 +389,7 @@ impl Writer {
     /// The group is on disk.
     fn settle(&mut self, group: Vec<Staged>) {
         for Staged { item, seq, time_us } in group {
-            let Item { content, answer, room } = *item;
+            let Item { content, answer, room, .. } = *item;
             content.note_in(&mut self.book);
             self.vitals.open_calls.store(self.book.len() as u64, Ordering::Relaxed);
             if let Answer::Lost(notes) = answer {
@@ -433,9 +435,9 @@ impl Writer {
             } else if only_ordinary && item.content.priority() == Priority::Reserved {
                 self.waiting.push_back(item);
             } else if matches!(item.content.call(), Some((_, false))) {
-                let Item { content, answer, room } = *item;
+                let Item { content, answer, room, sent_us } = *item;
                 answer.give(Err(error.clone()));
-                self.put(Item { content, answer: Answer::Nobody, room });
+                self.put(Item { content, answer: Answer::Nobody, room, sent_us });
             } else {
                 if item.answer.is_note() {
                     self.lose_note(&error);
