@@ -8,7 +8,7 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, Request, Response, StatusCode};
 use tokio::io::DuplexStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::stage::{SERVER, Stage, soon};
@@ -16,7 +16,7 @@ use crate::stage::{SERVER, Stage, soon};
 /// A server's end of one connection.
 pub struct Server {
     asked: mpsc::UnboundedReceiver<Asked>,
-    leave: mpsc::UnboundedSender<()>,
+    leave: mpsc::UnboundedSender<oneshot::Sender<()>>,
     running: JoinHandle<()>,
 }
 
@@ -35,13 +35,14 @@ impl Server {
     pub async fn of(stream: DuplexStream, settings: &h2::server::Builder) -> Self {
         let mut connection = soon(settings.handshake(stream)).await.unwrap();
         let (asks, asked) = mpsc::unbounded_channel();
-        let (leave, mut leaves) = mpsc::unbounded_channel();
+        let (leave, mut leaves) = mpsc::unbounded_channel::<oneshot::Sender<()>>();
         let running = tokio::spawn(async move {
             loop {
                 let accepted = tokio::select! {
                     accepted = connection.accept() => accepted,
-                    Some(()) = leaves.recv() => {
+                    Some(left) = leaves.recv() => {
                         connection.graceful_shutdown();
+                        let _ = left.send(());
                         continue;
                     }
                 };
@@ -61,9 +62,11 @@ impl Server {
         self.asked.is_empty()
     }
 
-    /// Takes no more requests, and answers those that came.
-    pub fn leave(&self) {
-        let _ = self.leave.send(());
+    /// Takes no more requests, and answers those that came: it says so before anything else from now on.
+    pub async fn leave(&self) {
+        let (left, leaves) = oneshot::channel();
+        self.leave.send(left).unwrap();
+        soon(leaves).await.unwrap();
     }
 
     /// Closes the connection, whatever goes on.

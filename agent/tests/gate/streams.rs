@@ -192,7 +192,7 @@ async fn a_server_that_leaves_answers_what_it_has_and_is_dialled_again_for_the_n
     let mut client = Client::new(&stage).await;
     let first = client.call(&call(1, "echo")).await;
     let mut asked = server.request().await;
-    server.leave();
+    server.leave().await;
     // It has heard of it when something comes behind it.
     asked.say(102, &[]);
     let mut first = first;
