@@ -101,7 +101,7 @@ impl Http2 {
         let sent = turn.send_request(Request::from_parts(parts, ()), is_whole);
         let (answer, stream) = sent.map_err(Unsent::in_part)?;
         self.opened(turn).await;
-        let pump = (!is_whole).then(|| Pump::new(stream, body));
+        let pump = (!is_whole).then(|| Pump::new(stream, body)).and_then(Pump::begun);
         let mut exchange = Exchange { answer, pump, client };
         let answer = poll_fn(|context| exchange.poll(context)).await.map_err(Unsent::in_part)?;
         if let Some(pump) = exchange.pump {

@@ -3,7 +3,7 @@
 
 use std::error::Error;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use h2::{Reason, SendStream};
@@ -28,6 +28,13 @@ where
 {
     pub fn new(to: SendStream<Bytes>, body: B) -> Self {
         Self { to, body, waiting: None }
+    }
+
+    /// Sends what can be sent now; nothing is left of a body that is all sent. Then nobody is woken for it any more, such as by the room
+    /// that there is again when it is on its way.
+    pub fn begun(mut self) -> Option<Self> {
+        let sent = Pin::new(&mut self).poll(&mut Context::from_waker(Waker::noop()));
+        sent.is_pending().then_some(self)
     }
 
     /// Sends what can be sent now.
