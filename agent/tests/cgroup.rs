@@ -75,8 +75,12 @@ fn cgroup_that_is_used_cannot_be_removed() {
     cgroup.add(pid).unwrap();
     // Consumed all the same: dropping it kills what is in it.
     assert!(matches!(cgroup.remove(), Err(CgroupError::Io { .. })));
-    child.wait().unwrap();
-    fs::remove_dir(path).unwrap();
+    let status = child.wait().unwrap();
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
+    // Where the process was gone at once, the cgroup is, too.
+    if let Err(error) = fs::remove_dir(path) {
+        assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{error}");
+    }
 }
 
 #[test]
