@@ -376,7 +376,7 @@ impl Gate {
             digest: sent.and_then(|(_, digest)| digest),
             ..record::Payload::default()
         };
-        let about = (&*exchange.session, Direction::ClientToServer);
+        let about = (&*exchange.session, Direction::ClientToServer, None);
         self.note_unread(flow, about, label, None, payload).await
     }
 

@@ -54,10 +54,12 @@ fn found(lines: &[Value]) -> BTreeMap<(String, String), i64> {
     found
 }
 
-/// The key of the watched cgroup's job, once it is closed with so many redirected connects.
-fn closed(world: &World, redirected: u64) -> Result<String> {
+/// The key of the watched cgroup's job, once it is closed with so many connects that were redirected, and that nobody answered.
+/// Between two commands it may have been closed with fewer.
+fn closed(world: &World, redirected: u64, unanswered: u64) -> Result<String> {
     let question = format!(
-        "SELECT job_key FROM jobs WHERE job_closed AND job_name = '{}' AND kernel_connects['redirected'] = {redirected}",
+        "SELECT job_key FROM jobs WHERE job_closed AND job_name = '{}' AND kernel_connects['redirected'] = {redirected} \
+         AND kernel_connects['unanswered'] = {unanswered}",
         world.selected.path().display(),
     );
     let rows = until("the job's last sums", CLOSED, || {
@@ -114,7 +116,7 @@ fn a_jobs_sums_close_and_rows_deleted_afterwards_are_named_to_the_number() -> Re
     }
     knock(&world, 3)?;
     ensure!(made >= 4, "{made}");
-    let job = closed(&world, made)?;
+    let job = closed(&world, made, 3)?;
     world.until_shipped()?;
 
     let (closes, lines) = checked(&world, &["--job", &job])?;
@@ -174,7 +176,7 @@ fn busy(seconds: u32, until: &str, pause_ms: u32) -> Result<(World, u64, BTreeMa
 /// The sums of the job in the end: of each kind of connect, what the kernel counted is what was made, and each has its row
 /// but for those whose number is told for the given reason. How many those are.
 fn all_are_accounted_for(world: &World, made: u64, gaps: &BTreeMap<&str, &str>) -> Result<u64> {
-    let key = closed(world, made)?;
+    let key = closed(world, made, made)?;
     let (closes, lines) = checked(world, &["--job", &key])?;
     ensure!(closes, "{lines:?}");
     let mut unrecorded = 0;

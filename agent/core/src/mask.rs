@@ -148,6 +148,12 @@ pub struct Span {
 #[derive(Clone)]
 pub struct Digesting(Hmac<Sha256>);
 
+impl std::fmt::Debug for Digesting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Digesting(..)")
+    }
+}
+
 impl Digesting {
     pub fn update(&mut self, content: &[u8]) {
         self.0.update(content);

@@ -54,7 +54,7 @@ impl Gate {
 
 /// How a body is read.
 enum Kind {
-    Events(sse::Parser),
+    Events(Box<sse::Parser>),
     /// Whole, up to the limit of one message.
     Whole(Vec<u8>),
     /// Not at all; why.
@@ -72,11 +72,15 @@ pub(super) struct Reading {
     kind: Kind,
     /// Of a body that is encoded: it is read decoded, and passed on as it came.
     decoder: Option<Decoder>,
+    /// How much of that came, and its digest: all that can be told should it not be what it says.
+    encoded: Option<Box<(usize, Digesting)>>,
     /// Bytes of the body so far, decoded.
     bytes: usize,
     /// Why the body is not, or no longer, kept whole; and then the digest of all of it.
     unread: Option<Unread>,
     digest: Option<Digesting>,
+    /// The last event that was not read, and why.
+    missed: Option<(Unread, Payload<Masked<String>>)>,
     kept: Kept,
     calls: Vec<WaitingCall>,
     /// The ids that were answered here, and whose they were.
@@ -105,7 +109,7 @@ impl Reading {
         let kind = if coded {
             Kind::Unread("in a content encoding that was not asked for")
         } else if is_event_stream(headers) {
-            Kind::Events(sse::Parser::new(gate.limits.message))
+            Kind::Events(Box::new(sse::Parser::new(gate.limits.message).digesting(gate.masker.digesting())))
         } else if calls.is_empty() && !claims_json(headers) {
             Kind::Unread("no MCP")
         } else {
@@ -122,6 +126,7 @@ impl Reading {
         let (kept, status) = (flow.share.keep(), status.as_u16());
         let rewriting = gate.rewriting(&flow, status, headers, &calls);
         let decoder = decoder.unwrap_or_default();
+        let encoded = decoder.is_some().then(|| Box::new((0, gate.masker.digesting())));
         Self {
             gate,
             flow,
@@ -130,9 +135,11 @@ impl Reading {
             status,
             kind,
             decoder,
+            encoded,
             bytes: 0,
             unread: coded.then_some(Unread::Encoded),
             digest,
+            missed: None,
             kept,
             calls,
             answered: Vec::new(),
@@ -219,13 +226,25 @@ impl Reading {
     /// Reads what came, decoded.
     async fn read(&mut self, data: &Bytes) {
         let Some(decoder) = &mut self.decoder else { return self.read_decoded(data).await };
+        if let Some((bytes, digest)) = self.encoded.as_deref_mut() {
+            *bytes = bytes.saturating_add(data.len());
+            digest.update(data);
+        }
         match decoder.push(data, self.gate.limits.message) {
             Ok(decoded) => self.read_decoded(&decoded).await,
             Err(_) => {
-                self.bytes = self.bytes.saturating_add(data.len());
-                self.unread = Some(Unread::Encoded);
                 self.kind = Kind::Unread("not what its Content-Encoding says, or far more than its size");
+                self.not_decoded();
             }
+        }
+    }
+
+    /// The body is told as it came, since it cannot be read.
+    fn not_decoded(&mut self) {
+        self.decoder = None;
+        self.unread = Some(Unread::Encoded);
+        if let Some((bytes, digest)) = self.encoded.take().map(|encoded| *encoded) {
+            (self.bytes, self.digest) = (bytes, Some(digest));
         }
     }
 
@@ -266,13 +285,20 @@ impl Reading {
 
     async fn event(&mut self, event: Result<sse::Event, sse::TooLarge>) {
         let first = std::mem::take(&mut self.first);
-        let event = match event {
-            Ok(event) => event,
-            Err(too_large) => return self.unparsed(&too_large.to_string(), Unread::TooLarge).await,
+        let (event, too_large) = match event {
+            Ok(event) => (event, None),
+            Err(sse::TooLarge { event, bytes, digest, given_up }) => {
+                let why = if given_up { Unread::NoRoom } else { Unread::TooLarge };
+                let payload = self.gate.payload_of_part(&event.data, bytes, digest);
+                (event, Some((why, payload)))
+            }
         };
         if event.id.is_some() && !self.resumable {
             self.resumable = true;
             self.calls.iter().for_each(|call| call.open.may_move());
+        }
+        if let Some((why, payload)) = too_large {
+            return self.miss(why, payload).await;
         }
         if event.data.is_empty() {
             return;
@@ -282,7 +308,7 @@ impl Reading {
         }
         match Messages::parse(event.data.as_bytes()) {
             Ok(messages) => self.messages(&messages).await,
-            Err(error) => self.unparsed(&event.data, unread(&error)).await,
+            Err(error) => self.miss(unread(&error), self.gate.payload_of_json(&event.data)).await,
         }
     }
 
@@ -348,20 +374,26 @@ impl Reading {
     }
 
     async fn told(&self, message: &Message) {
-        // While a single call waits, what comes in its answer belongs to it.
-        let call = match self.calls.as_slice() {
-            [call] => Some(&call.call_id),
-            _ => None,
-        };
-        not_recorded(self.gate.note_told(&self.flow, &self.exchange.session, call, message).await);
+        let noted = self.gate.note_told(&self.flow, &self.exchange.session, self.only_call(), message);
+        not_recorded(noted.await);
     }
 
-    async fn unparsed(&self, text: &str, why: Unread) {
-        self.note_unread(MessageLabel::Unparsed, Some(why), self.gate.payload_of_json(text)).await;
+    /// While a single call waits, what comes in its answer belongs to it.
+    fn only_call(&self) -> Option<&CallId> {
+        match self.calls.as_slice() {
+            [call] => Some(&call.call_id),
+            _ => None,
+        }
+    }
+
+    /// An event passes that was not read. It may have been the answer to what waits.
+    async fn miss(&mut self, why: Unread, payload: Payload<Masked<String>>) {
+        self.note_unread(MessageLabel::Unparsed, Some(why), payload.clone()).await;
+        self.missed = Some((why, payload));
     }
 
     async fn note_unread(&self, label: MessageLabel, why: Option<Unread>, payload: Payload<Masked<String>>) {
-        let about = (&*self.exchange.session, Direction::ServerToClient);
+        let about = (&*self.exchange.session, Direction::ServerToClient, self.only_call());
         not_recorded(self.gate.note_unread(&self.flow, about, label, why, payload).await);
     }
 }

@@ -38,7 +38,7 @@ impl Gate {
         why: Option<Unread>,
         text: Masked<String>,
     ) -> Result<(), LedgerError> {
-        let about = (session, Direction::ClientToServer);
+        let about = (session, Direction::ClientToServer, None);
         self.note_unread(flow, about, MessageLabel::Unreadable, why, self.payload_of_masked(text)).await
     }
 
@@ -146,13 +146,14 @@ impl Gate {
     pub(super) async fn note_unread(
         &self,
         flow: &Flow,
-        (session, direction): (&Session, Direction),
+        (session, direction, call): (&Session, Direction, Option<&CallId>),
         label: MessageLabel,
         unread: Option<Unread>,
         payload: record::Payload<Masked<String>>,
     ) -> Result<(), LedgerError> {
         let nothing = Masked::default();
         let message = record::Message {
+            call_id: call.cloned(),
             session: session.name.clone(),
             unread,
             ..record::Message::new(flow.id.clone(), direction, nothing, label, payload)
@@ -185,17 +186,18 @@ impl Gate {
     }
 
     /// The payload of a content of `bytes` bytes, of which the first ones are here, and the digest of all of them if
-    /// that is known.
+    /// that is known. What a cut has hit is left out, since half a secret is not found by its form.
     pub(super) fn payload_of_part(
         &self,
         text: &str,
         bytes: usize,
         digest: Option<String>,
     ) -> record::Payload<Masked<String>> {
-        let limit = self.limits.record_payload;
-        let (whole, masked) = self.masker.json_within(text, limit);
+        let (is_part, limit) = (text.len() < bytes, self.limits.record_payload);
+        let cut = if is_part { limit.min(text.len().saturating_sub(1)) } else { limit };
+        let (whole, masked) = self.masker.json_within(text, cut);
         // What stands for a secret may be longer than the secret.
-        let truncated = limit < text.len().max(whole.as_str().len()) || text.len() < bytes;
+        let truncated = limit < text.len().max(whole.as_str().len()) || is_part;
         record::Payload { text: whole.truncate(limit), bytes: bytes as u64, truncated, masked, digest }
     }
 

@@ -117,7 +117,11 @@ async fn an_event_past_the_limit_is_passed_on_and_said_to_be_unread() {
     drop(server);
     assert_eq!(soon(answer).await.unwrap().unwrap().1, events);
     assert_eq!(stage.outcome().await.result, CallResult::Ok);
-    assert_eq!(stage.messages(MessageLabel::Unparsed, 1).await, ["an event that is too large to be read"]);
+    let unparsed = stage.messages(MessageLabel::Unparsed, 1).await;
+    assert!(
+        unparsed.len() == 1 && unparsed[0].is_empty(),
+        "one word, and what is cut may be half a secret: {unparsed:?}"
+    );
 }
 
 #[tokio::test]

@@ -2,7 +2,8 @@
 //! passes passes to the letter; what is refused never reaches the server.
 
 use http::Request;
-use weir_core::record::{Body, CallResult, MessageLabel};
+use weir_core::mask::Masked;
+use weir_core::record::{Body, CallResult, MessageLabel, Unread};
 
 use crate::stage::{OK, SERVER, Stage, call, post, soon};
 
@@ -55,8 +56,8 @@ fn plain() -> Vec<Vec<u8>> {
     texts.iter().map(|text| text.as_bytes().to_vec()).chain([deep.into_bytes()]).collect()
 }
 
-/// What is no JSON, or what some parsers take and some do not, or for different things.
-fn odd() -> Vec<Vec<u8>> {
+/// What is no JSON, or what some parsers take and some do not, or for different things; and what the record says of it.
+fn odd() -> Vec<(Vec<u8>, Unread)> {
     let texts: &[&[u8]] = &[
         b"",
         b"[1,]",
@@ -139,7 +140,9 @@ fn odd() -> Vec<Vec<u8>> {
         b"[\"a\",\n",
         b"{\"a\":1}}",
         b"@",
-        // Read in one way here, and in another there.
+    ];
+    // Read in one way here, and in another there.
+    let two_ways: &[&[u8]] = &[
         b"1e999",
         b"-1e999",
         b"\"\\ud800\"",
@@ -152,7 +155,11 @@ fn odd() -> Vec<Vec<u8>> {
     let deep = |depth: usize| format!("{}1{}", "[".repeat(depth), "]".repeat(depth)).into_bytes();
     let open = "[".repeat(100_000).into_bytes();
     let objects = format!("{}1{}", "{\"a\":".repeat(500), "}".repeat(500)).into_bytes();
-    texts.iter().map(|text| text.to_vec()).chain([deep(200), deep(10_000), open, objects]).collect()
+    let because = |texts: &[&[u8]], why| texts.iter().map(|text| (text.to_vec(), why)).collect::<Vec<_>>();
+    let nested = [deep(200), deep(10_000), objects].map(|text| (text, Unread::TooDeep));
+    let unclosed = [(open, Unread::NotJson)];
+    [because(texts, Unread::NotJson), because(two_ways, Unread::Ambiguous), nested.into(), unclosed.into()]
+        .concat()
 }
 
 #[tokio::test]
@@ -176,14 +183,23 @@ async fn json_that_some_parsers_refuse_or_read_otherwise_never_reaches_the_serve
     let mut stage = Stage::new().await;
     let mut server = stage.accept().await;
     let rows = odd();
-    for text in &rows {
+    for (text, _) in &rows {
         let (status, _, answer) = stage.client().await.ask(post(with_argument(text))).await;
         let shown = text.escape_ascii().to_string();
         let shown = shown.get(..60).unwrap_or(&shown);
         assert!(status == 400 && answer.contains("-31403"), "{shown}: {status} {answer}");
         assert!(stage.untouched(&mut server), "{shown} reached the server");
     }
-    assert_eq!(stage.messages(MessageLabel::Unreadable, rows.len()).await.len(), rows.len());
+    let reason = |event: &Body<Masked<String>>| match event {
+        Body::Message(message) if message.label == MessageLabel::Unreadable => Some(message.unread),
+        _ => None,
+    };
+    let all = |events: &[Body<Masked<String>>]| events.iter().filter_map(reason).collect::<Vec<_>>();
+    let reasons = stage.recorded(|events| Some(all(events)).filter(|all| all.len() >= rows.len())).await;
+    assert_eq!(reasons.len(), rows.len());
+    for ((text, why), reason) in rows.iter().zip(reasons) {
+        assert_eq!(reason, Some(*why), "{:.60}", text.escape_ascii().to_string());
+    }
 }
 
 /// What becomes of a whole body.
@@ -262,37 +278,33 @@ async fn bodies_that_hide_a_denied_call_are_refused_and_what_is_no_message_passe
     }
 }
 
-/// What a server says as events, and how the call ends; each passes to the letter.
+/// What a server says as events, and why the call's answer was not read, if it was not; each passes to the letter.
 #[tokio::test]
 async fn events_of_every_form_pass_to_the_letter_and_are_read_or_said_to_be_unread() {
     let huge = "x".repeat(3 << 20);
-    let rows: Vec<(&str, String, CallResult)> = vec![
-        ("LF", format!("event: message\ndata: {OK}\n\n"), CallResult::Ok),
-        ("CRLF", format!("event: message\r\ndata: {OK}\r\n\r\n"), CallResult::Ok),
-        ("CR", format!("event: message\rdata: {OK}\r\r"), CallResult::Ok),
-        ("all of them", format!("event: message\ndata: {OK}\r\r\n"), CallResult::Ok),
-        ("no space", format!("data:{OK}\n\n"), CallResult::Ok),
-        ("a byte-order mark", format!("\u{feff}data: {OK}\n\n"), CallResult::Ok),
-        ("comments", format!(": a\n:\n: b\ndata: {OK}\n: c\n\n"), CallResult::Ok),
+    let rows: Vec<(&str, String, Option<Unread>)> = vec![
+        ("LF", format!("event: message\ndata: {OK}\n\n"), None),
+        ("CRLF", format!("event: message\r\ndata: {OK}\r\n\r\n"), None),
+        ("CR", format!("event: message\rdata: {OK}\r\r"), None),
+        ("all of them", format!("event: message\ndata: {OK}\r\r\n"), None),
+        ("no space", format!("data:{OK}\n\n"), None),
+        ("a byte-order mark", format!("\u{feff}data: {OK}\n\n"), None),
+        ("comments", format!(": a\n:\n: b\ndata: {OK}\n: c\n\n"), None),
         (
             "lines",
             "data: {\"jsonrpc\":\"2.0\",\ndata: \"id\":1,\ndata:\ndata: \"result\":{}}\n\n".into(),
-            CallResult::Ok,
+            None,
         ),
-        ("unknown fields", format!("x: y\nz\ndata: {OK}\nretry: no number\n\n"), CallResult::Ok),
-        ("an id with a NUL", format!("id: a\0b\ndata: {OK}\n\n"), CallResult::Ok),
-        (
-            "an event without data before it",
-            format!("id: 7\n\nevent: ping\n\ndata: {OK}\n\n"),
-            CallResult::Ok,
-        ),
-        ("cut before its empty line", format!("data: {OK}\n"), CallResult::Ok),
-        ("cut before its line's end", format!("data: {OK}"), CallResult::Ok),
-        ("a huge line before it", format!("data: {huge}\n\ndata: {OK}\n\n"), CallResult::Ok),
-        ("a huge comment before it", format!(": {huge}\n\ndata: {OK}\n\n"), CallResult::Ok),
-        ("a huge line alone", format!("data: {huge}\n\n"), CallResult::Unanswered),
-        ("a huge line without an end", format!("data: {huge}"), CallResult::Unanswered),
-        ("data that is no JSON", "data: {\"jsonrpc\"\n\n".into(), CallResult::Unanswered),
+        ("unknown fields", format!("x: y\nz\ndata: {OK}\nretry: no number\n\n"), None),
+        ("an id with a NUL", format!("id: a\0b\ndata: {OK}\n\n"), None),
+        ("an event without data before it", format!("id: 7\n\nevent: ping\n\ndata: {OK}\n\n"), None),
+        ("cut before its empty line", format!("data: {OK}\n"), None),
+        ("cut before its line's end", format!("data: {OK}"), None),
+        ("a huge line before it", format!("data: {huge}\n\ndata: {OK}\n\n"), None),
+        ("a huge comment before it", format!(": {huge}\n\ndata: {OK}\n\n"), None),
+        ("a huge line alone", format!("data: {huge}\n\n"), Some(Unread::TooLarge)),
+        ("a huge line without an end", format!("data: {huge}"), Some(Unread::TooLarge)),
+        ("data that is no JSON", "data: {\"jsonrpc\"\n\n".into(), Some(Unread::NotJson)),
     ];
     for (name, events, expected) in rows {
         let mut stage = Stage::new().await;
@@ -307,9 +319,8 @@ async fn events_of_every_form_pass_to_the_letter_and_are_read_or_said_to_be_unre
         let (status, heard) = soon(answer).await.unwrap().unwrap();
         assert!(status == 200 && heard == events, "{name} did not pass to the letter");
         let outcome = stage.outcome().await;
-        if outcome.result != expected {
-            println!("XX {name} {:?} {:?}", outcome.result, outcome.unread);
-        }
+        let result = expected.map_or(CallResult::Ok, |_| CallResult::Unparsed);
+        assert_eq!((outcome.result, outcome.unread), (result, expected), "{name}");
         let flows = stage.events().iter().filter(|body| matches!(body, Body::Intent(_))).count();
         assert_eq!(flows, 1, "{name}");
     }

@@ -7,8 +7,8 @@ use weir_core::mcp::sse::{Event, Parser, TooLarge, message};
 use crate::pieces::{cut_by_first, pieces};
 
 const LIMIT: usize = 256;
-/// What is kept of an event beside its lines: a byte of an overlong line.
-const KEPT: usize = LIMIT + 1;
+/// What is kept of an event beside its lines: as much of an overlong line as tells what it is.
+const KEPT: usize = LIMIT + 3;
 
 pub fn run(bytes: &[u8]) {
     let (cut, bytes) = cut_by_first(bytes);

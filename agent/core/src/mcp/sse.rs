@@ -1,6 +1,8 @@
 //! Server-Sent Events, sans I/O. Bytes come in as they arrive, whole events go out. Lines end in LF, CR or
 //! CRLF; a byte order mark at the start is skipped (WHATWG HTML, 9.2.6).
 
+use crate::mask::Digesting;
+
 /// One event. An event without data is never dispatched by a client; it is kept here when it has an id.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Event {
@@ -12,26 +14,68 @@ pub struct Event {
     pub id: Option<String>,
 }
 
-/// An event past the limit, or one that was given up. The rest of it is skipped, and reading goes on behind it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+/// An event past the limit, or one that was given up. The rest of it was skipped, and reading goes on behind it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, thiserror::Error)]
 #[error("an event that is too large to be read")]
-pub struct TooLarge;
+pub struct TooLarge {
+    /// What was kept of it: its beginning, unless it was given up.
+    pub event: Event,
+    /// How many bytes its data has.
+    pub bytes: usize,
+    /// The digest of its data, where the parser has what to digest with.
+    pub digest: Option<String>,
+    pub given_up: bool,
+}
 
 /// Reads events out of a byte stream that arrives in pieces. A line that is whole in its piece is read where it lies.
 #[derive(Debug)]
 pub struct Parser {
     limit: usize,
-    /// The beginning of a line whose end has not come.
+    /// The beginning of a line whose end has not come; of a line that is skipped, as much as tells what it is.
     line: Vec<u8>,
     event: Event,
     /// Whether the event has a line of data, which may be empty.
     has_data: bool,
     size: usize,
-    overflown: bool,
+    /// The event is too large, and its rest is skipped.
+    skipped: Option<Skipped>,
+    digesting: Option<Digesting>,
     after_cr: bool,
     at_start: bool,
     /// Whether nothing came behind the last blank line.
     fresh: bool,
+}
+
+/// What is counted of an event that is not kept.
+#[derive(Debug)]
+struct Skipped {
+    /// What of its data still fits within the limit, and how much more does.
+    head: Vec<u8>,
+    room: usize,
+    bytes: usize,
+    digest: Option<Digesting>,
+    given_up: bool,
+    line: Line,
+}
+
+/// What a line is of which only the beginning is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Line {
+    Unknown,
+    Data,
+    Other,
+}
+
+impl Skipped {
+    fn data(&mut self, bytes: &[u8]) {
+        self.bytes = self.bytes.saturating_add(bytes.len());
+        let fits = bytes.get(..self.room).unwrap_or(bytes);
+        self.room -= fits.len();
+        self.head.extend_from_slice(fits);
+        if let Some(digest) = &mut self.digest {
+            digest.update(bytes);
+        }
+    }
 }
 
 impl Parser {
@@ -43,11 +87,18 @@ impl Parser {
             event: Event::default(),
             has_data: false,
             size: 0,
-            overflown: false,
+            skipped: None,
+            digesting: None,
             after_cr: false,
             at_start: true,
             fresh: true,
         }
+    }
+
+    /// Digests what is too large to be kept.
+    #[must_use]
+    pub fn digesting(self, digesting: Digesting) -> Self {
+        Self { digesting: Some(digesting), ..self }
     }
 
     /// Takes the next bytes; hands each event that they complete to `on_event`.
@@ -59,7 +110,7 @@ impl Parser {
         while let Some(end) = memchr::memchr2(b'\n', b'\r', rest) {
             let (line, tail) = rest.split_at(end);
             self.take(line);
-            if self.line.is_empty() {
+            if self.line.is_empty() && self.skipped.is_none() {
                 self.end_of_line(line, &mut on_event);
             } else {
                 self.keep(line);
@@ -97,50 +148,96 @@ impl Parser {
             + self.event.name.len()
             + self.event.data.len()
             + self.event.id.as_ref().map_or(0, String::len)
+            + self.skipped.as_ref().map_or(0, |skipped| skipped.head.len())
     }
 
     /// Keeps no more of the event that is being read: it will be [`TooLarge`].
     pub fn give_up(&mut self) {
-        self.overflown = true;
+        self.skip();
         self.event = Event::default();
-        // Whether the line is empty is still to be known.
-        self.line.truncate(1);
-        self.line.shrink_to_fit();
+        if let Some(skipped) = &mut self.skipped {
+            (skipped.head, skipped.room, skipped.given_up) = (Vec::new(), 0, true);
+        }
+    }
+
+    /// Keeps no more than the limit of the event that is being read.
+    fn skip(&mut self) {
+        if self.skipped.is_some() {
+            return;
+        }
+        let line = std::mem::take(&mut self.line);
+        let mut skipped = Skipped {
+            head: Vec::new(),
+            room: 0,
+            bytes: 0,
+            digest: self.digesting.clone(),
+            given_up: false,
+            line: Line::Unknown,
+        };
+        skipped.data(self.event.data.as_bytes());
+        skipped.room = self.limit.saturating_sub(self.kept());
+        self.skipped = Some(skipped);
+        self.keep(&line);
     }
 
     /// Counts a part of a line.
     fn take(&mut self, part: &[u8]) {
         self.fresh &= part.is_empty();
         self.size = self.size.saturating_add(part.len());
-        if self.size > self.limit && !self.overflown {
-            self.give_up();
+        if self.size > self.limit {
+            self.skip();
         }
     }
 
     fn keep(&mut self, part: &[u8]) {
-        match self.overflown {
-            true if self.line.is_empty() => self.line.extend(part.first()),
-            true => {}
-            false => self.line.extend_from_slice(part),
+        let Some(skipped) = &mut self.skipped else { return self.line.extend_from_slice(part) };
+        let mut part = part;
+        while let (Line::Unknown, [byte, rest @ ..]) = (skipped.line, part) {
+            self.line.push(*byte);
+            part = rest;
+            let line = unmarked(&self.line, self.at_start);
+            skipped.line = match line.strip_prefix(b"data:") {
+                // The first space is none of the data.
+                Some([]) => Line::Unknown,
+                Some(_) => Line::Data,
+                None if b"data:".starts_with(line) || MARK.starts_with(line) && self.at_start => {
+                    Line::Unknown
+                }
+                None => Line::Other,
+            };
+            if skipped.line == Line::Data {
+                if std::mem::replace(&mut self.has_data, true) {
+                    skipped.data(b"\n");
+                }
+                skipped.data(if *byte == b' ' { b"" } else { std::slice::from_ref(byte) });
+            }
+        }
+        if skipped.line == Line::Data {
+            skipped.data(part);
         }
     }
 
     fn end_of_line(&mut self, line: &[u8], on_event: &mut impl FnMut(Result<Event, TooLarge>)) {
-        let marked = std::mem::take(&mut self.at_start);
-        let line = line.strip_prefix(b"\xef\xbb\xbf").filter(|_| marked).unwrap_or(line);
+        let line = unmarked(line, std::mem::take(&mut self.at_start));
         if line.is_empty() {
             let event = std::mem::take(&mut self.event);
             self.has_data = false;
             self.size = 0;
             self.fresh = true;
-            if std::mem::take(&mut self.overflown) {
-                on_event(Err(TooLarge));
+            if let Some(Skipped { head, bytes, digest, given_up, .. }) = self.skipped.take() {
+                let mut event = event;
+                event.data.push_str(&String::from_utf8_lossy(&head));
+                on_event(Err(TooLarge { event, bytes, digest: digest.map(Digesting::finish), given_up }));
             } else if event != Event::default() {
                 on_event(Ok(event));
             }
             return;
         }
-        if self.overflown {
+        if let Some(skipped) = &mut self.skipped {
+            let is_empty = std::mem::replace(&mut skipped.line, Line::Unknown) == Line::Unknown;
+            if is_empty && matches!(line, b"data" | b"data:") && std::mem::replace(&mut self.has_data, true) {
+                skipped.data(b"\n");
+            }
             return;
         }
         let line = String::from_utf8_lossy(line);
@@ -158,6 +255,13 @@ impl Parser {
             _ => {}
         }
     }
+}
+
+const MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// A line without the byte order mark that a stream may begin with.
+fn unmarked(line: &[u8], at_start: bool) -> &[u8] {
+    line.strip_prefix(MARK).filter(|_| at_start).unwrap_or(line)
 }
 
 /// The bytes of one `message` event that carries a JSON-RPC message.
@@ -180,6 +284,7 @@ pub fn comment(text: &'static str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mask::{MaskKey, Masker};
 
     fn read(pieces: &[&[u8]], limit: usize) -> Vec<Result<Event, TooLarge>> {
         let (mut parser, mut out) = (Parser::new(limit), Vec::new());
@@ -220,11 +325,53 @@ mod tests {
     fn an_event_over_the_limit_is_named_and_the_next_one_read() {
         for head in ["", "id: 7\n", ": a comment\n", "data: 1\n"] {
             let text = format!("{head}data: {}\ndata: y\n\ndata: ok\n\n", "x".repeat(100));
-            assert_eq!(read(&[text.as_bytes()], 50), [Err(TooLarge), data("ok")], "{head:?}");
+            let read = read(&[text.as_bytes()], 50);
+            assert!(matches!(&read[..], [Err(_), Ok(ok)] if ok.data == "ok"), "{head:?}: {read:?}");
         }
         let line = "x".repeat(44);
         assert_eq!(read(&[format!("data: {line}").as_bytes()], 50), [data(&line)]);
-        assert_eq!(read(&[format!("data: {line}x").as_bytes()], 50), [Err(TooLarge)]);
+        let event = Event { data: format!("{line}x"), ..Event::default() };
+        let too_large = TooLarge { event, bytes: 45, ..TooLarge::default() };
+        assert_eq!(read(&[format!("data: {line}x").as_bytes()], 50), [Err(too_large)]);
+    }
+
+    #[test]
+    fn of_an_event_over_the_limit_the_beginning_the_length_and_the_digest_are_told_however_it_comes() {
+        let masker = Masker::new(MaskKey::new([7; 32]));
+        let long = "y".repeat(90);
+        for ending in ["\n", "\r", "\r\n"] {
+            for (lines, whole) in [
+                (vec![format!("data: {long}")], long.clone()),
+                (vec![format!("data:{long}"), "data".into(), "data:".into()], format!("{long}\n\n")),
+                (vec!["data: a".into(), format!(": {long}"), "data:  b".into()], "a\n b".into()),
+                (vec![format!("other: {long}"), "date: x".into(), "dat".into()], String::new()),
+                (vec![format!("\u{feff}data: {long}")], long.clone()),
+                (vec!["id: 5".into(), "data: 1".into(), format!("data: {long}")], format!("1\n{long}")),
+            ] {
+                let text = [lines.join(ending), "data: ok".into(), String::new()].join(&ending.repeat(2));
+                let kept = whole.get(..50).unwrap_or(&whole);
+                for cut in 0..text.len() {
+                    let mut parser = Parser::new(50).digesting(masker.digesting());
+                    let (mut out, (head, tail)) = (Vec::new(), text.as_bytes().split_at(cut));
+                    for piece in [head, tail] {
+                        parser.feed(piece, |event| out.push(event));
+                        assert!(parser.kept() <= 60, "{} bytes are kept", parser.kept());
+                    }
+                    let [Err(too_large), Ok(ok)] = &out[..] else {
+                        panic!("{lines:?} cut at {cut}: {out:?}")
+                    };
+                    assert_eq!(ok.data, "ok");
+                    assert!(kept.starts_with(&too_large.event.data), "{:?}", too_large.event);
+                    assert!(too_large.event.data.len() + 10 > kept.len(), "{:?}", too_large.event);
+                    let digest = Some(masker.digest(whole.as_bytes()));
+                    assert_eq!(
+                        (too_large.bytes, &too_large.digest),
+                        (whole.len(), &digest),
+                        "{lines:?} cut at {cut}"
+                    );
+                }
+            }
+        }
     }
 
     #[test]
@@ -234,9 +381,10 @@ mod tests {
         assert_eq!(parser.kept(), 12);
         parser.give_up();
         parser.feed("f".repeat(5000).as_bytes(), |event| out.push(event));
-        assert_eq!(parser.kept(), 1);
+        assert_eq!(parser.kept(), 6);
         parser.feed(b"\n\ndata: ok\n\n", |event| out.push(event));
-        assert_eq!((out, parser.kept()), (vec![Err(TooLarge), data("ok")], 0));
+        let given_up = TooLarge { bytes: 5006, given_up: true, ..TooLarge::default() };
+        assert_eq!((out, parser.kept()), (vec![Err(given_up), data("ok")], 0));
     }
 
     #[test]

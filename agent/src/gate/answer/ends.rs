@@ -3,7 +3,7 @@
 
 use weir_core::mask::Digesting;
 use weir_core::mcp::jsonrpc::Body as Messages;
-use weir_core::record::{CallResult, Unread};
+use weir_core::record::{CallResult, Payload, Unread};
 
 use super::{Kind, Reading};
 use crate::gate::call::Ended;
@@ -13,7 +13,7 @@ use crate::gate::session;
 impl Reading {
     /// The body is over: what is still open gets its outcome, or waits for an answer on another stream.
     pub(super) async fn finish(mut self) {
-        let mut why = self.unread;
+        let (mut why, mut told) = (self.unread, None);
         let (text, events) = match std::mem::replace(&mut self.kind, Kind::Unread("")) {
             Kind::Events(parser) => {
                 let mut events = Vec::new();
@@ -29,7 +29,10 @@ impl Reading {
                     match Messages::parse(&whole) {
                         Ok(messages) => self.messages(&messages).await,
                         // It may not be what its Content-Encoding says.
-                        Err(_) if whole.is_empty() && self.decoder.is_some() => why = Some(Unread::Encoded),
+                        Err(_) if whole.is_empty() && self.decoder.is_some() => {
+                            self.not_decoded();
+                            why = self.unread;
+                        }
                         Err(error) => why = Some(unread(&error)),
                     }
                 }
@@ -38,9 +41,15 @@ impl Reading {
                 let text = if tells { String::from_utf8_lossy(&whole).into_owned() } else { String::new() };
                 (text, false)
             }
-            Kind::Unread(told) => (format!("not read: {told}"), false),
+            Kind::Unread(why) => {
+                told = Some(why);
+                (String::new(), false)
+            }
         };
         let digest = self.digest.take().map(Digesting::finish);
+        let missed = self.missed.take().filter(|_| events);
+        // What was not read may have been the answer.
+        let silent = if missed.is_some() { CallResult::Unparsed } else { CallResult::Unanswered };
         let legacy = self.exchange.session.kind == session::Kind::Endpoint;
         for call in std::mem::take(&mut self.calls).into_iter().filter(|call| call.open.is_open()) {
             let result = match (self.status, &call.request_id) {
@@ -48,17 +57,22 @@ impl Reading {
                 // A notification gets no answer but 202.
                 (_, None) => CallResult::Ok,
                 (_, Some(_)) if legacy || (events && self.resumable) => {
-                    call.open.park(&self.gate, CallResult::Unanswered, self.status);
+                    call.open.park(&self.gate, silent, self.status);
                     continue;
                 }
-                (_, Some(_)) if events || (self.bytes == 0 && self.decoder.is_none()) => {
-                    CallResult::Unanswered
-                }
+                (_, Some(_)) if events => silent,
+                (_, Some(_)) if self.bytes == 0 => CallResult::Unanswered,
                 (_, Some(_)) => CallResult::Unparsed,
             };
-            let payload = match digest {
-                None if self.unread.is_none() => self.gate.payload_of_json(&text),
-                _ => self.gate.payload_of_part(&text, self.bytes, digest.clone()),
+            let (why, payload) = match (&missed, told) {
+                (Some((why, payload)), _) => (Some(*why), payload.clone()),
+                (None, Some(told)) => {
+                    let text = self.gate.payload_of_text(&format!("not read: {told}"));
+                    let bytes = self.bytes as u64;
+                    (why, Payload { bytes, truncated: bytes > 0, digest: digest.clone(), ..text })
+                }
+                (None, None) if self.unread.is_none() => (why, self.gate.payload_of_json(&text)),
+                (None, None) => (why, self.gate.payload_of_part(&text, self.bytes, digest.clone())),
             };
             let unread = why.filter(|_| result == CallResult::Unparsed);
             let http_status = Some(self.status);
