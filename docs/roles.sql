@@ -1,4 +1,4 @@
--- Roles on a ClickHouse server (the embedded store has one user and no roles). Run it as an administrator, once, after
+-- Roles on a ClickHouse server (the embedded store has one user and refuses all of this). Run it as an administrator, once, after
 -- `weir-collector migrate`; on a cluster add ON CLUSTER to each statement. Then give each program and person a user of its own.
 
 -- Makes and alters the tables: `weir-collector migrate`. Nobody else needs DDL.
@@ -21,7 +21,8 @@ CREATE ROLE IF NOT EXISTS weir_writer SETTINGS PROFILE 'weir_writer';
 GRANT SELECT, INSERT ON weir.* TO weir_writer;
 GRANT SELECT ON system.settings TO weir_writer;
 
--- Reads: `weir-collector query`, `completeness`, `verify`, `export`, and any other tool. ClickHouse makes sure of it.
+-- Reads: `weir-collector query`, `completeness`, `export`, and any other tool. ClickHouse makes sure of it. `verify` of a whole store
+-- checks everything but tables and views, says so, and exits with 1: see weir_auditor.
 CREATE SETTINGS PROFILE IF NOT EXISTS weir_analyst SETTINGS
     readonly = 1,
     distributed_product_mode = 'local',
@@ -30,6 +31,19 @@ CREATE SETTINGS PROFILE IF NOT EXISTS weir_analyst SETTINGS
     max_result_rows = 10000000;
 CREATE ROLE IF NOT EXISTS weir_analyst SETTINGS PROFILE 'weir_analyst';
 GRANT SELECT ON weir.* TO weir_analyst;
+
+-- Verifies: `weir-collector verify`. It reads, and makes the tables and views anew in a database of its own beside, to compare
+-- with; of the records it can change nothing.
+CREATE SETTINGS PROFILE IF NOT EXISTS weir_auditor SETTINGS
+    distributed_product_mode = 'local',
+    max_memory_usage = 4000000000;
+CREATE ROLE IF NOT EXISTS weir_auditor SETTINGS PROFILE 'weir_auditor';
+GRANT SELECT ON weir.* TO weir_auditor;
+GRANT CREATE DATABASE, DROP DATABASE, CREATE TABLE, CREATE VIEW, DROP TABLE, DROP VIEW, ALTER, SELECT, INSERT, TRUNCATE
+    ON weir_verify_*.* TO weir_auditor;
+GRANT SELECT ON system.tables TO weir_auditor;
+GRANT SELECT ON system.columns TO weir_auditor;
+GRANT SELECT ON system.settings TO weir_auditor;
 
 -- Reads without what was said: no arguments and results, no canonical bytes, no command lines.
 CREATE ROLE IF NOT EXISTS weir_metadata SETTINGS PROFILE 'weir_analyst';

@@ -1,7 +1,7 @@
 //! Between the collector and its store: passes HTTP on, request by request, and does wrong at the one that it was told.
 //!
 //! In: the collector's connections. Out: the same to the store, and what it answered, or what the fault makes of that. It knows
-//! where messages end and nothing of what they say.
+//! where messages end and, but for the user who may only read, nothing of what they say.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -46,6 +46,8 @@ pub struct Between {
 
 #[derive(Debug, Default)]
 struct State {
+    /// Whether all that comes is asked as a user whose profile says `readonly = 1`.
+    only_reads: bool,
     /// Requests that have come.
     requests: u64,
     wrong: Option<(u64, Wrong)>,
@@ -90,6 +92,11 @@ impl Between {
         state.held = matches!(wrong, Wrong::Unanswered | Wrong::Late);
     }
 
+    /// From now on all that comes is of a user who may only read.
+    pub fn only_read(&self) {
+        self.state().only_reads = true;
+    }
+
     /// Takes back a fault that has not happened.
     pub fn mend(&self) {
         self.state().wrong = None;
@@ -121,8 +128,12 @@ impl Between {
         let (mut asked, mut answered) = (Vec::new(), Vec::new());
         let mut far = None;
         while let Ok(Some(request)) = message(&mut near, &mut asked) {
+            let mut request = request;
             let wrong = {
                 let mut state = self.state();
+                if state.only_reads {
+                    request = reading(&request);
+                }
                 let number = state.requests;
                 state.requests += 1;
                 let due = state.wrong.take_if(|(at, _)| *at <= number);
@@ -223,6 +234,18 @@ impl Between {
     }
 }
 
+/// The same request of a user whose settings say `readonly = 1`: the store's URL takes settings.
+fn reading(request: &[u8]) -> Vec<u8> {
+    let line = request.iter().position(|byte| *byte == b'\r').unwrap_or(0);
+    let path = request.get(..line).unwrap_or_default().iter().position(|byte| *byte == b'/');
+    let Some((before, behind)) = path.and_then(|at| request.split_at_checked(at + 1)) else {
+        return request.to_vec();
+    };
+    let behind = behind.strip_prefix(b"?").unwrap_or(behind);
+    let and: &[u8] = if behind.starts_with(b" ") { b"" } else { b"&" };
+    [before, b"?readonly=1", and, behind].concat()
+}
+
 /// So many hundredths from the beginning, and never all of it.
 fn part_of(bytes: &[u8], hundredths: u8) -> &[u8] {
     let end = (bytes.len() * usize::from(hundredths) / 100).min(bytes.len().saturating_sub(1));
@@ -299,6 +322,16 @@ mod tests {
             assert_eq!(end_of_message(&chunked[..end]), None, "{end}");
         }
         assert_eq!(end_of_message(b"HTTP/1.1 200 OK\r\n\r\nuntil the end"), None);
+    }
+
+    #[test]
+    fn a_reading_users_request_says_so_before_all_else() {
+        for (asked, read) in [
+            ("POST /?database=weir HTTP/1.1\r\n\r\n", "POST /?readonly=1&database=weir HTTP/1.1\r\n\r\n"),
+            ("POST / HTTP/1.1\r\n\r\n", "POST /?readonly=1 HTTP/1.1\r\n\r\n"),
+        ] {
+            assert_eq!(String::from_utf8_lossy(&reading(asked.as_bytes())), read);
+        }
     }
 
     #[test]

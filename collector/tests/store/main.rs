@@ -6,6 +6,7 @@ mod agent;
 mod approvals;
 mod bundle;
 mod completeness;
+mod definitions;
 mod faults;
 mod fleet;
 mod ingest;

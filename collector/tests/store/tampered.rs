@@ -10,7 +10,7 @@ use crate::verify::{Audited, findings};
 use crate::world::told;
 
 /// Once each way.
-const FEW: u64 = 15;
+const FEW: u64 = 16;
 
 impl Audited {
     /// Has it changed as the seed says; what was done comes back.
@@ -28,9 +28,7 @@ impl Audited {
 async fn whatever_a_program_changes_in_the_store_by_sql_is_found_at_its_place() {
     let mut soak = Soak::of("tamper-store", FEW, 1).expect("a number");
     let audited = Audited::begin().await;
-    let views = audited.world.sql(
-        "SELECT name, as_select FROM system.tables WHERE database = currentDatabase() AND engine = 'View'",
-    );
+    let views = audited.views();
     let verify = ["verify", "--json", "--settle", "0", "--trust", audited.trust_file()];
     let (code, untouched, wrong) = audited.world.run(&verify);
     assert!(code == 0 && wrong.is_empty(), "{untouched}{wrong}");
@@ -50,11 +48,7 @@ async fn whatever_a_program_changes_in_the_store_by_sql_is_found_at_its_place() 
         assert!(code == 1 && named, "seed {seed}: {done}: {found:?}");
         audited.restore().await;
         if expected.contains(&Value::from("definition")) {
-            for view in &views {
-                let (name, select) =
-                    (view["name"].as_str().expect("a name"), view["as_select"].as_str().expect("a select"));
-                audited.world.execute(&format!("CREATE OR REPLACE VIEW {name} AS {select}")).await;
-            }
+            audited.restore_views(&views).await;
         }
         soak.held(1);
     }

@@ -74,6 +74,23 @@ impl Audited {
         }
     }
 
+    /// Each view's name, and the statement that makes it.
+    pub fn views(&self) -> Vec<(String, String)> {
+        let views = self.world.sql(
+            "SELECT name, create_table_query AS made FROM system.tables \
+             WHERE database = currentDatabase() AND engine IN ('View', 'MaterializedView') ORDER BY name",
+        );
+        let text = |view: &serde_json::Value, name: &str| view[name].as_str().expect("text").to_owned();
+        views.iter().map(|view| (text(view, "name"), text(view, "made"))).collect()
+    }
+
+    pub async fn restore_views(&self, views: &[(String, String)]) {
+        for (name, made) in views {
+            self.world.execute(&format!("DROP VIEW IF EXISTS {name} SYNC")).await;
+            self.world.execute(made).await;
+        }
+    }
+
     /// The logs and columns alone: definitions are asked for by the command.
     async fn verify(&self) -> Report {
         let besides = Besides { settle: Duration::ZERO, everything: false };

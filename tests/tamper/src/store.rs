@@ -3,6 +3,8 @@
 //!
 //! It knows tables and columns from the store itself, and of Weir's code what signs.
 
+mod views;
+
 use anyhow::{Context, Result, bail};
 use clickhouse::Client;
 use serde::Serialize;
@@ -43,14 +45,18 @@ enum Way {
     OfCheckpoint,
     /// A view that leaves something out.
     View,
+    /// A view by which each insert fills a table: it leaves something out, fills another table, or is gone.
+    Filling,
 }
 
-const BESIDES: [Way; 3] = [Way::OfBatch, Way::OfCheckpoint, Way::View];
+const BESIDES: [Way; 4] = [Way::OfBatch, Way::OfCheckpoint, Way::View, Way::Filling];
+/// How many ways there are.
+const WAYS: usize = ACTS.len() + BESIDES.len();
 
 impl Way {
     /// Neighbouring seeds go different ways.
     fn of(seed: u64) -> Option<Self> {
-        let at = usize::try_from(seed).ok()? % (ACTS.len() + BESIDES.len());
+        let at = usize::try_from(seed).ok()? % WAYS;
         let besides = || BESIDES.get(at.checked_sub(ACTS.len())?).copied();
         ACTS.get(at).copied().map(Way::Like).or_else(besides)
     }
@@ -61,6 +67,7 @@ impl Way {
             Way::OfBatch => "of_batch",
             Way::OfCheckpoint => "of_checkpoint",
             Way::View => "view",
+            Way::Filling => "filling",
         }
     }
 
@@ -72,7 +79,7 @@ impl Way {
             Way::Like(act) => act.shows_as(),
             Way::OfCheckpoint => &["projection"],
             Way::OfBatch => &["projection", "altered", "deleted"],
-            Way::View => &["definition"],
+            Way::View | Way::Filling => &["definition"],
         }
     }
 }
@@ -247,36 +254,10 @@ impl Store {
                 };
                 origins.iter().flat_map(half).collect()
             }
-            Way::View => {
-                let views = self.ask(
-                    "SELECT name FROM system.tables WHERE database = currentDatabase() AND engine = 'View'",
-                );
-                let views = views.await?;
-                let view = text(dice.pick(&views).context("no view")?, "name")?;
-                what = format!("{what} {view}");
-                return self.view(what, &view, dice).await;
-            }
+            Way::View | Way::Filling => return self.view(way, dice).await,
         };
         let (first_seq, last_seq) = place;
         Ok(Done { what, shows_as: way.shows_as(), origin: origin.clone(), first_seq, last_seq, statements })
-    }
-
-    /// A view that hides every row, or those of one name.
-    async fn view(&self, what: String, view: &str, dice: &mut Dice) -> Result<Done> {
-        let of = format!(
-            "SELECT as_select FROM system.tables WHERE database = currentDatabase() AND name = '{view}'"
-        );
-        let select = text(self.ask(&of).await?.first().context("no view")?, "as_select")?;
-        let which = *dice.pick(&["0", "rand() > 0", "now() < toDateTime(0)"]).context("no condition")?;
-        let statement = format!("CREATE OR REPLACE VIEW {view} AS SELECT * FROM ({select}) WHERE {which}");
-        Ok(Done {
-            what,
-            shows_as: Way::View.shows_as(),
-            origin: String::new(),
-            first_seq: 0,
-            last_seq: 0,
-            statements: vec![statement],
-        })
     }
 
     /// Other bytes for an event.
