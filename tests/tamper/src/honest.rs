@@ -1,6 +1,8 @@
 //! Untouched logs as agents and a collector make them: keys of each epoch, batches with their checkpoints, cosigned; idle
 //! checkpoints between them; and what an auditor holds of them.
 
+mod telling;
+
 use anyhow::Result;
 use base64::prelude::{BASE64_STANDARD, Engine};
 use weir_core::evidence::checkpoint::{Checkpoint, LogName};
@@ -14,6 +16,8 @@ use weir_core::evidence::verify::{
 };
 use weir_core::evidence::{Hash, TreeState, leaf_hash};
 use weir_core::ids::{Boot, Origin};
+
+pub use telling::{Told, telling};
 
 use crate::dice::Dice;
 
@@ -55,6 +59,11 @@ pub fn make(seed: u64, size: Size) -> Result<Honest> {
     for at in 0..size.logs {
         logs.push(Maker::new(&mut dice, &witness, at)?.run(&mut dice, size, at)?);
     }
+    together(logs, &witness)
+}
+
+/// Logs, as one export and what is believed of it.
+fn together(mut logs: Vec<Made>, witness: &SigningKey) -> Result<Honest> {
     logs.sort_by(|a, b| a.origin.cmp(&b.origin));
     let (mut lines, mut pins, mut until) = (Vec::new(), Vec::new(), 0);
     for log in logs {
@@ -120,9 +129,6 @@ impl<'w> Maker<'w> {
     }
 
     fn run(mut self, dice: &mut Dice, size: Size, at: usize) -> Result<Made> {
-        write(&Item::Log { origin: self.origin.clone() }, &mut self.out);
-        let body = std::mem::take(&mut self.out);
-        let mut heads = body;
         let rotates = at % 3 == 1;
         let retires = at % 3 == 2;
         let mut keys = vec![self.stored_key("")?];
@@ -154,19 +160,22 @@ impl<'w> Maker<'w> {
                 keys.push(self.stored_key(&note)?);
             }
         }
+        let alive_us = if at == 0 { self.time_us } else { 0 };
+        Ok(self.made(keys, stones, alive_us))
+    }
+
+    /// The whole log: its keys and tombstones stand before all else.
+    fn made(self, keys: Vec<StoredKey>, stones: Vec<Tombstone>, alive_us: u64) -> Made {
+        let mut out = Vec::new();
+        write(&Item::Log { origin: self.origin.clone() }, &mut out);
         for key in keys {
-            write(&Item::Key(key), &mut heads);
+            write(&Item::Key(key), &mut out);
         }
         for stone in stones {
-            write(&Item::Tombstone(stone), &mut heads);
+            write(&Item::Tombstone(stone), &mut out);
         }
-        heads.extend_from_slice(&self.out);
-        Ok(Made {
-            origin: self.origin,
-            out: heads,
-            pin: self.pin,
-            alive_us: if at == 0 { self.time_us } else { 0 },
-        })
+        out.extend_from_slice(&self.out);
+        Made { origin: self.origin, out, pin: self.pin, alive_us }
     }
 
     fn stored_key(&self, rotation: &str) -> Result<StoredKey> {
@@ -179,11 +188,16 @@ impl<'w> Maker<'w> {
         })
     }
 
-    fn event(&mut self, name: &str, detail: &str) -> Vec<u8> {
+    fn event(&mut self, name: &str, text: &str) -> Vec<u8> {
+        self.said(name, &format!("{{\"text\":\"{text}\"}}"))
+    }
+
+    /// An agent's event with this detail, an object with sorted names.
+    fn said(&mut self, name: &str, detail: &str) -> Vec<u8> {
         let Self { origin, boot, seq, time_us, name: log, .. } = self;
         let host = &log.host;
         let bytes = format!(
-            "{{\"body\":{{\"detail\":{{\"text\":\"{detail}\"}},\"kind\":\"agent\",\"name\":\"{name}\"}},\"boot\":\"{boot}\",\
+            "{{\"body\":{{\"detail\":{detail},\"kind\":\"agent\",\"name\":\"{name}\"}},\"boot\":\"{boot}\",\
              \"host\":\"{host}\",\"origin\":\"{origin}\",\"seq\":{seq},\"tenant\":\"demo\",\"time_us\":{time_us},\"v\":1}}"
         );
         self.seq += 1;
@@ -229,29 +243,7 @@ impl<'w> Maker<'w> {
                 self.checkpoint(true)?;
             }
         }
-        let note = Checkpoint::of(&self.name, &self.tree, self.time_us).signed(&self.key)?;
-        self.checkpoint(false)?;
-        let base64 = |hashes: &[Hash]| BASE64_STANDARD.encode(hashes.concat());
-        let batch = StoredBatch {
-            epoch: self.tree.epoch,
-            epoch_first_seq: self.tree.first_seq,
-            first_seq,
-            last_seq: self.seq - 1,
-            size: self.tree.frontier.size(),
-            root: base64(&[self.tree.frontier.root()]),
-            frontier: base64(before.frontier.nodes()),
-            leaves: base64(&leaves),
-            note: note.to_string(),
-            only: None,
-        };
-        write(&Item::Batch(batch), &mut self.out);
-        for (seq, (canonical, leaf)) in (first_seq..).zip(rows.iter().zip(&leaves)) {
-            if !retired {
-                let event = StoredEvent { epoch: self.tree.epoch, seq, canonical, leaf_hash: *leaf };
-                write(&Item::Event(event), &mut self.out);
-            }
-        }
-        self.pin.stored = Some(note.to_string());
+        self.seal(&before, first_seq, &leaves, if retired { &[] } else { &rows })?;
         if end == End::Idle {
             // The agent lives on, and its heartbeats were witnessed and not sent.
             self.time_us += HEARTBEAT_US;
@@ -263,6 +255,32 @@ impl<'w> Maker<'w> {
             self.seq -= 1;
         }
         Ok((first_seq, self.seq - 1))
+    }
+
+    /// A batch of these leaves, with the events that are still there of it.
+    fn seal(&mut self, before: &TreeState, first_seq: u64, leaves: &[Hash], rows: &[Vec<u8>]) -> Result<()> {
+        let note = Checkpoint::of(&self.name, &self.tree, self.time_us).signed(&self.key)?;
+        self.checkpoint(false)?;
+        let base64 = |hashes: &[Hash]| BASE64_STANDARD.encode(hashes.concat());
+        let batch = StoredBatch {
+            epoch: self.tree.epoch,
+            epoch_first_seq: self.tree.first_seq,
+            first_seq,
+            last_seq: self.seq - 1,
+            size: self.tree.frontier.size(),
+            root: base64(&[self.tree.frontier.root()]),
+            frontier: base64(before.frontier.nodes()),
+            leaves: base64(leaves),
+            note: note.to_string(),
+            only: None,
+        };
+        write(&Item::Batch(batch), &mut self.out);
+        for (seq, (canonical, leaf)) in (first_seq..).zip(rows.iter().zip(leaves)) {
+            let event = StoredEvent { epoch: self.tree.epoch, seq, canonical, leaf_hash: *leaf };
+            write(&Item::Event(event), &mut self.out);
+        }
+        self.pin.stored = Some(note.to_string());
+        Ok(())
     }
 
     /// A checkpoint of the tree as it is, cosigned.

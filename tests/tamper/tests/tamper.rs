@@ -8,7 +8,7 @@ use std::process::Command;
 use weir_core::evidence::verify::Scope;
 use weir_tamper::cases::{Place, Tally, beginnings, places, verify};
 use weir_tamper::change::ACTS;
-use weir_tamper::honest::{Honest, Size, make, tar};
+use weir_tamper::honest::{Honest, Size, make, tar, telling};
 use weir_tests::places::{Setup, workspace};
 use weir_tests::soak::Soak;
 
@@ -107,4 +107,22 @@ fn untouched_logs_raise_no_alarm_in_either_verifier() {
     }
     let (seed, first) = handed_over.expect("there was one");
     assert_eq!(sorted(second(folder.path()).remove(&seed).expect("a verdict")), first);
+}
+
+#[test]
+fn lost_numbers_set_clocks_and_silences_are_named_at_their_places_by_both_verifiers_alike() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let told = telling(SEED).expect("logs");
+    let honest = &told.honest;
+    let report = verify(&honest.lines, &honest.trust, Scope::All, honest.manifest.made_us).expect("a report");
+    let expected = told.findings.into_iter().map(|(kind, origin, epoch, first, last, what)| {
+        (kind.to_owned(), origin, u64::from(epoch), first, last, what.to_owned())
+    });
+    let expected = sorted(expected.collect());
+    for kind in ["gap", "deleted", "clock_step", "silence"] {
+        assert!(expected.iter().any(|place| place.0 == kind), "{kind}");
+    }
+    assert_eq!(sorted(places(&report)), expected);
+    hand_over(folder.path(), 0, honest, &honest.lines);
+    assert_eq!(sorted(second(folder.path()).remove(&0).expect("a verdict")), expected);
 }
