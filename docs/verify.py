@@ -94,7 +94,7 @@ class Log:
                 lines = signed(t["note"], key).split("\n")
                 log = lines[1].rsplit("/", 2)
                 good = lines[0] == "weir tombstone v1" and lines[2:5] == [f"first_seq {place[1]}", f"last_seq {place[2]}", "policy " + t["policy"]]
-                if good and log[1:] == [self.origin, str(place[0])]: return self.stones.append(place[1:])
+                if good and log[1:] == [self.origin, str(place[0])]: return self.stones.append((*place[1:], t["policy"]))
                 return self.find("altered", *place, "tombstone")
             except Wrong as wrong:
                 if wrong.args[0] != "another_key": error = wrong
@@ -258,10 +258,10 @@ class Log:
         if not cur: return
         for seq in cur["only"] if cur["only"] is not None else range(cur["first"], cur["last"] + 1):
             if seq in cur["seen"] or not cur["first"] <= seq <= cur["last"]: continue
-            stone = any(a <= seq <= b for a, b in self.stones)
+            stone = next((policy for a, b, policy in self.stones if a <= seq <= b), None)
             if runs and runs[-1][1:] == [seq - 1, stone]: runs[-1][1] = seq
             else: runs.append([seq, seq, stone])
-        for a, b, stone in runs: self.find("retired" if stone else "deleted", cur["epoch"], a, b, "event", not stone)
+        for a, b, stone in runs: self.find("deleted" if stone is None else "retired", cur["epoch"], a, b, "event", stone is None, f"by {stone}" if stone is not None else "")
 
     def end_epoch(self, at_the_end):
         self.end_batch()
@@ -299,6 +299,7 @@ def cosigned(note, key):
 
 class Verifier:
     def __init__(self, trust, scope, of=""):
+        self.whys = []  # of each finding
         self.findings, self.whole, self.dense, self.scope, self.of = [], scope in ("all", "origin"), scope != "run", scope, of
         self.witnesses, self.silence_us = [key_of(k) for k in trust.get("witnesses", [])], trust.get("heartbeat_s", 60) * 3_000_000
         self.pins, self.log, self.seen = {}, None, set()
@@ -310,8 +311,8 @@ class Verifier:
 
     def find(self, kind, origin, epoch, first, last, what, fault=True, why=""):
         new, old = [kind, origin, epoch, first, last, what, fault], self.findings[-1] if self.findings else None
-        if old and what == "event" and [*old[:3], old[4] + 1, *old[5:]] == [*new[:3], first, *new[5:]]: old[4] = last
-        else: self.findings.append(new)
+        if old and what == "event" and [*old[:3], old[4] + 1, *old[5:]] == [*new[:3], first, *new[5:]] and (kind != "retired" or self.whys[-1] == why): old[4] = last
+        else: self.findings.append(new); self.whys.append(why)
 
     def run(self, read, until_us):
         try:
@@ -364,17 +365,18 @@ def verify(export, trust, asked=None):
         manifest = json.load(tar.extractfile(tar.next()))
         verifier = Verifier(trust, manifest["scope"], manifest.get("of", ""))
         if asked not in (None, manifest["scope"]): verifier.find("unreadable", "", 0, 0, 0, "export")  # a part leaves much out
-        return verifier.run(Members(tar), manifest["made_us"])
+        verifier.run(Members(tar), manifest["made_us"])
+    return verifier
 
 
 if __name__ == "__main__":
     names = [a for a in sys.argv[1:] if not a.startswith("--")]
     asked = next((a[8:] for a in sys.argv if a.startswith("--scope=")), "all")
     if len(names) != 2: sys.exit(print(__doc__, file=sys.stderr) or 2)
-    found = verify(names[0], json.load(open(names[1])), asked)
-    for kind, origin, epoch, first, last, what, fault in found:
-        one = dict(kind=kind, fault=fault, origin=origin, epoch=epoch, first_seq=first, last_seq=last, what=what)
-        print(json.dumps(one) if "--json" in sys.argv else f"{kind:<12} {'' if fault else '(expected) '}{origin} epoch {epoch} {first}-{last} {what}")
-    faults = sum(f[6] for f in found)
+    verifier = verify(names[0], json.load(open(names[1])), asked)
+    for (kind, origin, epoch, first, last, what, fault), why in zip(verifier.findings, verifier.whys):
+        one = dict(kind=kind, fault=fault, origin=origin, epoch=epoch, first_seq=first, last_seq=last, what=what, detail=why)
+        print(json.dumps(one) if "--json" in sys.argv else f"{kind:<12} {'' if fault else '(expected) '}{origin} epoch {epoch} {first}-{last} {what}{why and ': ' + ascii(why)}")
+    faults = sum(f[6] for f in verifier.findings)
     if "--json" not in sys.argv: print(f"{faults} findings" if faults else "clean")
     sys.exit(1 if faults else 0)

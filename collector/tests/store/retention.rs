@@ -7,10 +7,12 @@ use weir_core::evidence::tombstone::Tombstone;
 use weir_core::policy::Action;
 use weir_core::record::{Body, CallResult, ConnectVerdict};
 use weir_core::wire::{ENROL, EnrolAck, SEGMENTS, SegmentAck};
+use weir_tests::places::{Setup, workspace};
 
 use crate::agent::Agent;
 use crate::log::Log;
 use crate::records::{Text, counted, intent, outcome, sums};
+use crate::verify::{findings, second};
 use crate::world::World;
 
 const JOB: &str = "00000000000000aa-0000000000000001";
@@ -98,6 +100,76 @@ async fn what_is_retired_leaves_its_proofs_a_signed_stone_and_sums_that_close() 
     world.execute("ALTER TABLE events DELETE WHERE origin = '02020202020202020202020202020202' AND seq = 1 SETTINGS mutations_sync = 2").await;
     let (code, out, _) = world.run(&["completeness", "--json"]);
     assert!(code == 1 && out.contains("rows_deleted"), "{out}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verification_passes_behind_it_and_names_what_was_retired_and_by_which_policy() {
+    let world = World::start();
+    let (_, log) = scene(&world).await;
+    let file = |name: &str| world.folder.path().join(name);
+    // What the auditor holds is from before.
+    let (code, trust, told) = world.run(&["trust"]);
+    assert_eq!(code, 0, "{told}");
+    std::fs::write(file("trust.json"), trust).expect("a trust file");
+    let (trust, export) = (file("trust.json"), file("export.tar"));
+    let path = |path: &std::path::Path| path.to_str().expect("UTF-8").to_owned();
+    let verify =
+        |more: &[&str]| world.run(&[&["verify", "--settle", "0", "--trust", &path(&trust)], more].concat());
+    let (code, told, wrong) = verify(&[]);
+    assert!(code == 0 && told.contains("clean: 11 events of 1 logs"), "{told}{wrong}");
+
+    // One policy keeps the run of the first segment; another one comes after it.
+    let run = world.sql("SELECT DISTINCT cicd_pipeline_run_id AS run FROM events WHERE kind = 'intent'");
+    policy(&world, 1, &format!("keep_runs = [{}]", run[0]["run"]));
+    assert_eq!(apply(&world, &[]).1, [(0, 5, "kept".to_owned()), (6, 9, "retired".to_owned())]);
+    policy(&world, 1, "");
+    let config = std::fs::read_to_string(world.collector.config()).expect("a configuration");
+    let other = config.replace("name = \"audit\"", "name = \"all of it\"");
+    std::fs::write(world.collector.config(), other).expect("a configuration");
+    assert_eq!(apply(&world, &[]), (0, vec![(0, 5, "retired".to_owned())]));
+
+    let (code, told, wrong) = verify(&[]);
+    let by = |from: u64, to: u64, policy: &str| {
+        let place = format!("retired (expected): log {} epoch 1 events {from} to {to} (event)", log.origin());
+        told.contains(&format!("{place}: deleted by the policy {policy} (events older than 1 days)\n"))
+    };
+    assert!(code == 0 && by(0, 5, "all of it") && by(6, 9, "audit"), "{told}{wrong}");
+    assert!(told.contains("10 retired") && told.contains("clean: 1 events of 1 logs"), "{told}");
+
+    // An export of what is left says the same to both.
+    let both = || {
+        let (code, told, _) = world.run(&["export", "--settle", "0", "-o", &path(&export)]);
+        assert_eq!(code, 0, "{told}");
+        let (code, told, _) = verify_export(&world, &path(&export), &path(&trust));
+        (code, findings(&told), second(&export, &trust, "all"))
+    };
+    let retired = [(0, 5), (6, 9)]
+        .map(|(from, to)| ("retired".to_owned(), log.origin().to_string(), 1, from, to, "event".to_owned()));
+    assert_eq!(both(), (0, retired.to_vec(), retired.to_vec()));
+    let told = python(&export, &trust);
+    for policy in ["by all of it (events older than 1 days)", "by audit (events older than 1 days)", "clean"]
+    {
+        assert!(told.contains(policy), "{told}");
+    }
+
+    // A stone of another length explains nothing, and what no stone tells of is missing.
+    world.execute("ALTER TABLE tombstones UPDATE note = replaceOne(note, 'last_seq 9', 'last_seq 8') WHERE 1 SETTINGS mutations_sync = 2").await;
+    let (code, told, _) = verify(&["--json"]);
+    let gone = ("deleted".to_owned(), log.origin().to_string(), 1, 6, 9, "event".to_owned());
+    assert!(code == 1 && findings(&told).contains(&gone), "{told}");
+    let (code, first, by_python) = both();
+    assert!(code == 1 && first == by_python && first.contains(&gone), "{first:?} {by_python:?}");
+}
+
+fn verify_export(world: &World, export: &str, trust: &str) -> (i32, String, String) {
+    world.run(&["verify", "--json", "--trust", trust, "--export", export])
+}
+
+/// What the second verifier prints for people.
+fn python(export: &std::path::Path, trust: &std::path::Path) -> String {
+    let mut second = std::process::Command::new(Setup::locate().expect("a setup folder").python());
+    let output = second.arg(workspace().join("docs/verify.py")).args([export, trust]).output();
+    String::from_utf8(output.expect("Python runs").stdout).expect("UTF-8")
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -140,7 +140,7 @@ pub fn findings(lines: &str) -> Vec<Place> {
     found
 }
 
-fn second(export: &Path, trust: &Path, scope: &str) -> Vec<Place> {
+pub fn second(export: &Path, trust: &Path, scope: &str) -> Vec<Place> {
     let python = Setup::locate().expect("a setup folder").python();
     let mut second = Command::new(python);
     second

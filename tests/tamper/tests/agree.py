@@ -7,4 +7,4 @@ import verify
 
 for export in sorted(pathlib.Path(sys.argv[2]).glob("*.tar*"), key=lambda path: int(path.name.split(".")[0])):
     trust = json.loads(export.with_name(export.name.split(".")[0] + ".json").read_text())
-    print(json.dumps([export.name, verify.verify(export, trust)]), flush=True)
+    print(json.dumps([export.name, verify.verify(export, trust).findings]), flush=True)

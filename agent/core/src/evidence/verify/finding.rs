@@ -147,6 +147,8 @@ impl Findings {
             && (&last.origin, &last.what) == (&finding.origin, &finding.what)
             && last.last_seq.checked_add(1) == Some(finding.first_seq)
             && finding.what == EVENT
+            // Whose policy took them is said of all of them.
+            && (finding.kind != Kind::Retired || last.detail == finding.detail)
         {
             last.last_seq = finding.last_seq;
         } else if self.kept.len() < MAX_FINDINGS {
