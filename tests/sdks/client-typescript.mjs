@@ -27,7 +27,12 @@ let connects = 0;
 createHook({ init: (_id, type) => void (type === 'TCPCONNECTWRAP' && (connects += 1)) }).enable();
 
 const who = { name: 'pipeline-typescript', version: '1.0.0' };
-const argumentsOf = { echo: { text: 'hello from TypeScript' }, count: { to: 5 }, read_config: { name: 'deploy.env' } };
+const argumentsOf = {
+  echo: { text: 'hello from TypeScript' },
+  count: { to: 5 },
+  read_config: { name: 'deploy.env' },
+  delete_repo: { repo: 'payments' },
+};
 
 async function make(url) {
   if (options.line === '1') {

@@ -15,7 +15,12 @@ from mcp import ClientSession, McpError
 from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamablehttp_client
 
-ARGUMENTS = {"echo": {"text": "hello from Python"}, "count": {"to": 5}, "read_config": {"name": "deploy.env"}}
+ARGUMENTS = {
+    "echo": {"text": "hello from Python"},
+    "count": {"to": 5},
+    "read_config": {"name": "deploy.env"},
+    "delete_repo": {"repo": "payments"},
+}
 connects = 0
 
 

@@ -21,8 +21,6 @@ use crate::{Agent, AgentConfig, Cgroup, Job, McpServer, PinFolder, Scheme, Setup
 /// What `clients/attack.py` does.
 pub const ATTACKS: [&str; 6] =
     ["rapid_reset", "continuation", "slow_heads", "slow_bodies", "slow_readers", "half_open"];
-/// Calls of one window, with an attack or without.
-const CALLS: usize = 150;
 const START: Duration = Duration::from_secs(60);
 const WINDOW: Duration = Duration::from_secs(120);
 
@@ -111,9 +109,9 @@ impl Scene {
         plan.command(&command)
     }
 
-    /// The times of the good client's calls, in microseconds.
-    pub fn window(&mut self) -> Result<Vec<u64>> {
-        let (port, calls) = (self.ports[0].to_string(), CALLS.to_string());
+    /// The times of so many of the good client's calls, in microseconds.
+    pub fn window(&mut self, calls: usize) -> Result<Vec<u64>> {
+        let (port, calls) = (self.ports[0].to_string(), calls.to_string());
         let mut job = self.job(true, STEADY, &[&port, &calls])?;
         let exit = job.wait(WINDOW)?;
         ensure!(exit.success(), "the good client failed: {}", job.stderr()?);
@@ -121,14 +119,14 @@ impl Scene {
     }
 
     /// The same while an attack goes on.
-    pub fn window_with(&mut self, attack: &str) -> Result<Vec<u64>> {
+    pub fn window_with(&mut self, attack: &str, calls: usize) -> Result<Vec<u64>> {
         let port = self.ports[1].to_string();
         let mut attacker = self.job(false, ATTACKER, &[attack, &port])?;
         until("the attack to begin", START, || {
             ensure!(attacker.ended()?.is_none(), "{attack} ended: {}", attacker.stderr()?);
             Ok(attacker.stdout()?.contains("ready").then_some(()))
         })?;
-        let times = self.window()?;
+        let times = self.window(calls)?;
         ensure!(attacker.ended()?.is_none(), "{attack} ended: {}", attacker.stderr()?);
         drop(attacker);
         // It was a child of the worker's.

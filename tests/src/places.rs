@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail};
 
@@ -136,9 +137,18 @@ pub fn binaries() -> Result<PathBuf> {
     Ok(if below { folder.parent().unwrap_or(folder) } else { folder }.to_path_buf())
 }
 
+/// Where [`binary`] finds Weir's instead.
+static MEASURED: OnceLock<PathBuf> = OnceLock::new();
+
+/// Takes Weir's binaries out of this folder from now on: what is measured is what users run, which is no debug build.
+pub fn take_binaries_of(folder: PathBuf) {
+    let _ = MEASURED.set(folder);
+}
+
 /// One of Weir's binaries, built.
 pub fn binary(name: &str) -> Result<PathBuf> {
-    let path = binaries()?.join(name);
+    let folder = MEASURED.get().cloned().map_or_else(binaries, Ok)?;
+    let path = folder.join(name);
     if !path.exists() {
         bail!("{} is not built: run `cargo build --workspace`", path.display());
     }

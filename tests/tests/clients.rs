@@ -10,7 +10,9 @@ use weir_tests::places::free_ports;
 use weir_tests::world::CLIENT_DEADLINE;
 use weir_tests::{Conversation, Scheme, SdkServer, World, WorldPlan};
 
-const CALLS: &str = "echo,count,echo";
+/// The second is denied, and the session lives on.
+const CALLS: &str = "echo,delete_repo,count,echo";
+const DENIED: &str = "delete_repo";
 
 /// A client of an SDK.
 struct Client {
@@ -87,12 +89,17 @@ impl Client {
 fn all_agree(world: &World, client: &Client, host: &str, proof: &str) -> Result<()> {
     let executed = world.server.executed()?.len();
     let told = client.run(world, host)?;
-    ensure!(told.calls.len() == 3 && told.calls.iter().all(|call| call.ok), "{}: {told:?}", client.name);
+    ensure!(told.calls.len() == 4, "{}: {told:?}", client.name);
+    for call in &told.calls {
+        let refused = call.message.as_deref().is_some_and(|message| message.contains("no-deletes"));
+        ensure!((call.ok, refused) == (call.tool != DENIED, call.tool == DENIED), "{}: {call:?}", client.name);
+    }
     let ran = world.server.executed()?.split_off(executed);
     let of = |call: &weir_tests::Call| (call.tool.clone(), call.nonce.clone());
     let sent: Vec<_> = told.calls.iter().map(of).collect();
     let ran: Vec<_> = ran.into_iter().map(|call| (call.tool, call.nonce)).collect();
-    ensure!(ran == sent, "{}: the server executed {ran:?}, and the client called {sent:?}", client.name);
+    let allowed: Vec<_> = sent.iter().filter(|(tool, _)| tool != DENIED).cloned().collect();
+    ensure!(ran == allowed, "{}: the server executed {ran:?}, and the client called {sent:?}", client.name);
 
     let question = format!(
         "SELECT * FROM calls WHERE mcp_method_name = 'tools/call' AND position(arguments, '\"{}-') > 0 \
@@ -106,9 +113,14 @@ fn all_agree(world: &World, client: &Client, host: &str, proof: &str) -> Result<
         let text = |column: &str| row[column].as_str().unwrap_or_default();
         let arguments: Value = serde_json::from_str(text("arguments"))?;
         ensure!(arguments["arguments"]["nonce"] == call.nonce.as_str(), "{row}");
-        ensure!(text("gen_ai_tool_name") == call.tool && text("result") == "ok", "{row}");
-        ensure!(text("policy_action") == "allow" && text("server_proof") == proof, "{row}");
+        let (action, end) = if call.tool == DENIED { ("deny", "refused") } else { ("allow", "ok") };
+        ensure!(text("gen_ai_tool_name") == call.tool && text("result") == end, "{row}");
+        ensure!(text("policy_action") == action && text("server_proof") == proof, "{row}");
         ensure!(text("mcp_protocol_version") == client.revision, "{}: {row}", client.name);
+        ids.push(text("jsonrpc_request_id").to_owned());
+        if call.tool == DENIED {
+            continue;
+        }
         let result: Value = serde_json::from_str(text("result_payload"))?;
         ensure!(result["content"][0]["text"].as_str() == call.text.as_deref(), "{row}");
         // Nothing in them is a secret, so what is kept is all there was, to the byte.
@@ -117,7 +129,6 @@ fn all_agree(world: &World, client: &Client, host: &str, proof: &str) -> Result<
             let bytes = number(row, &format!("{part}_bytes"));
             ensure!(bytes == Some(kept.len() as u64), "{part} of {row}");
         }
-        ids.push(text("jsonrpc_request_id").to_owned());
     }
     ids.sort_unstable();
     ids.dedup();

@@ -16,12 +16,16 @@ pub struct Goal {
 
 impl Goal {
     pub fn is_met(&self) -> Option<bool> {
-        self.measured.map(|measured| if self.at_most { measured <= self.goal } else { measured >= self.goal })
+        let told = self.measured.filter(|measured| *measured >= 0.0);
+        told.map(|measured| if self.at_most { measured <= self.goal } else { measured >= self.goal })
     }
 
     /// In words: met, or missed by how much.
     pub fn verdict(&self) -> String {
         let Some(measured) = self.measured else { return "not measured".into() };
+        if measured < 0.0 {
+            return "cannot be told: it took longer without Weir".into();
+        }
         let off = if self.at_most { measured / self.goal } else { self.goal / measured };
         let stretched = self
             .stretch
@@ -59,6 +63,7 @@ mod tests {
             (false, Some(200.0), Some(true), "met, and the stretch goal"),
             (false, Some(50.0), Some(false), "missed: 2.00 x off"),
             (false, None, None, "not measured"),
+            (true, Some(-5.0), None, "cannot be told: it took longer without Weir"),
         ] {
             let goal = goal(at_most, measured);
             assert_eq!((goal.is_met(), goal.verdict().as_str()), (met, words));

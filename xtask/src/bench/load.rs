@@ -5,31 +5,41 @@
 
 use anyhow::{Result, bail};
 use weir_tests::load::{ATTACKS, Scene, p99};
+use weir_tests::places::{binaries, take_binaries_of};
 
 use crate::progress::{cargo, say, shown};
 use crate::setup::{self, Needs};
 
 /// A good client's p99 stays below this many times what it is without the attack.
 const BOUND: f64 = 2.0;
+/// Calls of one window, with an attack or without: nine of them are above its p99.
+const CALLS: usize = 1000;
 
 #[derive(Debug, clap::Args)]
 pub struct Options {
     /// How many pairs of windows of each attack; a pair takes about three seconds.
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
+    /// Take the programs as they were built last.
+    #[arg(long)]
+    built: bool,
 }
 
 pub fn run(options: &Options) -> Result<()> {
     let setup = setup::prepare(Needs { world: true, ..Needs::none() })?;
     // What is measured is what users run.
-    shown(cargo(&setup).args(["build", "-p", "weir", "--bins"]))?;
+    if !options.built {
+        shown(cargo(&setup).args(["build", "--release", "-p", "weir", "--bins"]))?;
+    }
+    take_binaries_of(binaries()?.with_file_name("release"));
     let mut scene = Scene::start()?;
-    scene.window()?;
+    scene.window(CALLS)?;
     let mut pairs = ATTACKS.map(|_| Vec::new());
     for round in 1..=options.rounds {
         say(format_args!("bench load: round {round} of {}", options.rounds));
         for (attack, pairs) in ATTACKS.iter().zip(&mut pairs) {
-            pairs.push(Pair { quiet: p99(&scene.window()?), attacked: p99(&scene.window_with(attack)?) });
+            let (quiet, attacked) = (scene.window(CALLS)?, scene.window_with(attack, CALLS)?);
+            pairs.push(Pair { quiet: p99(&quiet), attacked: p99(&attacked) });
         }
     }
     println!(
