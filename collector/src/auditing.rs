@@ -57,6 +57,8 @@ Exit codes: 0 nothing stands against the records, 1 findings, 2 wrong usage.
 The trust file holds what you believe before you look: the first key of each log, the witness's key, and the last checkpoints
 that you saw. `weir-collector trust` proposes one out of the store, once, to be compared by another way and kept elsewhere.
 What each finding means, and what none can tell, is in docs/verification.md; docs/verify.py is a second verifier for exports.
+Tables and views of a whole store are compared with a database that is made beside, and dropped again: the role weir_auditor of
+docs/roles.sql may do that. For a user who may not, one finding says that they were not compared, and the exit code is 1.
 
 Examples:
   weir-collector verify --trust /media/audit/trust.json

@@ -4,6 +4,7 @@
 
 mod agent;
 mod approvals;
+mod auditor;
 mod bundle;
 mod completeness;
 mod definitions;
