@@ -15,8 +15,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use weir_core::ids::Boot;
 use weir_core::mask::{MaskKey, Masker};
-use weir_core::policy::Policy;
-use weir_core::record::AgentEvent;
+use weir_core::record::policy_loaded;
 use weir_ebpf::{Settings, action};
 
 use crate::account::{Accounts, Listener};
@@ -30,7 +29,7 @@ use crate::handover::{Asking, Sockets};
 use crate::intercept::{Interceptor, Listeners};
 use crate::kernel::pins::Pins;
 use crate::kernel::{Hooks, KernelError, Plan, check_host, may_enter_namespaces};
-use crate::ledger::{Ledger, LedgerConfig, Tap, Text};
+use crate::ledger::{Ledger, LedgerConfig, Tap};
 use crate::lineage::Lineage;
 use crate::netns::Namespaces;
 use crate::process::Processes;
@@ -374,12 +373,6 @@ fn missing(hooks: &Hooks) -> Vec<String> {
             .push("connects of jobs in network namespaces of their own are refused: no CAP_SYS_ADMIN".into());
     }
     missing
-}
-
-/// Each decision names its policy by this digest.
-fn policy_loaded(policy: &Policy, masker: &Masker) -> AgentEvent<Text> {
-    let detail = [("digest".to_owned(), masker.text(policy.digest()))];
-    AgentEvent { name: "policy.loaded".to_owned(), detail: detail.into() }
 }
 
 /// What the hooks do when nobody listens.

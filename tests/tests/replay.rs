@@ -38,6 +38,33 @@ fn of_tools(played: &[Value], names: &[&str]) -> Vec<Value> {
     calls.map(|one| names.iter().map(|name| one[*name].clone()).collect()).collect()
 }
 
+/// The rules of the agent's own file, under the digest by which it decided; the store's SHA-256 says that they have it.
+fn the_policy_that_decided_is_in_it(world: &World, story: &Value) -> Result<()> {
+    let calls = story["calls"].as_array().context("calls")?;
+    let digest = calls.first().and_then(|call| call["policy"].as_str()).context("a policy")?;
+    ensure!(calls.iter().all(|call| call["policy"] == digest), "{calls:?}");
+    let policies = story["policies"].as_object().context("policies")?;
+    let policy = &story["policies"][digest];
+    ensure!(
+        policies.len() == 1 && policy["rules_are"] == "whole" && policy["digest"] == digest,
+        "{policies:?}"
+    );
+    let rules: Value = serde_json::from_str(policy["rules"].as_str().context("rules")?)?;
+    let ids: Vec<_> = rules["rules"].as_array().into_iter().flatten().map(|rule| &rule["id"]).collect();
+    ensure!(ids == ["no-deletes", "deploys-need-a-human"] && rules["default_action"] == "allow", "{rules}");
+    ensure!(
+        rules["rules"][0]["when"]["tool"] == "delete_*" && rules["rules"][0]["action"] == "deny",
+        "{rules}"
+    );
+    let stored = world.sql(
+        "SELECT policy_digest, lower(hex(SHA256(event_detail['rules']))) AS computed, event_detail['rules'] AS rules FROM policies",
+    )?;
+    let [stored] = &stored[..] else { anyhow::bail!("not one policy: {stored:?}") };
+    ensure!(stored["policy_digest"] == digest && stored["computed"] == digest, "{stored}");
+    ensure!(stored["rules"] == policy["rules"], "{stored}");
+    Ok(())
+}
+
 #[test]
 fn a_run_is_played_again_and_what_has_changed_shows() -> Result<()> {
     let world = World::start(&WorldPlan { kind: "replay", ..WorldPlan::default() })?;
@@ -73,6 +100,7 @@ fn a_run_is_played_again_and_what_has_changed_shows() -> Result<()> {
     };
     ensure!((called("echo"), called("delete_repo"), called("read_config")) == (3, 2, 2), "{story}");
     ensure!(story["callers"][0]["job"] == "deploy" && story["servers"][0]["name"] == "localhost", "{story}");
+    the_policy_that_decided_is_in_it(&world, story)?;
     ensure!(!checked.to_string().contains(&secret()), "a secret is in the bundle");
     ensure!(
         checked["checkpoints"][0].as_str().is_some_and(|note| note.contains("\n\n\u{2014} ")),

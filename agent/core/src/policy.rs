@@ -159,8 +159,7 @@ impl Policy {
                 return Err(PolicyError::MasksWhatIsDenied(rule.id.clone()));
             }
         }
-        let canonical = serde_json::json!({ "default_action": default_action, "rules": rules }).to_string();
-        let digest = hex(&Sha256::digest(canonical));
+        let digest = hex(&Sha256::digest(text(&rules, default_action)));
         Ok(Self { rules, default_action, digest, hides_denied_tools: false })
     }
 
@@ -195,10 +194,19 @@ impl Policy {
         self.rules.iter().any(|rule| rule.action == Action::Hold)
     }
 
-    /// SHA-256 of the rules, as hex.
+    /// The rules as the digest takes them: JSON, `{"default_action", "rules"}`.
+    pub fn text(&self) -> String {
+        text(&self.rules, self.default_action)
+    }
+
+    /// SHA-256 of that text, as hex.
     pub fn digest(&self) -> &str {
         &self.digest
     }
+}
+
+fn text(rules: &[Rule], default_action: Action) -> String {
+    serde_json::json!({ "default_action": default_action, "rules": rules }).to_string()
 }
 
 impl Rule {

@@ -10,6 +10,7 @@
 
 mod account;
 mod labels;
+mod loaded;
 mod mcp;
 mod read;
 
@@ -23,6 +24,7 @@ pub use labels::{
     CallResult, ConnectReason, ConnectVerdict, Direction, FlowEnd, FlowReason, GapReason, HoldEnd,
     MessageLabel, Oddity, Treatment, Unread,
 };
+pub use loaded::{MAX_RULES, POLICY_LOADED, RulesTold, policy_loaded, rules_told};
 pub use mcp::{Marks, Mcp};
 
 pub use crate::canonical::Scribe;

@@ -9,7 +9,7 @@ use weir_core::evidence::key::VerifyingKey;
 use weir_core::evidence::verify::{
     Finding, HEARTBEAT_S, Item, Kind, LogSummary, Pin, Scope, Trust, TrustError, Verifier,
 };
-use weir_core::record::Stored;
+use weir_core::record::{Body, POLICY_LOADED, RulesTold, Stored, rules_told};
 
 use super::Bundle;
 
@@ -49,8 +49,15 @@ pub fn check(bundle: &Bundle, trust: Option<&Trust>) -> Result<Checked, TrustErr
                 if let Item::Event(event) = &item {
                     events += 1;
                     unsigned += u64::from(event.epoch == 0);
-                    if let Err(error) = Stored::read(event.canonical) {
-                        verifier.unreadable(&format!("the event {}: {error}", event.seq));
+                    match Stored::read(event.canonical) {
+                        Err(error) => verifier.unreadable(&format!("the event {}: {error}", event.seq)),
+                        Ok(stored) if is_another_policys(&stored) => {
+                            verifier.unreadable(&format!(
+                                "the event {}: its rules do not have its digest",
+                                event.seq
+                            ));
+                        }
+                        Ok(_) => {}
                     }
                 }
                 verifier.take(item, None);
@@ -117,6 +124,12 @@ impl Checked {
         }
         out
     }
+}
+
+/// Whether it says of rules that they are whole, and names another's digest: no agent of ours writes that.
+fn is_another_policys(event: &Stored) -> bool {
+    matches!(&event.body, Body::Agent(agent)
+        if agent.name == POLICY_LOADED && rules_told(&agent.detail) == RulesTold::Contradicted)
 }
 
 /// Logs of which nothing in the bundle claims to be signed.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use weir_core::ids::CallId;
 use weir_core::mcp::tools;
 use weir_core::policy::Action;
-use weir_core::record::{Body, CallResult, Intent, Outcome, Payload, Stored};
+use weir_core::record::{Body, CallResult, Intent, Outcome, POLICY_LOADED, Payload, Stored};
 
 use super::Bundle;
 
@@ -67,7 +67,7 @@ pub struct Story {
     pub calls: Vec<Call>,
     pub servers: Vec<Server>,
     pub tools: Vec<ToolSeen>,
-    /// By digest, with what the agent told of it when it loaded it.
+    /// By digest, with what the agent told of it when it loaded it: its rules, too.
     pub policies: BTreeMap<String, BTreeMap<String, String>>,
     /// Who called: executable, user, job.
     pub callers: Vec<Value>,
@@ -89,7 +89,7 @@ impl Story {
                 Body::Outcome(outcome) => {
                     ends.insert(outcome.call_id.clone(), outcome);
                 }
-                Body::Agent(agent) if agent.name == "policy.loaded" => {
+                Body::Agent(agent) if agent.name == POLICY_LOADED => {
                     let digest = agent.detail.get("digest").or_else(|| agent.detail.get("policy_digest"));
                     story.policies.insert(digest.cloned().unwrap_or_default(), agent.detail);
                 }

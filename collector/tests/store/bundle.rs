@@ -13,17 +13,20 @@ use weir_core::evidence::key::VerifyingKey;
 use weir_core::evidence::verify::{Item, Kind, Pin, StoredEvent, Trust};
 use weir_core::evidence::{export, leaf_hash};
 use weir_core::policy::Action;
-use weir_core::record::{AgentEvent, Body, CallResult, Intent, Job, Outcome};
+use weir_core::record::{Body, CallResult, Intent, Job, Outcome, RulesTold, rules_told};
 use weir_core::wire::{ENROL, EnrolAck, SEGMENTS, SegmentAck};
 use weir_tests::places::Setup;
 use weir_tests::{McpServer, Scheme};
 
 use crate::agent::Agent;
 use crate::log::Log;
-use crate::records::{Text, caller, flow, intent, masker, outcome, payload, text};
+use crate::records::{Text, caller, flow, intent, masker, outcome, payload, policy, policy_loaded, text};
 use crate::world::{World, told};
 
 const SECRET: &str = "ghp_abcdefghijklmnopqrstuvwxyz0123456789";
+
+/// The one rule of the policy that decided on the run.
+const IN_FORCE: &str = "no-deletes";
 
 /// A request as a client made it, and what became of it.
 fn call(n: u8, method: &str, params: &str, session: bool, port: u16) -> Intent<Text> {
@@ -44,6 +47,7 @@ fn answered(n: u8, answer: &Value) -> Outcome<Text> {
 }
 
 fn of_run(one: &mut Intent<Text>, run: &str, repository: &str) {
+    one.verdict.policy_digest = policy(IN_FORCE).digest().into();
     let job = Job { run_id: text(run), repository: text(repository), ..caller().job };
     one.caller = Arc::new(weir_core::record::Caller { job, ..caller() });
 }
@@ -114,17 +118,11 @@ async fn scene() -> Scene {
     let agent = Agent::at(world.collector.socket());
     let mut log = Log::new(1);
     agent.post::<EnrolAck>(ENROL, log.enrolment()).await.expect("an enrolment");
-    let loaded = |digest: &str| {
-        Body::Agent(AgentEvent {
-            name: "policy.loaded".into(),
-            detail: [("digest".into(), text(digest)), ("rules".into(), text("two rules"))].into(),
-        })
-    };
     let batches = [
-        vec![loaded("older"), loaded("p"), outcome(99, CallResult::Ok)],
+        vec![policy_loaded("older"), policy_loaded(IN_FORCE), outcome(99, CallResult::Ok)],
         [vec![outcome(98, CallResult::Ok)], recorded(original.port()).await, vec![flow_of_other_run()]]
             .concat(),
-        vec![loaded("newer")],
+        vec![policy_loaded("newer")],
     ];
     for bodies in batches {
         let segment = log.sealed(bodies);
@@ -185,7 +183,14 @@ async fn a_bundle_holds_one_run_and_proves_itself_and_any_change_shows() {
     let story = Story::of(&bundle);
     assert_eq!(story.calls.len(), 7);
     assert_eq!(story.kinds, [("agent", 1), ("intent", 7), ("outcome", 7)].into(), "nothing of others");
-    assert_eq!(story.policies["p"]["rules"], "two rules", "the policy that was in force");
+    let in_force = policy(IN_FORCE);
+    let told = &story.policies[in_force.digest()];
+    assert_eq!((story.policies.len(), &told["rules"]), (1, &in_force.text()), "the policy that was in force");
+    assert_eq!(rules_told(told), RulesTold::Whole);
+    let other = without_proofs(&bundle.lines, ("delete_*", "drop_*"));
+    let checked = check(&Bundle { lines: other, ..bundle.clone() }, None).expect("a check");
+    let told: Vec<_> = checked.faults.iter().map(|fault| fault.detail.as_str()).collect();
+    assert!(told.iter().any(|told| told.contains("its rules do not have its digest")), "{told:?}");
     assert!(story.tools.iter().any(|tool| tool.name == "echo" && tool.definition.is_some()));
     assert_eq!(story.servers.len(), 1);
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use weir_core::approval::{Hold, SubmittedHold};
 use weir_core::ids::{ApprovalId, Boot, CallId, FlowId, MessageId, Origin};
 use weir_core::mask::{MaskKey, Masked, Masker};
-use weir_core::policy::{Action, Verdict};
+use weir_core::policy::{Action, Policy, Verdict};
 use weir_core::record::{
     Body, CallResult, Caller, Completeness, Connect, ConnectReason, ConnectSums, ConnectVerdict,
     DecisionRecord, Direction, Durability, Event, Flow, FlowEnd, FlowReason, Gap, GapReason, HoldEnd, Intent,
@@ -227,4 +227,15 @@ pub fn hold(approval: u8, origin: &Origin, created_us: u64, expires_us: u64) -> 
         expires_us,
         nonce: "0".repeat(32),
     }
+}
+
+/// A policy of one rule.
+pub fn policy(rule: &str) -> Policy {
+    let rule = serde_json::json!({ "id": rule, "when": { "tool": "delete_*" }, "action": "deny" });
+    Policy::new(vec![serde_json::from_value(rule).expect("a rule")], Action::Allow).expect("a policy")
+}
+
+/// What an agent writes when it has loaded that.
+pub fn policy_loaded(rule: &str) -> Body<Text> {
+    Body::Agent(weir_core::record::policy_loaded(&policy(rule), &masker()))
 }

@@ -8,13 +8,12 @@ use weir_core::evidence::TreeState;
 use weir_core::evidence::checkpoint::Checkpoint;
 use weir_core::evidence::key::{SigningKey, VerifyingKey};
 use weir_core::evidence::note::SignedNote;
-use weir_core::record::{AgentEvent, Body};
 use weir_core::wire::{CHECKPOINTS, CheckpointAck, ENROL, EnrolAck, Reason, Refusal, SEGMENTS, SegmentAck};
 use weir_tests::Collector;
 
 use crate::agent::{Agent, reason};
 use crate::log::{Log, with_last_note};
-use crate::records::{many, text};
+use crate::records::{many, policy, policy_loaded};
 use crate::world::World;
 
 /// Forks that race, of each kind.
@@ -65,11 +64,7 @@ async fn a_log_is_cosigned_as_it_grows_with_segments_and_without_and_over_a_chan
     let (_, told, _) = world.run(&["witness-key"]);
     assert_eq!(told.trim(), witness.to_string(), "the command prints the key that it is");
 
-    let loaded = AgentEvent {
-        name: "policy.loaded".into(),
-        detail: [("digest".into(), text("d1")), ("rules".into(), text("3"))].into(),
-    };
-    let segments = [log.sealed(vec![Body::Agent(loaded)]), log.outcomes(1, 4)];
+    let segments = [log.sealed(vec![policy_loaded("no-deletes")]), log.outcomes(1, 4)];
     let mut acked = Vec::new();
     for bytes in &segments {
         let ack = put(&agent, bytes.clone()).await.expect("an ack");
@@ -110,9 +105,10 @@ async fn a_log_is_cosigned_as_it_grows_with_segments_and_without_and_over_a_chan
     assert_eq!(told, [(0, "uid:0", 0), (8, "rotation", 1), (10, "same key", 0)]);
 
     let policies = world.sql("SELECT policy_digest, event_detail['rules'] AS rules FROM policies");
+    let loaded = policy("no-deletes");
     assert_eq!(
         (policies.len(), &policies[0]["policy_digest"], &policies[0]["rules"]),
-        (1, &"d1".into(), &"3".into())
+        (1, &loaded.digest().into(), &loaded.text().into())
     );
     assert_eq!(world.number("SELECT countIf(parse_error != '') FROM events"), 3, "any leaf is kept");
     assert_eq!(

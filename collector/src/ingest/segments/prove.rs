@@ -5,6 +5,7 @@ use clickhouse::Row;
 use serde::Deserialize;
 use weir_core::evidence::checkpoint::Checkpoint;
 use weir_core::evidence::{Frontier, Hash};
+use weir_core::record::POLICY_LOADED;
 use weir_core::wire::{Reason, Refusal};
 
 use super::read::{Proof, Segment};
@@ -200,8 +201,7 @@ impl Ingest {
 
     /// The policies that were loaded: their versions outlive the events.
     pub(super) async fn store_policies(&self, segment: &Segment) -> Result<(), Refusal> {
-        let loaded =
-            segment.rows.iter().filter(|row| row.kind == "agent" && row.event_name == "policy.loaded");
+        let loaded = segment.rows.iter().filter(|row| row.kind == "agent" && row.event_name == POLICY_LOADED);
         let rows: Vec<PolicyRow> = loaded.map(PolicyRow::of).collect();
         if rows.is_empty() {
             return Ok(());
