@@ -13,6 +13,13 @@ use weir_tests::{Conversation, Scheme, SdkServer, World, WorldPlan};
 /// The second is denied, and the session lives on.
 const CALLS: &str = "echo,delete_repo,count,echo";
 const DENIED: &str = "delete_repo";
+/// The usual rule against it names a server, which nobody proves in plain text.
+const ANYWHERE: &str = r#"
+[[rule]]
+id = "no-deletes-anywhere"
+when = { method = "tools/call", tool = "delete_*" }
+action = "deny"
+"#;
 
 /// A client of an SDK.
 struct Client {
@@ -92,7 +99,11 @@ fn all_agree(world: &World, client: &Client, host: &str, proof: &str) -> Result<
     ensure!(told.calls.len() == 4, "{}: {told:?}", client.name);
     for call in &told.calls {
         let refused = call.message.as_deref().is_some_and(|message| message.contains("no-deletes"));
-        ensure!((call.ok, refused) == (call.tool != DENIED, call.tool == DENIED), "{}: {call:?}", client.name);
+        ensure!(
+            (call.ok, refused) == (call.tool != DENIED, call.tool == DENIED),
+            "{}: {call:?}",
+            client.name
+        );
     }
     let ran = world.server.executed()?.split_off(executed);
     let of = |call: &weir_tests::Call| (call.tool.clone(), call.nonce.clone());
@@ -147,7 +158,7 @@ fn versions(world: &World, client: &Client) -> Result<Vec<Value>> {
 }
 
 fn each_gets_through(scheme: Scheme, host: &str, proof: &str) -> Result<()> {
-    let world = World::start(&WorldPlan { scheme, ..WorldPlan::default() })?;
+    let world = World::start(&WorldPlan { scheme, rules: ANYWHERE.into(), ..WorldPlan::default() })?;
     for client in Client::all(&world)? {
         all_agree(&world, &client, host, proof)?;
     }
@@ -174,7 +185,12 @@ fn each_sdk_gets_through_in_plain_text_in_each_revision() -> Result<()> {
 #[test]
 fn each_sdk_gets_through_with_the_oldest_transport() -> Result<()> {
     for (scheme, proof) in [(Scheme::Https, "certificate"), (Scheme::Http, "unproven")] {
-        let world = World::start(&WorldPlan { scheme, legacy_sse: true, ..WorldPlan::default() })?;
+        let world = World::start(&WorldPlan {
+            scheme,
+            legacy_sse: true,
+            rules: ANYWHERE.into(),
+            ..WorldPlan::default()
+        })?;
         for client in Client::legacy(&world) {
             all_agree(
                 &world,
