@@ -3,26 +3,18 @@
 //! longer fills its table by. Where they cannot be made anew, nothing is known of any of them, and that is a finding too: what was
 //! not looked at must never pass for sound.
 
+mod differing;
+
 use std::collections::BTreeMap;
 
 use clickhouse::Row;
+use differing::{Defined, differing, finding};
 use serde::Deserialize;
-use weir_core::evidence::verify::{Finding, Kind};
+use weir_core::evidence::verify::Finding;
 
 use super::VerifyError;
 use crate::store::Store;
 use crate::store::migrate::{MIGRATIONS, MigrateError, migrate};
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Defined {
-    engine: String,
-    /// A view's question; of a table what it is divided and ordered by, and when rows of it go by themselves.
-    source: String,
-    /// The table that a materialized view fills.
-    target: String,
-    /// Names, types, and how each is made where an insert does not say.
-    columns: Vec<(String, String, String, String)>,
-}
 
 #[derive(Debug, Row, Deserialize)]
 struct Table {
@@ -63,36 +55,12 @@ pub(super) async fn check(store: &Store, now_us: i64) -> Result<Vec<Finding>, Ve
         }
         Err(other) => return Err(other.into()),
     }
-    let mut findings = differing(&defined?, &read(store, store.database()).await?);
+    let mut findings = differing(store.database(), &defined?, &read(store, store.database()).await?);
     if let Err(error) = dropped {
         let why = format!("checked, but the database that was made for it is there still: drop it ({error})");
         findings.push(finding(scratch.database(), why));
     }
     Ok(findings)
-}
-
-/// What is not as expected.
-fn differing(expected: &BTreeMap<String, Defined>, found: &BTreeMap<String, Defined>) -> Vec<Finding> {
-    let differs = |(name, expected): (&String, &Defined)| {
-        let Some(found) = found.get(name) else { return Some(finding(name, "it is not there".into())) };
-        let other =
-            |what: &str| Some(finding(name, format!("{what} not the one that the migrations give it")));
-        if found.engine != expected.engine {
-            other("its engine is")
-        } else if found.source != expected.source {
-            other("its source is")
-        } else if found.target != expected.target {
-            other("the table that it fills is")
-        } else if found.columns != expected.columns {
-            let differs = |(own, other): &(_, _)| own != other;
-            let at = found.columns.iter().zip(&expected.columns).find(differs);
-            let column = at.map_or("one that is missing, or too many", |(own, _)| &own.0);
-            Some(finding(name, format!("its columns differ: {column}")))
-        } else {
-            None
-        }
-    };
-    expected.iter().filter_map(differs).collect()
 }
 
 /// What a database defines, with `called` for its own name. That is for the one made here: what was found is compared to the
@@ -101,7 +69,9 @@ async fn read(store: &Store, called: &str) -> Result<BTreeMap<String, Defined>, 
     let tables = store.query_raw(
         "SELECT name, engine, \
                 if(as_select = '', extract(engine_full, '(?s) (?:PARTITION|ORDER) BY .*?(?: SETTINGS |$)'), as_select) AS source, \
-                extract(create_table_query, '^CREATE MATERIALIZED VIEW [^ ]+ TO ([^ ]+)') AS target \
+                if(engine = 'Distributed', \
+                   arrayStringConcat(extractGroups(engine_full, '^Distributed.[^,]+, .([a-zA-Z0-9_]+)., .([a-zA-Z0-9_]+).'), '.'), \
+                   extract(create_table_query, '^CREATE MATERIALIZED VIEW [^ ]+ TO ([^ ]+)')) AS target \
          FROM system.tables WHERE database = currentDatabase() AND NOT startsWith(name, '.inner')",
     );
     let columns = store.query(
@@ -122,17 +92,4 @@ async fn read(store: &Store, called: &str) -> Result<BTreeMap<String, Defined>, 
         }
     }
     Ok(defined)
-}
-
-fn finding(what: &str, detail: String) -> Finding {
-    Finding {
-        kind: Kind::Definition,
-        fault: true,
-        origin: String::new(),
-        epoch: 0,
-        first_seq: 0,
-        last_seq: 0,
-        what: what.to_owned(),
-        detail,
-    }
 }
