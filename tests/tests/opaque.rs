@@ -160,6 +160,111 @@ fn a_server_that_speaks_first_is_heard_at_once_on_a_port_that_is_not_listed() ->
     Ok(())
 }
 
+/// Says all that it has to say, ends its half, and reads to the end.
+const HALF: &str = r#"
+import json, socket, sys
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=30) as connection:
+    connection.sendall(bytes.fromhex(sys.argv[3]))
+    connection.shutdown(socket.SHUT_WR)
+    heard = b""
+    while chunk := connection.recv(4096):
+        heard += chunk
+print(json.dumps(heard.decode("latin-1")))
+"#;
+
+#[test]
+fn a_client_that_ends_its_half_of_what_is_relayed_is_still_answered() -> Result<()> {
+    let world = World::start(&WorldPlan::default())?;
+    let server = TcpListener::bind("127.0.0.1:0")?;
+    let address = server.local_addr()?;
+    let serving = std::thread::spawn(move || -> Result<Vec<u8>> {
+        let (mut connection, _) = server.accept()?;
+        connection.set_read_timeout(Some(CLIENT_DEADLINE))?;
+        let mut read = Vec::new();
+        connection.read_to_end(&mut read)?;
+        // Only now that the client has ended its half.
+        connection.write_all(b"that was all")?;
+        Ok(read)
+    });
+    let command = [
+        world.setup.python().into(),
+        "-c".into(),
+        HALF.into(),
+        "127.0.0.1".into(),
+        address.port().to_string().into(),
+        "0001feff".into(),
+    ];
+    let mut job = world.job().command(&command)?;
+    ensure!(job.wait(CLIENT_DEADLINE)?.success(), "{}", job.stderr()?);
+    ensure!(serving.join().map_err(|_| anyhow::anyhow!("the server broke"))?? == [0, 1, 0xfe, 0xff]);
+    ensure!(job.stdout()?.trim() == "\"that was all\"", "{}", job.stdout()?);
+    let row = flow_to(&world, address, 1)?;
+    ensure!(row["flow_treatment"] == "opaque" && row["flow_end"] == "closed", "{row}");
+    ensure!((number(&row, "bytes_up"), number(&row, "bytes_down")) == (4, 12), "{row}");
+    Ok(())
+}
+
+#[test]
+fn a_web_socket_is_relayed_and_its_flow_recorded_as_opaque() -> Result<()> {
+    let server = TcpListener::bind("127.0.0.1:0")?;
+    let address = server.local_addr()?;
+    let world =
+        world_with(&format!("[[intercept]]\ncidrs = [\"127.0.0.0/8\"]\nports = [{}]", address.port()))?;
+    let serving = std::thread::spawn(move || -> Result<String> {
+        let (mut connection, _) = server.accept()?;
+        connection.set_read_timeout(Some(CLIENT_DEADLINE))?;
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            connection.read_exact(&mut byte)?;
+            head.push(byte[0]);
+        }
+        connection.write_all(
+            b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n\x82\x03abc",
+        )?;
+        let mut frame = [0; 9];
+        connection.read_exact(&mut frame)?;
+        ensure!(frame == *b"\x82\x83\0\0\0\0\xff\0\n", "{frame:?}");
+        Ok(String::from_utf8(head)?)
+    });
+    let client = r#"
+import json, socket, sys
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=30) as connection:
+    connection.sendall(bytes.fromhex(sys.argv[3]))
+    heard = b""
+    while not heard.endswith(b"abc"):
+        heard += connection.recv(4096)
+    connection.sendall(b"\x82\x83\0\0\0\0\xff\0\n")
+    while chunk := connection.recv(4096):
+        heard += chunk
+print(json.dumps(heard.decode("latin-1")))
+"#;
+    let request = format!(
+        "GET /ws HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+         Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+    );
+    let hex: String = request.bytes().map(|byte| format!("{byte:02x}")).collect();
+    let command = [
+        world.setup.python().into(),
+        "-c".into(),
+        client.into(),
+        "127.0.0.1".into(),
+        address.port().to_string().into(),
+        hex.into(),
+    ];
+    let mut job = world.job().command(&command)?;
+    ensure!(job.wait(CLIENT_DEADLINE)?.success(), "{}", job.stderr()?);
+    let head = serving.join().map_err(|_| anyhow::anyhow!("the server broke"))??;
+    ensure!(head.to_ascii_lowercase().contains("upgrade: websocket\r\n"), "{head}");
+    ensure!(job.stdout()?.contains("abc"), "{}", job.stdout()?);
+    let row = flow_to(&world, address, 1)?;
+    ensure!(row["flow_treatment"] == "opaque" && row["flow_end"] == "closed", "{row}");
+    let upgraded = "SELECT payload FROM events WHERE kind = 'message' AND message_label = 'upgraded'";
+    let noted = world.sql_until(1, upgraded)?;
+    ensure!(noted[0]["payload"] == "GET /ws -> 101", "{noted:?}");
+    Ok(())
+}
+
 /// What servers say first, and what their clients answer: SSH, SMTP and MySQL.
 const SPEAK_FIRST: [(&[u8], &[u8]); 3] = [
     (b"SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u3\r\n", b"SSH-2.0-libssh2_1.11.0\r\n"),

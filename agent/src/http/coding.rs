@@ -265,6 +265,24 @@ mod tests {
         out
     }
 
+    /// [`TEXT`] twenty times, compressed by an encoder of Brotli's own.
+    const TWENTY: &[u8] = b"\x1b\x97\x03\x08\x8d\xd4\x62\xcd\x19\xee\x44\x80\x37\x4a\xfd\xb2\xbd\xb1\x52\x08\xcf\x88\x4a\xa7\
+        \xaf\x15\xd9\x84\xa2\xca\xe4\x8b\x95\xea\xdf\x7c\x7b\xdd\xd3\x50\x63\x16\x8c\x4e\x09\x80\x18\x48\x7a\x92\x26";
+    /// And 8 MiB of zeros.
+    const ZEROS: &[u8] = b"\x9b\xff\xff\x7f\xf8\x27\x00\xe2\xb1\x40\x20\xf7\xfe\x0f";
+
+    #[test]
+    fn compressed_brotli_is_read_in_any_pieces() {
+        for size in [1, 2, 7, TWENTY.len()] {
+            let mut decoder = Decoder::new(Coding::Brotli).unwrap();
+            let mut out = Vec::new();
+            for piece in TWENTY.chunks(size) {
+                out.extend(decoder.push(piece, ROOM).unwrap());
+            }
+            assert_eq!(out, TEXT.repeat(20), "in pieces of {size}");
+        }
+    }
+
     #[test]
     fn each_encoding_is_read_in_any_pieces() {
         let zstd = zstd::stream::encode_all(TEXT, 1).unwrap();
@@ -293,6 +311,7 @@ mod tests {
             (Coding::Gzip, gzip(&zeros)),
             (Coding::Deflate, zlib(&zeros)),
             (Coding::Zstd, zstd::stream::encode_all(zeros.as_slice(), 1).unwrap()),
+            (Coding::Brotli, ZEROS.to_vec()),
         ] {
             assert!(encoded.len() < 64 << 10);
             let mut decoder = Decoder::new(coding).unwrap();
@@ -309,7 +328,7 @@ mod tests {
 
     #[test]
     fn garbage_is_no_encoding() {
-        for coding in [Coding::Gzip, Coding::Deflate, Coding::Zstd] {
+        for coding in [Coding::Gzip, Coding::Deflate, Coding::Zstd, Coding::Brotli] {
             let read = Decoder::new(coding).unwrap().push(b"\xff\xfe neither of them", ROOM);
             assert_eq!(read, Err(CodingError::Malformed(coding.name())));
         }

@@ -1,5 +1,7 @@
 //! Bodies that are encoded, streamed, late or large: each goes on as it came, and no call gets through in one unread.
 
+use std::io::Write;
+
 use http::StatusCode;
 use tokio::io::AsyncWriteExt;
 use weir_core::mask::Masked;
@@ -9,20 +11,43 @@ use crate::stage::{OK, Peer, SERVER, Stage, call, post, soon};
 
 /// What goes through a request body's encoding.
 fn gzip(text: &str) -> Vec<u8> {
-    use std::io::Write;
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(text.as_bytes()).unwrap();
     encoder.finish().unwrap()
 }
 
+fn deflate(text: &str) -> Vec<u8> {
+    let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(text.as_bytes()).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn zstd(text: &str) -> Vec<u8> {
+    zstd::stream::encode_all(text.as_bytes(), 1).unwrap()
+}
+
+/// Brotli without compression (RFC 7932, 9.2): one stored block, and the last, empty one.
+fn brotli(text: &str) -> Vec<u8> {
+    let bits = (u32::try_from(text.len() - 1).unwrap() << 4) | (1 << 20);
+    [&bits.to_le_bytes()[..3], text.as_bytes(), &[0b11]].concat()
+}
+
 #[tokio::test]
 async fn an_encoded_call_is_read_by_policy_and_goes_on_as_it_came() {
+    for (coding, encode) in
+        [("gzip", gzip as fn(&str) -> Vec<u8>), ("deflate", deflate), ("br", brotli), ("zstd", zstd)]
+    {
+        goes_on_as_it_came(coding, encode).await;
+    }
+}
+
+async fn goes_on_as_it_came(coding: &'static str, encode: fn(&str) -> Vec<u8>) {
     let mut stage = Stage::new().await;
     let mut server = stage.accept().await;
     let mut client = stage.client().await;
     let encoded = |tool: &str| {
-        let mut request = post(gzip(&call(1, tool)));
-        request.headers_mut().insert("content-encoding", http::HeaderValue::from_static("gzip"));
+        let mut request = post(encode(&call(1, tool)));
+        request.headers_mut().insert("content-encoding", http::HeaderValue::from_static(coding));
         request
     };
     let (status, _, text) = client.ask(encoded("delete_repo")).await;
@@ -30,21 +55,26 @@ async fn an_encoded_call_is_read_by_policy_and_goes_on_as_it_came() {
     assert!(stage.untouched(&mut server));
     let answer = client.begin(encoded("echo"));
     let (head, body) = server.request_bytes().await;
-    assert!(head.contains("content-encoding: gzip") && body == gzip(&call(1, "echo")), "{head}");
+    let same = head.contains(&format!("content-encoding: {coding}\r\n")) && body == encode(&call(1, "echo"));
+    assert!(same, "{head}");
     // The answer is encoded, too: read for the record, and passed on as it is.
-    let told = gzip(OK);
-    let head =
-        format!("content-type: application/json\r\ncontent-encoding: gzip\r\ncontent-length: {}", told.len());
+    let told = encode(OK);
+    let head = format!(
+        "content-type: application/json\r\ncontent-encoding: {coding}\r\ncontent-length: {}",
+        told.len()
+    );
     server.say(&format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n")).await;
     server.say_bytes(&told).await;
     assert_eq!(soon(answer).await.unwrap().unwrap().1, String::from_utf8_lossy(&told));
     let answered = |events: &[Body<Masked<String>>]| {
-        events
-            .iter()
-            .any(|event| matches!(event, Body::Outcome(o) if o.result == CallResult::Ok))
-            .then_some(())
+        events.iter().find_map(|event| match event {
+            Body::Outcome(outcome) if outcome.result == CallResult::Ok => {
+                Some(outcome.payload.text.as_str().to_owned())
+            }
+            _ => None,
+        })
     };
-    stage.recorded(answered).await;
+    assert_eq!(stage.recorded(answered).await, "{}", "{coding}: the result, decoded");
 }
 
 #[tokio::test]
@@ -85,6 +115,23 @@ async fn a_body_that_is_no_json_goes_on_as_it_comes_with_its_trailers() {
     server.say("HTTP/1.1 201 Created\r\ncontent-length: 0\r\n\r\n").await;
     assert!(Peer::new(stream).until(b"\r\n\r\n").await.starts_with("HTTP/1.1 201 "));
     assert_eq!(stage.messages(MessageLabel::Http, 1).await, ["POST /upload -> 201"]);
+}
+
+#[tokio::test]
+async fn the_trailers_of_an_answer_reach_a_client_that_takes_them() {
+    let mut stage = Stage::new().await;
+    let mut server = stage.accept().await;
+    let (mut stream, _served) = stage.connect();
+    let request = format!("GET /x HTTP/1.1\r\nHost: {SERVER}\r\nTE: trailers\r\nConnection: te\r\n\r\n");
+    soon(stream.write_all(request.as_bytes())).await.unwrap();
+    let (head, _) = server.request().await;
+    assert!(head.contains("te: trailers\r\n"), "{head}");
+    server
+        .say("HTTP/1.1 200 OK\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nX-Sum: 7\r\n\r\n")
+        .await;
+    let mut client = Peer::new(stream);
+    assert!(client.until(b"abc\r\n").await.to_ascii_lowercase().contains("\r\ntrailer: x-sum\r\n"));
+    assert_eq!(client.until(b"\r\n\r\n").await.to_ascii_lowercase(), "0\r\nx-sum: 7\r\n\r\n");
 }
 
 #[tokio::test]

@@ -178,6 +178,8 @@ async fn each_revisions_messages_find_what_they_belong_to() {
         request("\"l\"", "subscriptions/listen", &with(r#""notifications":{"toolsListChanged":true},"#));
     let about = r#"{"_meta":{"io.modelcontextprotocol/subscriptionId":"l"}}"#;
     let acknowledged = notification("notifications/subscriptions/acknowledged", about);
+    let task = r#"{"resultType":"task","taskId":"t9","status":"working","createdAt":"x","lastUpdatedAt":"x","ttl":null}"#;
+    let status = notification("notifications/tasks", r#"{"taskId":"t9","status":"input_required"}"#);
     let more = r#"{"resultType":"input_required","inputRequests":{},"requestState":"st4te"}"#;
     let exchanges = vec![
         said(&request("1", "server/discover", &with("")), json(&result("1", r#"{"resultType":"complete"}"#))),
@@ -197,6 +199,11 @@ async fn each_revisions_messages_find_what_they_belong_to() {
             json(r#"{"jsonrpc":"2.0","id":5,"error":{"code":-32601,"message":"m"}}"#),
         ),
         said(&request("6", "ping", "{}"), json(&result("6", r#"{"resultType":"tea"}"#))),
+        said(&request("7", "tools/call", &with(r#""name":"slow","#)), json(&result("7", task))),
+        said(
+            &request("8", "tasks/update", &with(r#""taskId":"t9","inputResponses":{},"#)),
+            events(&[&status, &result("8", "{}")]),
+        ),
     ];
     let expected = [
         "c1 server/discover 1 2026-07-28",
@@ -214,6 +221,11 @@ async fn each_revisions_messages_find_what_they_belong_to() {
         "c6 = error",
         "c7 ping 6 2026-07-28",
         "c7 = ok tea unknown_result_type!",
+        "c8 tools/call slow 7 2026-07-28",
+        "c8 = ok task task",
+        "c9 tasks/update 8 2026-07-28 regards c8 task",
+        "< notification notifications/tasks of c8 task",
+        "c9 = ok",
     ];
     assert_eq!(played(exchanges, expected.len()).await, expected);
 }

@@ -49,6 +49,21 @@ fn a_leaf_serves_one_name_and_signs_nothing() {
 }
 
 #[test]
+fn all_leaves_of_a_host_have_one_key() {
+    let host = Host::new();
+    let minter = host.minter();
+    let key = |host: &str| {
+        let leaf = minter.leaf(&name(host)).unwrap();
+        parsed(&leaf).public_key().raw.to_vec()
+    };
+    assert_eq!(key("mcp.example.test"), key("192.0.2.1"));
+    assert_ne!(key("mcp.example.test"), {
+        let leaf = Host::new().minter().leaf(&name("mcp.example.test")).unwrap();
+        parsed(&leaf).public_key().raw.to_vec()
+    });
+}
+
+#[test]
 fn a_leaf_for_an_address_names_the_address() {
     let host = Host::new();
     let minter = host.minter();
