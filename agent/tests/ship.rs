@@ -1,6 +1,8 @@
 //! Shipping, against a collector that is a stub here (it takes, cosigns and refuses what it is told to): the real one is met
 //! in the end-to-end tests. The spool is the real one, on a real folder.
 
+#[path = "ship/renewal.rs"]
+mod renewal;
 #[path = "ship/stub.rs"]
 mod stub;
 #[path = "ship/witness.rs"]

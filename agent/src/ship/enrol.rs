@@ -17,7 +17,7 @@ use weir_core::ids::hex;
 use weir_core::wire::{CERTIFICATE, CertificateAck, CertificateRequest};
 
 use super::client::{PostError, read_answer};
-use super::remote::{Body, Remote, ask, configuration, dial, roots_verifier};
+use super::remote::{Body, Remote, ask, configuration, dial, in_folder, roots_verifier};
 use crate::config::CollectorUrl;
 use crate::trust::{Enrolment, Identity, TrustError, certificates};
 
@@ -87,14 +87,15 @@ impl Enrol {
         if own != token {
             return Err(EnrolError::AnotherHost { token, own });
         }
-        let key = self.enrolment.pending()?;
+        let key = in_folder(&self.enrolment, Enrolment::pending).await?;
         let request = CertificateRequest { token: Some(self.token.text()), csr: key.request()? };
         let (ack, authorities) = self.certified(&request).await?;
-        let name =
-            self.enrolment.complete(&key, &ack.certificate, &authorities, &default_provider(), |name| {
-                (&name.tenant, &name.host) == (&self.tenant, &self.host)
-            })?;
-        let Some(_) = name else { return Err(EnrolError::WrongName(own)) };
+        let (tenant, host) = (self.tenant.clone(), self.host.clone());
+        let name = in_folder(&self.enrolment, move |enrolment| {
+            let is_own = |name: &AgentName| (&name.tenant, &name.host) == (&tenant, &host);
+            enrolment.complete(&key, &ack.certificate, &authorities, &default_provider(), is_own)
+        });
+        let Some(_) = name.await? else { return Err(EnrolError::WrongName(own)) };
         let identity = self.enrolment.identity(&default_provider())?;
         Ok(identity.ok_or(PostError::NotEnrolled(self.url))?)
     }

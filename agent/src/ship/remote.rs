@@ -209,19 +209,16 @@ impl Remote {
     /// Has a new key certified over the connection that the old certificate made.
     pub async fn renew(&self) -> Result<Identity, PostError> {
         let old = self.identity()?;
-        let key = self.enrolment.pending()?;
+        let key = in_folder(&self.enrolment, Enrolment::pending).await?;
         let request = CertificateRequest { token: None, csr: key.request()? };
         let body = serde_json::to_vec(&request).map_err(|e| PostError::Unreadable(e.to_string()))?;
         let (status, answer) = self.post(CERTIFICATE, body).await?;
         let ack: CertificateAck = read_answer(status, &answer)?;
-        let is_same = |name: &AgentName| *name == old.name;
-        let renewed = self.enrolment.complete(
-            &key,
-            &ack.certificate,
-            &old.authorities,
-            &default_provider(),
-            is_same,
-        )?;
+        let renewed = in_folder(&self.enrolment, move |enrolment| {
+            let is_same = |name: &AgentName| *name == old.name;
+            enrolment.complete(&key, &ack.certificate, &old.authorities, &default_provider(), is_same)
+        });
+        let renewed = renewed.await?;
         if renewed.is_none() {
             return Err(PostError::Unreadable("the collector renewed another host's certificate".into()));
         }
@@ -229,6 +226,21 @@ impl Remote {
         tracing::info!("this host's certificate was renewed");
         self.identity()
     }
+}
+
+/// Work in the folder, which waits for its lock and for the disk: on a thread that serves nobody else.
+pub(super) async fn in_folder<T: Send + 'static>(
+    enrolment: &Enrolment,
+    work: impl FnOnce(&Enrolment) -> Result<T, TrustError> + Send + 'static,
+) -> Result<T, TrustError> {
+    let own = enrolment.clone();
+    let done = tokio::task::spawn_blocking(move || work(&own)).await;
+    let ended = |gone| TrustError::Storage {
+        action: "work on",
+        path: enrolment.path(),
+        source: std::io::Error::other(gone),
+    };
+    done.unwrap_or_else(|gone| Err(ended(gone)))
 }
 
 /// A body as it goes out.
