@@ -11,6 +11,8 @@ mod evidence;
 mod full;
 #[path = "ledger/handover.rs"]
 mod handover;
+#[path = "ledger/keys.rs"]
+mod keys;
 #[path = "ledger/linger.rs"]
 mod linger;
 #[path = "ledger/power.rs"]

@@ -1,6 +1,8 @@
 //! Shipping, against a collector that is a stub here (it takes, cosigns and refuses what it is told to): the real one is met
-//! in the end-to-end tests. The spool is the real one, on a real folder.
+//! in the end-to-end tests, and for its advice. The spool is the real one, on a real folder.
 
+#[path = "ship/kept.rs"]
+mod kept;
 #[path = "ship/renewal.rs"]
 mod renewal;
 #[path = "ship/stub.rs"]
@@ -15,7 +17,8 @@ use std::sync::Arc;
 use tokio::net::UnixListener;
 use weir::ledger::{Ledger, LedgerConfig};
 use weir::ship::{Collector, Shipper};
-use weir::spool::Folder;
+use weir::spool::faulty::Faulty;
+use weir::spool::{Folder, Storage};
 use weir_core::ids::Boot;
 use weir_core::mask::{MaskKey, Masker};
 use weir_core::record::AgentEvent;
@@ -25,19 +28,33 @@ use stub::Stub;
 
 /// A ledger with three sealed segments, and its shipper.
 async fn three_segments(folder: &Path, stub: Arc<Stub>) -> Shipper {
+    let storage = Arc::new(Folder::open(folder.join("spool")).unwrap());
+    three_segments_on(folder, stub, storage.clone(), storage).await
+}
+
+/// The same, whose spool is in memory, and which keeps what the collector witnessed on a disk of its own.
+async fn three_segments_in_memory(folder: &Path, stub: Arc<Stub>, kept: Arc<dyn Storage>) -> Shipper {
+    three_segments_on(folder, stub, Arc::new(Faulty::new()), kept).await
+}
+
+async fn three_segments_on(
+    folder: &Path,
+    stub: Arc<Stub>,
+    storage: Arc<dyn Storage>,
+    kept: Arc<dyn Storage>,
+) -> Shipper {
     let socket = folder.join("collector.sock");
     tokio::spawn(stub.serve(UnixListener::bind(&socket).unwrap()));
-    let storage = Arc::new(Folder::open(folder.join("spool")).unwrap());
     let masker = Masker::new(MaskKey::new([1; 32]));
     let boot = Boot::from_random([2; 16]);
-    let config = LedgerConfig::new(storage.clone(), "t".into(), "h".into(), boot, masker.clone());
+    let config = LedgerConfig::new(storage, "t".into(), "h".into(), boot, masker.clone());
     let ledger = tokio::task::spawn_blocking(|| Ledger::open(config)).await.unwrap().unwrap().0;
     for name in ["first", "second", "third"] {
         ledger.write(AgentEvent { name: name.into(), detail: BTreeMap::new() }).await.unwrap();
         ledger.seal_if_older(std::time::Duration::ZERO).await.unwrap();
     }
     assert_eq!(ledger.sealed().len(), 3);
-    Shipper::new(Collector::new(socket), ledger, masker, storage)
+    Shipper::new(Collector::new(socket), ledger, masker, kept)
 }
 
 fn names_in(folder: &Path, suffix: &str) -> usize {

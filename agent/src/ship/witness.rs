@@ -45,6 +45,8 @@ pub struct Witness {
 #[derive(Debug, Default, Clone)]
 struct State {
     key: Option<VerifyingKey>,
+    /// The key is on disk.
+    is_key_kept: bool,
     to: Option<WitnessedTo>,
 }
 
@@ -55,7 +57,8 @@ impl Witness {
         let key: Option<VerifyingKey> = text(KEY).and_then(|key| key.trim_end().parse().ok());
         let note: Option<SignedNote> = text(NOTE).and_then(|note| note.parse().ok());
         let to = key.as_ref().zip(note).and_then(|(key, note)| witnessed_to(&note, key));
-        Self { storage, state: Mutex::new(State { key, to }) }
+        let is_key_kept = key.is_some();
+        Self { storage, state: Mutex::new(State { key, is_key_kept, to }) }
     }
 
     /// How far the collector has cosigned.
@@ -65,13 +68,21 @@ impl Witness {
 
     /// The collector says which key it cosigns with. Returns whether that is the one that it named first.
     pub(super) async fn named(&self, key: &VerifyingKey) -> bool {
-        let known = self.state().key.clone();
-        if let Some(known) = known {
-            return known == *key;
+        let is_first = *self.state().key.get_or_insert_with(|| key.clone()) == *key;
+        self.keep_key().await;
+        is_first
+    }
+
+    /// Until the key is on disk, another would be believed after the next start.
+    async fn keep_key(&self) {
+        let unkept = {
+            let state = self.state();
+            state.key.clone().filter(|_| !state.is_key_kept)
+        };
+        if let Some(key) = unkept {
+            let is_kept = self.keep(KEY, format!("{key}\n"), true).await;
+            self.state().is_key_kept = is_kept;
         }
-        self.state().key = Some(key.clone());
-        self.keep(KEY, format!("{key}\n")).await;
-        true
     }
 
     /// The collector gives a checkpoint back: what it must be is `sent`. Returns whether it cosigned it.
@@ -86,20 +97,28 @@ impl Witness {
         }
         let to = witnessed_to(&note, &key).ok_or_else(|| WitnessError::Unsigned(key.to_string()))?;
         self.state().to = Some(to);
-        self.keep(NOTE, note.to_string()).await;
+        self.keep_key().await;
+        self.keep(NOTE, note.to_string(), false).await;
         Ok(true)
     }
 
-    /// Another whole file, or the one before. It can be had again from the collector, so nobody waits for the disk.
-    async fn keep(&self, name: &'static str, text: String) {
+    /// Another whole file, or the one before; one that must last is synced. Whatever fails comes again with the next cosignature.
+    async fn keep(&self, name: &'static str, text: String, lasts: bool) -> bool {
         let storage = self.storage.clone();
         let kept = tokio::task::spawn_blocking(move || {
-            storage.create(MAKING)?.append(text.as_bytes())?;
-            storage.rename(MAKING, name)
+            let mut file = storage.create(MAKING)?;
+            file.append(text.as_bytes())?;
+            if lasts {
+                file.sync_data()?;
+            }
+            storage.rename(MAKING, name)?;
+            if lasts { storage.sync_folder() } else { Ok(()) }
         });
-        if let Ok(Err(error)) = kept.await {
-            tracing::warn!(%error, name, "what the collector witnessed is not kept");
+        let kept = kept.await.unwrap_or_else(|gone| Err(std::io::Error::other(gone)));
+        if let Err(error) = &kept {
+            tracing::warn!(%error, name, "what the collector witnessed is not kept; trying again with the next");
         }
+        kept.is_ok()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -16,7 +16,10 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{ORIGIN, RESERVE, SCRATCH, SetAside, named_seq};
+use super::{
+    KEY_FILE, KEY_MAKING, KEY_NEXT, ORIGIN, RESERVE, SCRATCH, SetAside, WITNESS_FILE, WITNESS_MAKING,
+    WITNESSED_FILE, named_seq,
+};
 use file::File;
 
 pub use random::Random;
@@ -41,7 +44,7 @@ pub enum Fault {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Site {
     pub doing: &'static str,
-    /// `scratch`, `segment`, `origin`, `reserve`, `aside`, `folder` or `other`.
+    /// `scratch`, `segment`, `origin`, `reserve`, `aside`, `key`, `witness`, `folder` or `other`.
     pub file: &'static str,
 }
 
@@ -324,6 +327,8 @@ impl Disk {
             Some(SCRATCH) => "scratch",
             Some(ORIGIN) => "origin",
             Some(RESERVE) => "reserve",
+            Some(KEY_FILE | KEY_NEXT | KEY_MAKING) => "key",
+            Some(WITNESS_FILE | WITNESSED_FILE | WITNESS_MAKING) => "witness",
             Some(name) if named_seq(name).is_some() => "segment",
             Some(name) if SetAside::is_name(name) => "aside",
             _ => "other",

@@ -12,7 +12,8 @@ use weir_core::record::{Body, CallResult, Stored};
 use weir_core::segment::Reader;
 
 use crate::scene::{
-    agent_events, begin, call, config, flow, intent, log, log_with_gaps, message, open, outcome, outcomes,
+    agent_events, begin, call, config, flow, intent, log, log_with_gaps, message, open, open_behind_a_fault,
+    outcome, outcomes,
 };
 
 #[tokio::test]
@@ -130,9 +131,9 @@ async fn a_fault_at_any_operation_loses_no_acknowledged_intent_and_no_outcome() 
         for fault in [Fault::Eio, Fault::Enospc, Fault::Torn(90)] {
             let disk = Faulty::new();
             disk.fail_at(operation, fault);
-            let Ok((ledger, _)) = Ledger::open(config(disk.clone())) else { continue };
-            let told = work(&ledger).await;
             let what = format!("{fault:?} at {operation}");
+            let (ledger, _) = open_behind_a_fault(&disk, &what);
+            let told = work(&ledger).await;
             assert!(told.intents.len() >= 23, "{what}: {} intents", told.intents.len());
             ledger.shutdown().await.unwrap();
             drop(ledger);

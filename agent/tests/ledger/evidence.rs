@@ -26,7 +26,7 @@ fn segments(disk: &Faulty) -> Vec<String> {
 }
 
 /// All epochs in a folder with what signs them, by the segments' own heads.
-fn epochs(disk: &Faulty) -> BTreeMap<u32, VerifyingKey> {
+pub fn epochs(disk: &Faulty) -> BTreeMap<u32, VerifyingKey> {
     let mut epochs = BTreeMap::new();
     for name in segments(disk) {
         for (kind, bytes) in frames(disk, &name) {
@@ -300,7 +300,7 @@ async fn a_change_of_keys_cut_off_at_any_moment_leaves_one_key_that_the_log_name
     assert!(operations.clone().count() > 12, "{operations:?}");
     let mut ends = BTreeSet::new();
     for operation in operations {
-        for fault in [Fault::Off, Fault::Eio, Fault::Torn(30)] {
+        for fault in [Fault::Off, Fault::Eio, Fault::Enospc, Fault::Torn(30)] {
             for seed in [None, Some(operation), Some(operation + 100)] {
                 let what = format!("{fault:?} at {operation}, {seed:?}");
                 let disk = Faulty::new();

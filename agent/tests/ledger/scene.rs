@@ -53,6 +53,24 @@ pub fn open(disk: &Faulty) -> (Ledger, Recovered) {
     Ledger::open(config(disk.clone())).unwrap()
 }
 
+/// Opens a folder on a disk with one fault. Where that is in the way, the error names it, and the next try has it behind itself.
+pub fn open_behind_a_fault(disk: &Faulty, what: &str) -> (Ledger, Option<String>) {
+    match Ledger::open(config(disk.clone())) {
+        Ok((ledger, _)) => (ledger, None),
+        Err(error) => {
+            let told = error.to_string();
+            assert!(names_a_fault(&told), "{what}: {told}");
+            let again = Ledger::open(config(disk.clone()));
+            (again.unwrap_or_else(|error| panic!("{what}: {told}; and then {error}")).0, Some(told))
+        }
+    }
+}
+
+/// Whether it says what the disk said.
+pub fn names_a_fault(told: &str) -> bool {
+    ["no storage space", "input/output error", "the spool is full"].iter().any(|fault| told.contains(fault))
+}
+
 pub fn call(n: u64) -> CallId {
     CallId::from_random((u128::from(n) + 1).to_be_bytes())
 }
