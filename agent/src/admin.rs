@@ -148,6 +148,9 @@ pub struct SpoolStatus {
     pub unshipped_events: u64,
     pub bytes: u64,
     pub set_aside_bytes: u64,
+    /// How old a segment grows before it is sealed and shipped: as configured, or as the collector advises.
+    #[serde(default)]
+    pub seal_after_ms: u64,
 }
 
 /// What can be proven of the log.

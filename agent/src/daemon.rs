@@ -346,6 +346,7 @@ fn status(
                 unshipped_events: usage.events,
                 bytes: usage.bytes,
                 set_aside_bytes: usage.aside_bytes,
+                seal_after_ms: u64::try_from(health.seal_after.as_millis()).unwrap_or(u64::MAX),
             },
             evidence: EvidenceStatus {
                 standing: ledger.standing(),

@@ -70,6 +70,7 @@ pub use proof::{Rotated, SignedEpoch, Standing, Unsealed};
 pub use released::{Handed, Released, TakenOver};
 pub use shown::{ShowError, Shown, shown};
 pub use vitals::Health;
+pub use weir_core::wire::LONGEST_ADVISED;
 
 /// The most calls that may have a record open at one time.
 pub const MAX_OPEN_RECORDS: usize = 4096;
@@ -83,8 +84,6 @@ pub const GROUP_BYTES: usize = 4 << 20;
 pub const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// While events come, no segment goes longer than this without a checkpoint.
 pub const CHECKPOINT_EVERY: Duration = Duration::from_secs(10);
-/// The longest age of a segment that a collector may advise.
-pub const LONGEST_ADVISED: Duration = Duration::from_secs(60);
 /// With this many segments unshipped, segments are no longer sealed by age: nobody is fetching them.
 pub const MAX_SEALED_BY_AGE: u64 = 64;
 

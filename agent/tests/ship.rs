@@ -1,6 +1,8 @@
 //! Shipping, against a collector that is a stub here (it takes, cosigns and refuses what it is told to): the real one is met
 //! in the end-to-end tests, and for its advice. The spool is the real one, on a real folder.
 
+#[path = "ship/advised.rs"]
+mod advised;
 #[path = "ship/kept.rs"]
 mod kept;
 #[path = "ship/renewal.rs"]

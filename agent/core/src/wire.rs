@@ -12,6 +12,8 @@
 //!
 //! Anything but 200 carries a [`Refusal`]. Every request names [`VERSION`] in [`VERSION_HEADER`].
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::approval::SignedStatement;
@@ -42,6 +44,10 @@ pub const MAX_WAIT_MS: u64 = 30_000;
 pub const MAX_OPEN_HOLDS: usize = 10_000;
 /// The most leaves that a [`CheckpointPost`] may bring: those of one segment.
 pub const MAX_POSTED_LEAVES: usize = 20_000;
+
+/// The longest age of a segment that a collector advises, and that an agent lets itself be advised. What is not sealed is shown
+/// to the collector's witness each minute all the same.
+pub const LONGEST_ADVISED: Duration = Duration::from_secs(300);
 
 /// The collector has the segment's events in ClickHouse, and has read them back. The agent may trim them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,7 +82,7 @@ impl SegmentAck {
 /// What the collector asks an agent to do; the agent keeps within its own bounds.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Advice {
-    /// How old a segment should grow before it is sealed, milliseconds.
+    /// How old a segment should grow before it is sealed, milliseconds; at most [`LONGEST_ADVISED`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seal_after_ms: Option<u64>,
     /// Leaves are missing that will never come: the tree proves nothing any more, and another epoch should begin.

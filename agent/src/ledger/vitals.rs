@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
@@ -22,6 +23,8 @@ pub struct Health {
     pub failed_groups: u64,
     /// Why the last group could not be written; `None` once one could.
     pub fault: Option<String>,
+    /// How old a segment with more than heartbeats grows: as configured, or as the collector advises.
+    pub seal_after: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -33,6 +36,8 @@ pub(super) struct Vitals {
     /// The last ordinary thing that was to be written could not be: whatever comes next waits for the disk.
     pub(super) unable: AtomicBool,
     pub(super) failed_groups: AtomicU64,
+    /// Milliseconds.
+    pub(super) seal_after: AtomicU64,
     fault: Mutex<Option<String>>,
     standing: Mutex<Standing>,
     /// Cancelled when the process to which the log was given is gone.
@@ -56,6 +61,7 @@ impl Vitals {
             unwaited_intents: self.unwaited.load(Ordering::Relaxed),
             failed_groups: self.failed_groups.load(Ordering::Relaxed),
             fault: self.fault().clone(),
+            seal_after: Duration::from_millis(self.seal_after.load(Ordering::Relaxed)),
         }
     }
 }

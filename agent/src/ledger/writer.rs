@@ -173,6 +173,7 @@ impl Writer {
         };
         writer.settle_key();
         writer.tell_sealed();
+        writer.tell_seal_after();
         writer.vitals.open_calls.store(writer.book.len() as u64, Ordering::Relaxed);
         Ok((writer, recovered, begun))
     }
@@ -218,9 +219,13 @@ impl Writer {
                 Some(Command::Seal { age, answer }) => drop(answer.send(self.seal_if_older(age))),
                 Some(Command::SealAfter(age)) => {
                     self.config.seal_after = age;
+                    self.tell_seal_after();
                     self.seal_at = self.active_since.map(|since| since + self.seal_after());
                 }
-                Some(Command::Advise(age)) => self.advised = Some(age),
+                Some(Command::Advise(age)) => {
+                    self.advised = Some(age);
+                    self.tell_seal_after();
+                }
                 Some(Command::Checkpoint { answer }) => drop(answer.send(Ok(self.unsealed()))),
                 Some(Command::BeginEpoch { why, answer }) => {
                     drop(answer.send(written.and_then(|()| self.begin_epoch(&why))));

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use weir_core::ids::Origin;
+use weir_core::wire::LONGEST_ADVISED;
 
 /// The most logs that are counted; of more, what is asked is the longest.
 const MAX_LOGS: usize = 100_000;
@@ -17,9 +18,8 @@ const SWEEP: Duration = Duration::from_secs(60);
 const FEW: usize = 16;
 /// The part of the store's time that segments may take.
 const SHARE: f64 = 0.5;
-/// The least and the most that is asked.
+/// The least that is asked.
 const SHORTEST: Duration = Duration::from_secs(1);
-const LONGEST: Duration = Duration::from_secs(300);
 /// How much one insert moves the mean.
 const WEIGHT: f64 = 0.05;
 
@@ -66,7 +66,7 @@ fn advised(logs: usize, insert: Duration) -> Option<Duration> {
     if logs <= FEW {
         return None;
     }
-    let wanted = Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST).min(LONGEST);
+    let wanted = Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST_ADVISED).min(LONGEST_ADVISED);
     (wanted > SHORTEST).then_some(wanted)
 }
 
@@ -81,8 +81,8 @@ mod tests {
         assert_eq!(advised(FEW + 1, ms(20)), None, "and those that the store has time for");
         assert_eq!(advised(1000, ms(20)), Some(Duration::from_secs(40)));
         assert_eq!(advised(1000, ms(80)), Some(Duration::from_secs(160)));
-        assert_eq!(advised(1_000_000, ms(20)), Some(LONGEST));
-        assert_eq!(advised(usize::MAX, Duration::MAX), Some(LONGEST));
+        assert_eq!(advised(1_000_000, ms(20)), Some(LONGEST_ADVISED));
+        assert_eq!(advised(usize::MAX, Duration::MAX), Some(LONGEST_ADVISED));
     }
 
     #[test]

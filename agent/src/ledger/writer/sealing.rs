@@ -1,5 +1,6 @@
 //! When a segment is sealed: by age, by advice, on demand; one with heartbeats alone seldom.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::super::epoch::Frames;
@@ -10,6 +11,12 @@ impl Writer {
     /// How old a segment with more than heartbeats may grow.
     pub(super) fn seal_after(&self) -> Duration {
         self.advised.unwrap_or_default().min(LONGEST_ADVISED).max(self.config.seal_after)
+    }
+
+    /// To whoever asks how the writer fares.
+    pub(super) fn tell_seal_after(&self) {
+        let ms = u64::try_from(self.seal_after().as_millis()).unwrap_or(u64::MAX);
+        self.vitals.seal_after.store(ms, Ordering::Relaxed);
     }
 
     pub(super) fn seal_by_age(&mut self) {
