@@ -1,11 +1,16 @@
 //! HTTP as clients and servers speak it, through the gate: what one may rely on, and what must not get through.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
 use http::Request;
 use tokio::io::AsyncWriteExt;
 use weir::http::Served;
-use weir_core::record::CallResult;
+use weir::ledger::Clock;
+use weir_core::record::{AgentEvent, CallResult};
 
-use crate::stage::{OK, Peer, SERVER, Stage, call, post, soon};
+use crate::stage::{OK, Peer, Plan, SERVER, Stage, call, post, soon};
 
 #[tokio::test]
 async fn a_connection_carries_one_exchange_after_the_other() {
@@ -296,5 +301,34 @@ async fn an_answer_that_could_be_read_in_two_ways_is_refused_and_named() {
         let outcome = stage.outcome().await;
         assert_eq!(outcome.result, CallResult::UpstreamFailed);
         assert!(outcome.payload.text.as_str().contains(label), "{:?}", outcome.payload);
+    }
+}
+
+#[tokio::test]
+async fn how_long_a_call_took_is_right_when_the_wall_clock_is_set_meanwhile() {
+    const HOUR_US: u64 = 3_600_000_000;
+    const BEGAN_US: u64 = 1_795_300_000_000_000;
+    for set_to in
+        [BEGAN_US - 8760 * HOUR_US, BEGAN_US - HOUR_US, BEGAN_US + HOUR_US, BEGAN_US + 8760 * HOUR_US]
+    {
+        let wall_us = Arc::new(AtomicU64::new(BEGAN_US));
+        let read = wall_us.clone();
+        let clock: Clock = Arc::new(move || read.load(Ordering::SeqCst));
+        let mut stage = Stage::of(Plan { clock, ..Plan::default() }).await;
+        let mut server = stage.accept().await;
+        let mut client = stage.client().await;
+        let before = Instant::now();
+        let answer = client.begin(post(call(1, "echo")));
+        server.request().await;
+        let open = Instant::now();
+        wall_us.store(set_to, Ordering::SeqCst);
+        // Any other event: the ledger sees the clock.
+        stage.gate.ledger.write(AgentEvent { name: "meanwhile".into(), detail: [].into() }).await.unwrap();
+        let least = open.elapsed();
+        server.answer(OK).await;
+        soon(answer).await.unwrap().unwrap();
+        let took = Duration::from_micros(stage.outcome().await.duration_us.unwrap());
+        // It is told in whole microseconds.
+        assert!(took + Duration::from_micros(1) >= least && took <= before.elapsed(), "{least:?} {took:?}");
     }
 }

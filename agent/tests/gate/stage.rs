@@ -18,7 +18,7 @@ use weir::approval::Approvals;
 use weir::config::{Approval, Ladder, Limits};
 use weir::gate::{Flow, Gate, HeldCalls, Place, Server, Sessions};
 use weir::http::{Beginning, Dialled, Manners, Served, Upstream, serve};
-use weir::ledger::{Ledger, LedgerConfig};
+use weir::ledger::{Clock, Ledger, LedgerConfig};
 use weir::share::Shares;
 use weir::ship::Collector;
 use weir::spool::faulty::Faulty;
@@ -59,6 +59,8 @@ pub struct Plan {
     /// Where the collector listens, if there is one.
     pub collector: Option<PathBuf>,
     pub spoken: Spoken,
+    /// The wall clock.
+    pub clock: Clock,
 }
 
 /// HTTP/1.1 on both sides.
@@ -73,6 +75,7 @@ impl Default for Plan {
             ladder: Ladder::default(),
             collector: None,
             spoken: HTTP1,
+            clock: Arc::new(weir::clock::now_us),
         }
     }
 }
@@ -105,6 +108,7 @@ impl Stage {
                 seen.0.lock().unwrap().push(event.clone());
                 seen.1.notify_waiters();
             })),
+            clock: plan.clock,
             // The disk is in memory, and its reserve is, too.
             limits: weir::spool::Limits { max_bytes: 16 << 20, reserve_bytes: 1 << 16, ..Default::default() },
             ..LedgerConfig::new(
