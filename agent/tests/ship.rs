@@ -20,13 +20,22 @@ use tokio::net::UnixListener;
 use weir::ledger::{Ledger, LedgerConfig};
 use weir::ship::{Collector, Shipper};
 use weir::spool::faulty::Faulty;
-use weir::spool::{Folder, Storage};
+use weir::spool::{Folder, Limits, Storage};
 use weir_core::ids::Boot;
 use weir_core::mask::{MaskKey, Masker};
 use weir_core::record::AgentEvent;
 use weir_core::wire::Reason;
 
 use stub::Stub;
+
+/// Of a disk in memory all is, the reserve too.
+const SMALL: Limits = Limits {
+    max_bytes: 16 << 20,
+    reserve_bytes: 1 << 16,
+    seal_bytes: 1 << 20,
+    seal_events: 1000,
+    room_from: usize::MAX,
+};
 
 /// A ledger with three sealed segments, and its shipper.
 async fn three_segments(folder: &Path, stub: Arc<Stub>) -> Shipper {
@@ -49,7 +58,10 @@ async fn three_segments_on(
     tokio::spawn(stub.serve(UnixListener::bind(&socket).unwrap()));
     let masker = Masker::new(MaskKey::new([1; 32]));
     let boot = Boot::from_random([2; 16]);
-    let config = LedgerConfig::new(storage, "t".into(), "h".into(), boot, masker.clone());
+    let config = LedgerConfig {
+        limits: SMALL,
+        ..LedgerConfig::new(storage, "t".into(), "h".into(), boot, masker.clone())
+    };
     let ledger = tokio::task::spawn_blocking(|| Ledger::open(config)).await.unwrap().unwrap().0;
     for name in ["first", "second", "third"] {
         ledger.write(AgentEvent { name: name.into(), detail: BTreeMap::new() }).await.unwrap();

@@ -43,7 +43,10 @@ async fn advised(collector: PathBuf, log: u8) -> Option<Duration> {
     let disk = Arc::new(Faulty::new());
     let masker = Masker::new(MaskKey::new([1; 32]));
     let boot = Boot::from_random([log; 16]);
-    let config = LedgerConfig::new(disk.clone(), "t".into(), "h".into(), boot, masker.clone());
+    let config = LedgerConfig {
+        limits: SMALL,
+        ..LedgerConfig::new(disk.clone(), "t".into(), "h".into(), boot, masker.clone())
+    };
     let own = config.seal_after;
     let ledger = tokio::task::spawn_blocking(|| Ledger::open(config)).await.unwrap().unwrap().0;
     assert_eq!(ledger.health().seal_after, own, "nothing is advised yet");
