@@ -41,6 +41,21 @@ async fn a_view_that_hides_or_no_longer_fills_is_named_and_so_is_what_nobody_cou
     );
     assert!(code == 0 && shown.contains("clean"), "{shown}{told}");
 
+    // What the role for analysts is there for; and no more than to read.
+    let export = world.folder.path().join("read.tar");
+    let export = export.to_str().expect("UTF-8");
+    for reading in [
+        &["query", "--named", "tools"][..],
+        &["query", "SELECT count() FROM flows"],
+        &["completeness"],
+        &["export", "--settle", "0", "-o", export],
+    ] {
+        let (code, _, told) = run_with(&world.folder, &config, reading);
+        assert_eq!(code, 0, "{reading:?}: {told}");
+    }
+    let (code, _, told) = run_with(&world.folder, &config, &["migrate"]);
+    assert!(code == 1 && told.to_lowercase().contains("read"), "{told}");
+
     let views = audited.views();
     let select = |name: &str| {
         let question = format!(
