@@ -27,6 +27,10 @@ use schedule::{Kill, Moment, Part};
 
 /// Calls in flight at a kill, by the records.
 const IN_FLIGHT: usize = 200;
+/// How often each part is to be killed with so many in flight, at least,
+const EACH_AT_LEAST: usize = 2;
+/// and all of them together. The many kills make up what the fifty of each run want.
+pub const SCHEDULED_AT_LEAST: u64 = (EACH_AT_LEAST * Part::ALL.len()) as u64;
 /// Calls in flight before a kill is dealt: some end before it strikes.
 const BEFORE_A_KILL: usize = 240;
 /// The longest wait for anything; a busy machine takes its time, and no wait decides the test.
@@ -97,7 +101,8 @@ fn nothing_is_lost(world: &mut World, seeds: &[u64]) -> Result<()> {
     oracle::each_executed_call_was_recorded_before(&load.seen, &calls)?;
     let trimmed = oracle::open_calls_became_unknown(world, &struck, &calls)?;
     ensure!(trimmed > 0, "no call was open whose intent had left the spool");
-    oracle::calls_were_in_flight(IN_FLIGHT, 2, &struck, &load.seen, &calls)?;
+    let counted = oracle::calls_were_in_flight(IN_FLIGHT, EACH_AT_LEAST, &struck, &load.seen, &calls)?;
+    ensure!(counted as u64 >= SCHEDULED_AT_LEAST, "only {counted} kills met {IN_FLIGHT} calls in flight");
     let exit = world.agent.daemon().terminate()?;
     ensure!(exit.success(), "the agent ended with {exit}");
     Ok(())

@@ -14,7 +14,7 @@ use weir_tests::{Job, McpServer, Scheme, World, WorldPlan, until};
 
 use crate::load::{Lines, Seen};
 use crate::schedule::{Moment, Part, shipping};
-use crate::{DEADLINE, IN_FLIGHT, Struck, deal, oracle, segments, until_all_arrived};
+use crate::{DEADLINE, IN_FLIGHT, SCHEDULED_AT_LEAST, Struck, deal, oracle, segments, until_all_arrived};
 
 /// Clients, each with one call at a time.
 const CLIENTS: usize = 260;
@@ -24,8 +24,10 @@ const DELAY: Duration = Duration::from_millis(2500);
 const BEFORE_A_KILL: usize = 230;
 /// What is killed. All clients come back to a new agent, which takes as long as several kills of the others.
 const PARTS: [Part; 5] = [Part::Agent, Part::Collector, Part::Collector, Part::Store, Part::Store];
-/// With the twelve of the schedule, fifty.
-const KILLS: u64 = 38;
+/// Kills with so many calls in flight, of both tests together.
+const AT_LEAST: u64 = 50;
+/// Each of these met them: one that did not is no case. Of the schedule's twelve some may not have.
+const KILLS: u64 = AT_LEAST - SCHEDULED_AT_LEAST;
 /// Kills of one world; then all is looked at, and a new one begins.
 const KILLS_OF_A_WORLD: u64 = 100;
 /// More calls before a kill, and microseconds, at most.
