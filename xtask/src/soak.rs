@@ -4,11 +4,11 @@
 //! In: which kinds, how many times the usual counts, a seed. Out: progress, a table of what was run and found, and exit code 1
 //! where anything was. It judges nothing itself: a fault is a test that failed, and its log says which seed shows it again.
 
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -125,8 +125,8 @@ const KINDS: [Kind; 9] = [
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "At scale 1 it takes hours. A case is run again by its seed: WEIR_SEED=N WEIR_CASES=1 cargo test ...; the log in \
-                        target/soak says the whole line."
+    after_help = "At scale 1 it takes hours. A case is run again by its seed: WEIR_SEED=N WEIR_CASES=1 cargo test ...; each run's log \
+                        in target/soak, by kind and time, says the whole line."
 )]
 pub struct Options {
     /// These kinds alone; can be given several times.
@@ -151,6 +151,7 @@ struct Ran {
     /// The tests' own words are in the log.
     failed: bool,
     seconds: f64,
+    log: PathBuf,
 }
 
 pub fn run(options: &Options) -> Result<()> {
@@ -191,8 +192,9 @@ pub fn run(options: &Options) -> Result<()> {
 
 impl Ran {
     fn json(&self) -> Value {
-        let Self { kind, wanted, held, failed, seconds } = self;
-        json!({"kind": kind.name, "wanted": wanted, "cases": held, "faults": u8::from(*failed), "seconds": seconds.round()})
+        let Self { kind, wanted, held, failed, seconds, log } = self;
+        json!({"kind": kind.name, "wanted": wanted, "cases": held, "faults": u8::from(*failed),
+               "seconds": seconds.round(), "log": log})
     }
 }
 
@@ -216,7 +218,9 @@ impl Kind {
         command.args(["--", "--exact", self.test, "--nocapture"]);
         command.env(CASES_VARIABLE, wanted.to_string()).env(SEED_VARIABLE, options.seed.to_string());
         say(format_args!("{}: {wanted} cases of {}, from seed {} on", self.name, self.what, options.seed));
-        let mut file = File::create(&log).with_context(|| format!("making {}", log.display()))?;
+        say(format_args!("{}: {}", self.name, log.display()));
+        let made = OpenOptions::new().write(true).create_new(true).open(&log);
+        let mut file = made.with_context(|| format!("making {}", log.display()))?;
         let again =
             format!("{SEED_VARIABLE}={} {CASES_VARIABLE}={wanted} {}", options.seed, command_line(&command));
         writeln!(file, "{again}")?;
@@ -250,14 +254,37 @@ impl Kind {
             ));
         }
         say(format_args!("{}: {held} cases held in {seconds:.0} s", self.name));
-        Ok(Ran { kind: self, wanted, held, failed, seconds })
+        Ok(Ran { kind: self, wanted, held, failed, seconds, log })
     }
 
+    /// Of this run: those of other runs stay as they are.
     fn log(&self) -> Result<PathBuf> {
         let folder = workspace().join("target/soak");
         std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
-        Ok(folder.join(format!("{}.log", self.name)))
+        let began = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is set before 1970")?;
+        Ok(folder.join(format!("{}-{}.log", self.name, in_utc(began.as_secs()))))
     }
+}
+
+/// Seconds since 1970 as `20261123T223015Z`: names in this form sort by time.
+fn in_utc(seconds: u64) -> String {
+    let is_leap =
+        |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    let (mut day, mut year, mut month) = (seconds / 86_400, 1970, 1);
+    let days_of = |year| if is_leap(year) { 366 } else { 365 };
+    while day >= days_of(year) {
+        day -= days_of(year);
+        year += 1;
+    }
+    for days in [31, if is_leap(year) { 29 } else { 28 }, 31, 30, 31, 30, 31, 31, 30, 31, 30] {
+        if day < days {
+            break;
+        }
+        day -= days;
+        month += 1;
+    }
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    format!("{year}{month:02}{:02}T{hour:02}{minute:02}{second:02}Z", day + 1)
 }
 
 /// How many cases a test says that it has run. Behind another test's name the mark is not at the line's beginning.
@@ -278,6 +305,12 @@ mod tests {
             Some(0)
         );
         assert_eq!(done_by("16 cases"), None);
+    }
+
+    #[test]
+    fn a_logs_name_has_the_time_in_utc() {
+        let times = [0, 951_782_400, 1_795_473_015, 1_798_761_599].map(in_utc);
+        assert_eq!(times, ["19700101T000000Z", "20000229T000000Z", "20261123T223015Z", "20261231T235959Z"]);
     }
 
     #[test]
