@@ -24,8 +24,10 @@ const IDLE_IN: u64 = 5;
 const KILL_IN: u64 = 16;
 /// How long the agent waits for an answer; longer than any takes that comes.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// One case in so many is waited out: the collector itself gives the store up.
+/// One case in so many is waited out: the collector itself gives the store up. That takes half a minute or a whole one.
 const WAITED_OUT_IN: u64 = 1000;
+/// And one of those that each run of the tests has.
+const WAITED_OUT_AT: u64 = 100;
 /// Longer than the collector waits for a commit.
 const LONG_PATIENCE: Duration = Duration::from_secs(85);
 /// How often a segment is sent again behind a fault that is over.
@@ -46,7 +48,7 @@ enum Fault {
 
 fn draw(seed: u64, requests: u64) -> Fault {
     let mut draw = Draw(seed);
-    if seed.is_multiple_of(WAITED_OUT_IN) {
+    if seed == WAITED_OUT_AT || seed.is_multiple_of(WAITED_OUT_IN) {
         return Fault::WaitedOut(draw.below(requests));
     }
     if draw.below(KILL_IN) == 0 {
@@ -75,7 +77,8 @@ async fn each_event_is_stored_once_whatever_the_store_does_meanwhile() {
         Collector::start_behind(&between.url(), &store, folder.path(), "warn").expect("a collector");
     let mut world = World { collector, store, folder };
     let agent = Agent::at(world.collector.socket());
-    let (mut origins, mut happened, mut refused) = (0_u128, 0, 0);
+    let (mut origins, mut happened, mut refused, mut waited_out) = (0_u128, 0, 0, 0);
+    let has_one_to_wait_out = (soak.seed()..soak.seed() + soak.cases()).contains(&WAITED_OUT_AT);
     while let Some(first) = soak.next_seed() {
         origins += 1;
         let mut log = Log::new(1);
@@ -110,13 +113,18 @@ async fn each_event_is_stored_once_whatever_the_store_does_meanwhile() {
             // What is late comes now, after the same has been acknowledged.
             between.let_go();
             (happened, refused) = (happened + u64::from(did), refused + u64::from(refusal.is_some()));
+            waited_out += u64::from(did && matches!(fault, Fault::WaitedOut(_)));
             soak.held(1);
         }
         // With what was idle.
         Put::segment(&mut log).send(&agent, PATIENCE).await.expect("an ack in peace");
         all_is_there_once(&world, &log, segments + 1, first);
     }
-    eprintln!("{} puts, {happened} faults happened, {refused} were told as unavailable", soak.cases());
+    eprintln!(
+        "{} puts, {happened} faults happened, {refused} were told as unavailable, {waited_out} were waited out",
+        soak.cases()
+    );
+    assert!(waited_out > 0 || !has_one_to_wait_out, "the collector never gave the store up");
     // An idle log's checkpoint takes fewer requests than a segment does.
     assert!(happened * 5 >= soak.cases() * 4, "only {happened} faults happened");
     assert!(refused * 4 >= happened, "only {refused} of {happened} faults were felt");
