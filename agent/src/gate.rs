@@ -44,7 +44,7 @@ use crate::approval::Approvals;
 use crate::config::{Approval, Limits};
 use crate::http::{
     self as room, AnswerBody, Authority, Body, Outgoing, Patience, Read, ReadRequest, Received, RequestError,
-    StreamedRequest, Upgrade, Upstream, UpstreamFailure,
+    Served, StreamedRequest, Upgrade, Upstream, UpstreamFailure,
 };
 use crate::ledger::{Ledger, LedgerError};
 use crate::share::{Share, Shares};
@@ -425,8 +425,18 @@ impl Gate {
         Ok(Some(reply::plain(421, "Weir: this connection is to another server than the request names\n")))
     }
 
-    /// What one of a flow's two sides sent could be read in two ways, and was heard no further.
-    pub async fn note_ambiguous(&self, flow: &Flow, direction: Direction, what: Ambiguous) {
+    /// What a flow's client or its server sent that could be read in two ways, now that the flow is over: of each the first such thing.
+    pub async fn note_framing(&self, flow: &Flow, served: Served) {
+        if let Served::Ambiguous(what) = served {
+            self.note_ambiguous(flow, Direction::ClientToServer, what).await;
+        }
+        if let Some(what) = flow.upstream.ambiguous() {
+            self.note_ambiguous(flow, Direction::ServerToClient, what).await;
+        }
+    }
+
+    /// What one of a flow's two sides sent could be read in two ways, and was refused.
+    async fn note_ambiguous(&self, flow: &Flow, direction: Direction, what: Ambiguous) {
         let payload = self.payload_of_text(&format!("{}: {what}", what.label()));
         if let Err(error) = self.note(flow, None, direction, "", MessageLabel::Ambiguous, payload).await {
             tracing::error!(%error, "an ambiguous message was not recorded");

@@ -7,6 +7,8 @@ mod bodies;
 mod bounds;
 #[path = "gate/exchanges.rs"]
 mod exchanges;
+#[path = "gate/forged.rs"]
+mod forged;
 #[path = "gate/generated.rs"]
 mod generated;
 #[path = "gate/interim.rs"]

@@ -4,6 +4,7 @@
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::response::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
+use weir_core::http1::{Ambiguous, MAX_LENGTH};
 
 use crate::tls::Protocol;
 
@@ -52,6 +53,31 @@ pub fn wants_websocket(parts: &http::request::Parts) -> bool {
     one && parts.method == http::Method::GET
         && parts.version == http::Version::HTTP_11
         && lists(&parts.headers, &header::CONNECTION, "upgrade")
+}
+
+/// What in a head of HTTP/2 that is no malformed one could be read in two ways where it goes on, as HTTP/1.1 or as a program's variables.
+/// In heads of HTTP/1.1 `guarded` finds it.
+pub fn two_readings(headers: &HeaderMap) -> Option<Ambiguous> {
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    let length = lengths.next().map(HeaderValue::as_bytes);
+    let resembles_framing = |name: &HeaderName| {
+        let framing = [header::CONNECTION, header::CONTENT_LENGTH, header::HOST, header::TRANSFER_ENCODING];
+        name.as_str().contains('_') && framing.iter().any(|one| *one == *name.as_str().replace('_', "-"))
+    };
+    match length {
+        _ if lengths.next().is_some() => Some(Ambiguous::LengthRepeated),
+        Some(length) if !is_plain_length(length) => Some(Ambiguous::LengthMalformed),
+        _ if headers.get_all(header::HOST).iter().nth(1).is_some() => Some(Ambiguous::TwoHosts),
+        _ if headers.keys().any(resembles_framing) => Some(Ambiguous::BadHeaderName),
+        _ => None,
+    }
+}
+
+/// Decimal digits without a leading zero, that no reader takes for another number.
+fn is_plain_length(length: &[u8]) -> bool {
+    let is_plain = length == b"0" || length.first().is_some_and(|digit| (b'1'..=b'9').contains(digit));
+    let is_small = |text: &str| text.parse::<u64>().is_ok_and(|length| length <= MAX_LENGTH);
+    is_plain && length.iter().all(u8::is_ascii_digit) && std::str::from_utf8(length).is_ok_and(is_small)
 }
 
 /// The scheme that a client of HTTP/2 named.

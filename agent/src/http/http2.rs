@@ -6,6 +6,7 @@
 
 mod client;
 mod pump;
+mod refusals;
 mod server;
 mod stream;
 
@@ -16,6 +17,7 @@ pub(super) use stream::StreamBody;
 use std::error::Error;
 
 use h2::Reason;
+use weir_core::http1::Ambiguous;
 
 /// How many bytes of one stream may be on their way unread, and of all of a connection's.
 const STREAM_WINDOW: u32 = 256 << 10;
@@ -30,10 +32,20 @@ fn reason_of(error: &(dyn Error + 'static)) -> Reason {
     let mut cause = Some(error);
     while let Some(error) = cause {
         if let Some(reason) = error.downcast_ref::<h2::Error>().and_then(h2::Error::reason) {
-            // Nothing is what it does not say: there is no answer.
-            return if reason == Reason::NO_ERROR { Reason::INTERNAL_ERROR } else { reason };
+            return match reason {
+                // Nothing is what it does not say: there is no answer. And a fault in what was said over the one connection is none in
+                // what was said over the other.
+                Reason::NO_ERROR | Reason::PROTOCOL_ERROR => Reason::INTERNAL_ERROR,
+                reason => reason,
+            };
         }
         cause = error.source();
     }
     Reason::INTERNAL_ERROR
+}
+
+/// What the other side sent that `h2` refused, if that is why there is an error.
+fn refused(error: &h2::Error) -> Option<Ambiguous> {
+    let reason = error.reason().filter(|_| error.is_library())?;
+    refusals::refused(error.is_go_away(), reason)
 }

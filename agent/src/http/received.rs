@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use weir_core::http1::Ambiguous;
 
 use super::http2::StreamBody;
 
@@ -25,6 +26,9 @@ pub enum Broke {
     Http1(#[from] hyper::Error),
     #[error("{}", said(.0))]
     Http2(#[from] h2::Error),
+    /// What came was refused.
+    #[error("{}: {}", _0.label(), _0)]
+    Ambiguous(#[from] Ambiguous),
 }
 
 /// Without what a peer says of it in its own words, which is a payload.

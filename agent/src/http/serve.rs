@@ -35,7 +35,8 @@ pub enum Served {
     Closed,
     /// What came was no HTTP.
     Unreadable,
-    /// What came could be read in two ways.
+    /// What came could be read in two ways, and was refused. Over HTTP/1.1 nothing came behind it; over HTTP/2 it is the first of what
+    /// was refused, and other streams may have gone on.
     Ambiguous(Ambiguous),
     Broken,
 }
@@ -135,8 +136,23 @@ where
     A: Future<Output = Result<Response<Body>, E>> + Send + 'static,
     E: std::error::Error + Send + Sync + 'static,
 {
-    let open = watch::Sender::new(0_usize);
     let mut connection = Accepting::new(client);
+    let served = exchanges_beside(&mut connection, manners, tasks, exchange).await;
+    connection.ambiguous().map_or(served, Served::Ambiguous)
+}
+
+async fn exchanges_beside<S, A, E>(
+    connection: &mut Accepting<S>,
+    manners: Manners,
+    tasks: &Tasks,
+    exchange: impl Fn(Request<Received>) -> A,
+) -> Served
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    A: Future<Output = Result<Response<Body>, E>> + Send + 'static,
+    E: std::error::Error + Send + Sync + 'static,
+{
+    let open = watch::Sender::new(0_usize);
     let begin = |asked: Asked| {
         let Asked { request, reply } = asked;
         let (exchange, open) = (exchange(request), Open::one_of(&open));

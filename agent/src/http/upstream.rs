@@ -232,7 +232,7 @@ impl Upstream {
                 Sender::Http1(Http1::new(sender, guard, self.tasks.here(driven), proven))
             }
             Protocol::Http2 => {
-                let begun = Http2::begin(stream, self.tasks.clone()).await;
+                let begun = Http2::begin(stream, self.tasks.clone(), self.ambiguous.clone()).await;
                 Sender::Http2(begun.map_err(Broke::from)?)
             }
         })
@@ -288,7 +288,10 @@ impl Sender {
             Sender::Http1(Http1 { guard, .. }) => {
                 guard.fault().map_or_else(|| error.into(), UpstreamFailure::Ambiguous)
             }
-            Sender::Http2(_) => error.into(),
+            Sender::Http2(_) => match error {
+                Broke::Ambiguous(what) => UpstreamFailure::Ambiguous(what),
+                error => error.into(),
+            },
         }
     }
 }

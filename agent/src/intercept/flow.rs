@@ -14,8 +14,7 @@ use tokio_util::task::TaskTracker;
 use weir_core::ids::FlowId;
 use weir_core::mask::Masked;
 use weir_core::record::{
-    AgentEvent, Caller, Direction, Flow as FlowRecord, FlowEnd, FlowReason, Proof, Server as ServerRecord,
-    Treatment,
+    AgentEvent, Caller, Flow as FlowRecord, FlowEnd, FlowReason, Proof, Server as ServerRecord, Treatment,
 };
 
 use weir_ebpf::action;
@@ -423,16 +422,10 @@ impl Interceptor {
         };
         let end = match served {
             Served::Closed => FlowEnd::Closed,
-            Served::Unreadable => FlowEnd::Unreadable,
-            Served::Ambiguous(what) => {
-                gate.note_ambiguous(&flow, Direction::ClientToServer, what).await;
-                FlowEnd::Unreadable
-            }
+            Served::Unreadable | Served::Ambiguous(_) => FlowEnd::Unreadable,
             Served::Broken => FlowEnd::Broken,
         };
-        if let Some(what) = flow.upstream.ambiguous() {
-            gate.note_ambiguous(&flow, Direction::ServerToClient, what).await;
-        }
+        gate.note_framing(&flow, served).await;
         flow.tunnels.close();
         let treatment = if flow.tunnels.is_empty() { Treatment::Terminated } else { Treatment::Opaque };
         flow.tunnels.wait().await;

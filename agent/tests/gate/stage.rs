@@ -179,11 +179,13 @@ impl Stage {
                 async move { gate.exchange(&flow, request).await }
             };
             let Limits { idle_timeout: idle, client_timeout: farewell, .. } = gate.limits;
-            tokio::select! {
+            let served = tokio::select! {
                 biased;
                 served = serve(far, Manners { protocol, idle, farewell }, &gate.tasks, exchange) => served,
                 () = flow.upstream.idling() => Served::Broken,
-            }
+            };
+            gate.note_framing(&flow, served).await;
+            served
         });
         (near, served)
     }

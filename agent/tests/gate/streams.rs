@@ -6,6 +6,7 @@ use http::HeaderMap;
 use weir::tls::{Protocol, Spoken};
 use weir_core::record::{Body, CallResult, MessageLabel};
 
+use crate::forged::frame;
 use crate::peer2::{Client, JSON, Server, all, send};
 use crate::stage::{OK, Plan, Stage, call, soon};
 
@@ -80,6 +81,8 @@ async fn a_stream_that_its_server_resets_is_reset_for_its_client_with_the_same_r
         (Reason::REFUSED_STREAM, Reason::REFUSED_STREAM),
         (Reason::ENHANCE_YOUR_CALM, Reason::ENHANCE_YOUR_CALM),
         (Reason::HTTP_1_1_REQUIRED, Reason::HTTP_1_1_REQUIRED),
+        // What its server has against Weir's own connection is no fault of the client's.
+        (Reason::PROTOCOL_ERROR, Reason::INTERNAL_ERROR),
         // That all is well is not so without an answer.
         (Reason::NO_ERROR, Reason::INTERNAL_ERROR),
     ] {
@@ -301,12 +304,6 @@ async fn a_tunnel_is_not_made_and_the_connection_lives_on() {
     server.request().await.answer(OK);
     assert_eq!(told.whole().await.unwrap().0, 200);
     assert_eq!(stage.messages(MessageLabel::Unreadable, 1).await.len(), 1);
-}
-
-/// What a server sends, byte by byte, after the usual greetings.
-fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
-    let length = u8::try_from(payload.len()).unwrap();
-    [&[0, 0, length, kind, flags, 0, 0, 0, stream], payload].concat()
 }
 
 #[tokio::test]

@@ -12,7 +12,8 @@ pub struct Fault {
 /// The ways in which the variants are written: a sentence and a label for each.
 macro_rules! ambiguous {
     ($($(#[$doc:meta])* $variant:ident = $label:literal, $sentence:literal;)+) => {
-        /// What two readers of HTTP/1.1 might take for different things. The peer is at fault.
+        /// What two readers of HTTP/1.1 might take for different things, and what is none of HTTP/2's, which the one
+        /// server behind it might read all the same. The peer is at fault.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
         pub enum Ambiguous {
             $($(#[$doc])* #[error($sentence)] $variant,)+
@@ -64,4 +65,10 @@ ambiguous! {
     BytesAfterClose = "bytes_after_close", "bytes after the message that was to be the last";
     BytesAfterConnect = "bytes_after_connect", "bytes after CONNECT, before its answer";
     Unasked = "unasked", "a response that no request asked for";
+    /// The stream is reset (RFC 9113, 8.1.1).
+    Http2Malformed = "http2_malformed", "a message that HTTP/2 calls malformed: a field that is one connection's alone, a \
+        pseudo-field that is missing, doubled or out of place, or a length that is not its body's";
+    /// The connection ends.
+    Http2Unreadable = "http2_unreadable", "frames that are none of HTTP/2's, or in them a field with a capital letter in its \
+        name, or CR, LF or NUL in it";
 }

@@ -18,10 +18,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::pump::Pump;
+use super::refusals::Watched;
 use super::stream::StreamBody;
-use super::{CONNECTION_WINDOW, MAX_FAULTS, MAX_FRAME, STREAM_WINDOW};
+use super::{CONNECTION_WINDOW, MAX_FAULTS, MAX_FRAME, STREAM_WINDOW, refused};
 use crate::http::MAX_HEAD;
-use crate::http::head::one_connections_alone;
+use crate::http::guarded::First;
+use crate::http::head::{one_connections_alone, two_readings};
 use crate::http::interim::Asking;
 use crate::http::outgoing::Outgoing;
 use crate::http::received::{Broke, Received};
@@ -40,6 +42,8 @@ pub struct Http2 {
     /// Whose turn it is to open a stream: until that is open, the next request is not sent, and can go elsewhere.
     turn: Arc<Mutex<SendRequest<Bytes>>>,
     tasks: Tasks,
+    /// What the server sent that was refused, the first of all.
+    first: First,
 }
 
 /// A request that got no answer.
@@ -50,8 +54,8 @@ pub struct Unsent {
 }
 
 impl Http2 {
-    /// Begins to speak; `tasks` owns what drives the connection.
-    pub async fn begin<S>(server: S, tasks: Tasks) -> Result<Self, h2::Error>
+    /// Begins to speak; `tasks` owns what drives the connection, and `first` is told of what the server sends that is refused.
+    pub async fn begin<S>(server: S, tasks: Tasks, first: First) -> Result<Self, h2::Error>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
@@ -64,14 +68,18 @@ impl Http2 {
             .max_local_error_reset_streams(Some(MAX_FAULTS))
             .max_send_buffer_size(SEND_BUFFER)
             .enable_push(false)
-            .handshake(server)
+            .handshake(Watched::to_server(server, first.clone()))
             .await?;
+        let told = first.clone();
         tasks.spawn(async move {
             if let Err(error) = connection.await {
+                if let Some(what) = refused(&error) {
+                    let _ = told.set(what);
+                }
                 tracing::debug!(error = %Broke::from(error), "upstream connection ended");
             }
         });
-        Ok(Self { turn: Arc::new(Mutex::new(requests)), tasks })
+        Ok(Self { turn: Arc::new(Mutex::new(requests)), tasks, first })
     }
 
     /// Whether there can be another exchange, as far as is known by now.
@@ -103,13 +111,25 @@ impl Http2 {
         self.opened(turn).await;
         let pump = (!is_whole).then(|| Pump::new(stream, body)).and_then(Pump::begun);
         let mut exchange = Exchange { answer, pump, client };
-        let answer = poll_fn(|context| exchange.poll(context)).await.map_err(Unsent::in_part)?;
+        let answer = poll_fn(|context| exchange.poll(context)).await.map_err(|error| self.failed(error))?;
+        if let Some(what) = two_readings(answer.headers()) {
+            // Dropped, the stream is reset.
+            let _ = self.first.set(what);
+            return Err(Unsent { error: what.into(), request: None });
+        }
         if let Some(pump) = exchange.pump {
             self.tasks.spawn(pump);
         }
         let (head, body) = answer.into_parts();
         let body = StreamBody::new(body, &head.headers, None);
         Ok(Response::from_parts(head, Received::Http2(body)))
+    }
+
+    /// There is no answer; if that is because of what the server sent, it is told.
+    fn failed(&self, error: h2::Error) -> Unsent {
+        let Some(what) = refused(&error) else { return Unsent::in_part(error) };
+        let _ = self.first.set(what);
+        Unsent { error: what.into(), request: None }
     }
 
     /// Waits until the server takes the stream that was sent last: until then no room for its body is asked for, of which the open

@@ -15,12 +15,15 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Body;
 use tokio::io::{AsyncRead, AsyncWrite};
+use weir_core::http1::Ambiguous;
 
 use super::pump::Pump;
+use super::refusals::Watched;
 use super::stream::StreamBody;
-use super::{CONNECTION_WINDOW, MAX_FAULTS, MAX_FRAME, STREAM_WINDOW, reason_of};
+use super::{CONNECTION_WINDOW, MAX_FAULTS, MAX_FRAME, STREAM_WINDOW, reason_of, refused};
 use crate::http::MAX_HEAD;
-use crate::http::head::one_connections_alone;
+use crate::http::guarded::First;
+use crate::http::head::{one_connections_alone, two_readings};
 use crate::http::interim::Interim;
 use crate::http::received::{Broke, Received};
 use crate::http::serve::MAX_STREAMS;
@@ -30,8 +33,9 @@ const SEND_BUFFER: usize = 64 << 10;
 
 /// A client's connection.
 pub struct Accepting<S> {
-    stage: Stage<S>,
+    stage: Stage<Watched<S>>,
     leaves: bool,
+    first: First,
 }
 
 enum Stage<S> {
@@ -54,6 +58,7 @@ pub struct Reply {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Accepting<S> {
     pub fn new(client: S) -> Self {
+        let first = First::default();
         let greeting = Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
@@ -62,8 +67,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Accepting<S> {
             .max_local_error_reset_streams(Some(MAX_FAULTS))
             .max_send_buffer_size(SEND_BUFFER)
             .max_concurrent_streams(MAX_STREAMS)
-            .handshake(client);
-        Self { stage: Stage::Greeting(greeting), leaves: false }
+            .handshake(Watched::to_client(client, first.clone()));
+        Self { stage: Stage::Greeting(greeting), leaves: false, first }
     }
 
     /// The next request; `None` when the client has closed, or all that it may still ask is answered. Whoever waits here drives the
@@ -72,7 +77,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Accepting<S> {
         poll_fn(|context| self.poll_next(context)).await
     }
 
+    /// What the client sent that was refused before it was anybody's request, the first of all.
+    pub fn ambiguous(&self) -> Option<Ambiguous> {
+        self.first.get().copied()
+    }
+
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Asked, h2::Error>>> {
+        let polled = self.poll_asked(context);
+        if let Poll::Ready(Some(Err(error))) = &polled
+            && let Some(what) = refused(error)
+        {
+            let _ = self.first.set(what);
+        }
+        polled
+    }
+
+    fn poll_asked(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Asked, h2::Error>>> {
         loop {
             match &mut self.stage {
                 Stage::Greeting(greeting) => match ready!(Pin::new(greeting).poll(context)) {
@@ -85,7 +105,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Accepting<S> {
                     Err(error) => return Poll::Ready(Some(Err(error))),
                 },
                 Stage::Open(connection) => {
-                    let accepted = ready!(connection.poll_accept(context));
+                    let mut accepted = ready!(connection.poll_accept(context));
+                    if let Some(Ok((request, stream))) = &mut accepted
+                        && let Some(what) = two_readings(request.headers())
+                    {
+                        let _ = self.first.set(what);
+                        stream.send_reset(Reason::PROTOCOL_ERROR);
+                        continue;
+                    }
                     return Poll::Ready(accepted.map(|accepted| accepted.map(Asked::of)));
                 }
             }
