@@ -14,6 +14,7 @@ mod line;
 use std::collections::VecDeque;
 
 pub use ambiguous::{Ambiguous, Fault};
+pub use fields::belongs_into_head;
 
 use chunks::Chunks;
 use fields::{Fields, Framed};

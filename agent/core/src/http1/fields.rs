@@ -146,8 +146,7 @@ impl Fields {
             return Err(Ambiguous::BadHeaderName);
         }
         if self.of == Of::Trailers {
-            let in_head_alone = NO_TRAILERS.iter().any(|one| plain.is(one));
-            return match in_head_alone || plain.begins_with(NO_TRAILERS_OF_MCP) {
+            return match is_of_heads(&plain) {
                 true => Err(Ambiguous::BadTrailer),
                 false => Ok(Value::Any),
             };
@@ -198,6 +197,17 @@ impl Fields {
             _ => {}
         }
     }
+}
+
+/// Whether a field with this name, in lower case, belongs into a head and into no trailers.
+pub fn belongs_into_head(name: &[u8]) -> bool {
+    let mut word = Word::default();
+    name.iter().for_each(|byte| word.push(*byte));
+    is_of_heads(&word.with_hyphens())
+}
+
+fn is_of_heads(plain: &Word) -> bool {
+    NO_TRAILERS.iter().any(|one| plain.is(one)) || plain.begins_with(NO_TRAILERS_OF_MCP)
 }
 
 /// Decimal digits without a leading zero, up to [`MAX_LENGTH`].

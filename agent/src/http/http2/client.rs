@@ -121,7 +121,7 @@ impl Http2 {
             self.tasks.spawn(pump);
         }
         let (head, body) = answer.into_parts();
-        let body = StreamBody::new(body, &head.headers, None);
+        let body = StreamBody::new(body, &head.headers, None, self.first.clone());
         Ok(Response::from_parts(head, Received::Http2(body)))
     }
 

@@ -113,7 +113,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Accepting<S> {
                         stream.send_reset(Reason::PROTOCOL_ERROR);
                         continue;
                     }
-                    return Poll::Ready(accepted.map(|accepted| accepted.map(Asked::of)));
+                    return Poll::Ready(
+                        accepted.map(|accepted| accepted.map(|asked| Asked::of(asked, self.first.clone()))),
+                    );
                 }
             }
         }
@@ -129,7 +131,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Accepting<S> {
 }
 
 impl Asked {
-    fn of((request, stream): (Request<RecvStream>, SendResponse<Bytes>)) -> Self {
+    /// What was accepted; `first` is told if its trailers are refused.
+    fn of((request, stream): (Request<RecvStream>, SendResponse<Bytes>), first: First) -> Self {
         let interim = Interim::new();
         let (mut parts, body) = request.into_parts();
         let is_head = parts.method == Method::HEAD;
@@ -138,7 +141,7 @@ impl Asked {
             Received::Nothing
         } else {
             let waits = (asks_first(&parts.headers) && !body.is_end_stream()).then(|| interim.clone());
-            Received::Http2(StreamBody::new(body, &parts.headers, waits))
+            Received::Http2(StreamBody::new(body, &parts.headers, waits, first))
         };
         parts.extensions.insert(interim.clone());
         let reply = Reply { stream, interim, is_head };
