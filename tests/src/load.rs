@@ -109,6 +109,39 @@ impl Scene {
         plan.command(&command)
     }
 
+    /// What curl says, asked by the good client of its server, with `--write-out` and no more of the answer.
+    pub fn curl(&mut self, arguments: &[&str], path: &str, told: &str) -> Result<String> {
+        self.jobs += 1;
+        let url = format!("https://localhost:{}{path}", self.ports[0]);
+        let quiet = ["curl", "--silent", "--show-error", "--max-time", "120", "--output", "/dev/null"];
+        let last = ["--write-out", told, &url];
+        let words = quiet.iter().chain(arguments).chain(&last);
+        let command: Vec<OsString> = words.map(Into::into).collect();
+        let plan = JobPlan {
+            setup: &self.setup,
+            cgroup: &self.good,
+            folder: self.folder.path(),
+            name: format!("job-{}", self.jobs),
+            trust: Some(self.agent.trust()),
+        };
+        let mut job = plan.command(&command)?;
+        let exit = job.wait(WINDOW)?;
+        ensure!(exit.success(), "curl {arguments:?} {path}: {}", job.stderr()?);
+        job.stdout()
+    }
+
+    /// Where its clients can read what is put there.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The most memory that the agent has had so far, in KiB.
+    pub fn most_resident_kib(&mut self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.agent.daemon().pid()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+        Ok(line.trim().trim_end_matches(" kB").parse()?)
+    }
+
     /// The times of so many of the good client's calls, in microseconds.
     pub fn window(&mut self, calls: usize) -> Result<Vec<u64>> {
         let (port, calls) = (self.ports[0].to_string(), calls.to_string());
