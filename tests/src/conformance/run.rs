@@ -20,6 +20,7 @@ use crate::job::Job;
 use crate::machine::JOB_UID;
 use crate::places::free_ports;
 use crate::sdk_server::SdkServer;
+use crate::server::Scheme;
 use crate::wait::until;
 use crate::world::{SHIP_DEADLINE, World, WorldPlan};
 
@@ -54,12 +55,17 @@ pub struct Compared {
     pub terminated: u64,
     /// Those that ask the server for a certificate of another name, in a scenario that is compared in plain text; refused.
     pub misnamed: u64,
+    /// How many of those there may be: of the scenarios in [`PLAIN_ALONE`](super::suite::PLAIN_ALONE) one asks so, once.
+    pub may_be_misnamed: u64,
     /// Those that the client closed before it had said a word: there is nothing to terminate.
     pub silent: u64,
     /// What became of each of the rest.
     pub others: Vec<String>,
-    /// The connections that the suite itself made or accepted.
+    /// The connections that the suite itself made (of a tested server: all of them), or accepted (of a tested client: those that Weir
+    /// had to dial for what it terminated).
     pub seen_by_suite: u64,
+    #[serde(skip)]
+    side: Side,
     pub messages: usize,
     /// Requests that Weir itself refused, as the suite's log and as the record tell it.
     pub refused: u64,
@@ -76,11 +82,20 @@ impl Compared {
             && self.checks > 0
             && self.connections > 0
             && self.terminated + self.misnamed + self.silent == self.connections
+            && self.misnamed <= self.may_be_misnamed
+            && self.seen_by_suite_is_so()
             && self.others.is_empty()
             && self.messages > 0
             && self.refused == self.refusals_recorded
             && self.unrecorded.is_empty()
             && self.unlogged.is_empty()
+    }
+
+    fn seen_by_suite_is_so(&self) -> bool {
+        match self.side {
+            Side::Server => self.seen_by_suite == self.connections,
+            Side::Client => (1..=self.terminated).contains(&self.seen_by_suite),
+        }
     }
 }
 
@@ -162,7 +177,9 @@ impl Ground {
             silent: flows.iter().filter(|flow| is_silent(flow)).count() as u64,
             others: others.into_iter().map(Value::to_string).collect(),
             misnamed: flows.iter().filter(|flow| is_misnamed(flow)).count() as u64,
+            may_be_misnamed: u64::from((suite.side, suite.scheme) == (Side::Server, Scheme::Https)),
             seen_by_suite,
+            side: suite.side,
             messages,
             refused,
             refusals_recorded,

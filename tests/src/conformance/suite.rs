@@ -96,13 +96,18 @@ impl Sdk {
     fn scenarios(self, revision: Revision) -> Option<Vec<&'static str>> {
         match (self, revision) {
             (Self::TypeScript1 | Self::TypeScript2, _) => None,
-            (_, Revision::Sessions) => Some(vec!["initialize", "tools_call", "sse-retry"]),
+            (_, Revision::Sessions) => {
+                Some(vec!["initialize", "tools_call", "elicitation-sep1034-client-defaults", "sse-retry"])
+            }
             (_, Revision::Stateless) => {
                 let all = [
                     "tools_call",
                     "request-metadata",
                     "http-standard-headers",
                     "http-custom-headers",
+                    "http-invalid-tool-headers",
+                    "sep-2322-client-request-state",
+                    "json-schema-2020-12-preservation",
                     "json-schema-ref-no-deref",
                 ];
                 Some(all.to_vec())
