@@ -258,6 +258,9 @@ impl Open {
                 self.learn(gate, answer, begins.unwrap_or(&self.session), &mut marks);
             }
         }
+        if message.has_unknown_member() {
+            marks.odd.push(Oddity::UnknownMember);
+        }
         marks.begins_session = begins.and_then(|session| session.name.clone());
         let payload = gate.payload_of_json(message.content());
         let http_status = Some(http_status);

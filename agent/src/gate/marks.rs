@@ -44,7 +44,13 @@ impl Gate {
             request_state: about.request_state.as_ref().map(|s| self.pseudonym(Secretive::RequestState, s)),
             traceparent: about.traceparent.as_ref().map(name),
             client: client.collect(),
-            odd: if knows_method(method) { Vec::new() } else { vec![Oddity::UnknownMethod] },
+            odd: [
+                (!knows_method(method)).then_some(Oddity::UnknownMethod),
+                about.unknown_member.then_some(Oddity::UnknownMember),
+            ]
+            .into_iter()
+            .flatten()
+            .collect(),
             ..Marks::default()
         }
     }

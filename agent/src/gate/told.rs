@@ -5,7 +5,7 @@ use http::{Method, Uri};
 use weir_core::ids::{CallId, MessageId};
 use weir_core::mask::Masked;
 use weir_core::mcp::jsonrpc::{Message, RequestId};
-use weir_core::record::{self, Direction, MessageLabel, Unread};
+use weir_core::record::{self, Direction, Marks, MessageLabel, Oddity, Unread};
 
 use super::call::MAX_NAME;
 use super::session::{Asked, Session};
@@ -130,7 +130,9 @@ impl Gate {
     ) -> record::Message<Masked<String>> {
         let method = self.masker.name(message.method().unwrap_or_default(), MAX_NAME);
         let payload = self.payload_of_json(message.content());
+        let odd = message.has_unknown_member().then_some(Oddity::UnknownMember).into_iter().collect();
         record::Message {
+            marks: Marks { odd, ..Marks::default() },
             request_id: message.id().map(|id| self.masker.name(id.as_json(), MAX_NAME)),
             session: session.name.clone(),
             protocol_version: session.version(),

@@ -13,6 +13,11 @@ struct Said {
     answer: String,
 }
 
+/// The same with a member that JSON-RPC does not know.
+fn more_of(message: &str) -> String {
+    message.replacen('{', r#"{"more":{"of":"it"},"#, 1)
+}
+
 fn initialize(version: &str) -> String {
     let params = format!(
         r#"{{"protocolVersion":"{version}","capabilities":{{}},"clientInfo":{{"name":"c","version":"1"}}}}"#
@@ -198,7 +203,7 @@ async fn each_revisions_messages_find_what_they_belong_to() {
             &request("5", "tools/brew", &with("")),
             json(r#"{"jsonrpc":"2.0","id":5,"error":{"code":-32601,"message":"m"}}"#),
         ),
-        said(&request("6", "ping", "{}"), json(&result("6", r#"{"resultType":"tea"}"#))),
+        said(&more_of(&request("6", "ping", "{}")), json(&more_of(&result("6", r#"{"resultType":"tea"}"#)))),
         said(&request("7", "tools/call", &with(r#""name":"slow","#)), json(&result("7", task))),
         said(
             &request("8", "tasks/update", &with(r#""taskId":"t9","inputResponses":{},"#)),
@@ -219,8 +224,8 @@ async fn each_revisions_messages_find_what_they_belong_to() {
         "c5 = unanswered",
         "c6 tools/brew 5 2026-07-28 unknown_method!",
         "c6 = error",
-        "c7 ping 6 2026-07-28",
-        "c7 = ok tea unknown_result_type!",
+        "c7 ping 6 2026-07-28 unknown_member!",
+        "c7 = ok tea unknown_result_type! unknown_member!",
         "c8 tools/call slow 7 2026-07-28",
         "c8 = ok task task",
         "c9 tasks/update 8 2026-07-28 regards c8 task",

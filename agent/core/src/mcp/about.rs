@@ -34,6 +34,8 @@ pub struct About {
     pub client: Vec<(&'static str, String)>,
     /// Whether it asks for a further page of a list.
     pub further_page: bool,
+    /// The message has members that JSON-RPC does not know.
+    pub unknown_member: bool,
 }
 
 /// What a result says.
@@ -48,6 +50,8 @@ pub struct Outcome {
     pub task: Option<String>,
     /// What the next round is to repeat.
     pub request_state: Option<String>,
+    /// As in [`About`].
+    pub unknown_member: bool,
 }
 
 #[derive(Deserialize)]
@@ -139,6 +143,7 @@ impl About {
                 })
                 .collect(),
             further_page: read.cursor.is_some(),
+            unknown_member: false,
         }
     }
 }
@@ -156,6 +161,7 @@ impl Outcome {
             version: text(read.version),
             task: task(read.task).or_else(|| text(read.task_id)),
             request_state: text(read.request_state),
+            unknown_member: false,
         }
     }
 }

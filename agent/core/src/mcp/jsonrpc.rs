@@ -63,6 +63,8 @@ pub struct ErrorObject {
     pub code: i64,
     /// The whole object, to the letter.
     pub text: String,
+    /// As in [`About`].
+    pub unknown_member: bool,
 }
 
 /// A request's id: its JSON text, to the letter (`7`, `"7"`).
@@ -193,7 +195,8 @@ fn hides_message(item: &str) -> bool {
 
 impl Message {
     fn parse(text: &str) -> Result<Self, ParseError> {
-        let Envelope { jsonrpc, id, method, params, result, error, misspelt } = Envelope::read(text)?;
+        let Envelope { jsonrpc, id, method, params, result, error, misspelt, unknown_member } =
+            Envelope::read(text)?;
         if jsonrpc.as_deref() != Some("2.0") {
             return Err(match method {
                 Some(_) => ParseError::Ambiguous("a method without \"jsonrpc\": \"2.0\"".into()),
@@ -206,14 +209,22 @@ impl Message {
         let id = id.map(|raw| RequestId::read(raw.get()).ok_or_else(odd_id)).transpose()?;
         match (method, result, error) {
             (Some(method), None, None) => {
-                let params = Params::read(&method, params)?;
+                let mut params = Params::read(&method, params)?;
+                params.about.unknown_member = unknown_member;
                 Ok(match id {
                     Some(id) => Message::Request { id, method, params },
                     None => Message::Notification { method, params },
                 })
             }
-            (None, Some(result), None) => Ok(Message::Response { id, result: Ok(Answer::read(result)?) }),
-            (None, None, Some(error)) => Ok(Message::Response { id, result: Err(ErrorObject::read(error)?) }),
+            (None, Some(result), None) => {
+                let mut answer = Answer::read(result)?;
+                answer.says.unknown_member = unknown_member;
+                Ok(Message::Response { id, result: Ok(answer) })
+            }
+            (None, None, Some(error)) => {
+                let error = ErrorObject { unknown_member, ..ErrorObject::read(error)? };
+                Ok(Message::Response { id, result: Err(error) })
+            }
             _ => Err(ParseError::Ambiguous("neither a request, nor a notification, nor a response".into())),
         }
     }
@@ -257,6 +268,17 @@ impl Message {
         match self {
             Message::Request { params, .. } | Message::Notification { params, .. } => Some(&params.about),
             Message::Response { .. } => None,
+        }
+    }
+
+    /// Whether it has members, beside those of its params, result or error, that JSON-RPC does not know.
+    pub fn has_unknown_member(&self) -> bool {
+        match self {
+            Message::Request { params, .. } | Message::Notification { params, .. } => {
+                params.about.unknown_member
+            }
+            Message::Response { result: Ok(answer), .. } => answer.says.unknown_member,
+            Message::Response { result: Err(error), .. } => error.unknown_member,
         }
     }
 
@@ -314,7 +336,7 @@ impl ErrorObject {
         }
         strict::check(raw.get(), &[])?;
         let code = serde_json::from_str::<Coded>(raw.get()).map_or(0, |coded| coded.code);
-        Ok(Self { code, text: raw.get().to_owned() })
+        Ok(Self { code, text: raw.get().to_owned(), unknown_member: false })
     }
 }
 

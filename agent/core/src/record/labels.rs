@@ -140,6 +140,8 @@ labels! {
         HeaderVersion = "header_version",
         /// Messages came as an array in a revision that has none.
         Batch = "batch",
+        /// A member beside those of JSON-RPC's message.
+        UnknownMember = "unknown_member",
     }
 
     /// What Weir did with a connection.

@@ -22,6 +22,8 @@ pub(super) struct Envelope<'a> {
     pub error: Option<&'a RawValue>,
     /// Whether a member's name is one of these in other letters: some parsers would take it for that.
     pub misspelt: bool,
+    /// Whether there are others.
+    pub unknown_member: bool,
 }
 
 impl<'a> Envelope<'a> {
@@ -29,7 +31,7 @@ impl<'a> Envelope<'a> {
         if !text.trim_ascii_start().starts_with('{') {
             return Err(ParseError::NotJsonRpc("no object"));
         }
-        let Members { raw, misspelt, misspelt_call } =
+        let Members { raw, misspelt, misspelt_call, unknown } =
             serde_json::from_str(text).map_err(|e| match e.classify() {
                 Category::Data => ParseError::Ambiguous(e.to_string()),
                 _ => super::not_json(e),
@@ -52,6 +54,7 @@ impl<'a> Envelope<'a> {
             result: result.filter(|raw| !says_nothing(raw)),
             error,
             misspelt,
+            unknown_member: unknown,
         })
     }
 }
@@ -61,6 +64,7 @@ struct Members<'a> {
     /// Whether any of [`MEMBERS`] is there in other letters, and whether one that makes a call is.
     misspelt: bool,
     misspelt_call: bool,
+    unknown: bool,
 }
 
 impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
@@ -79,7 +83,7 @@ impl<'de> Visitor<'de> for MembersVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
-        let mut members = Members { raw: [None; 6], misspelt: false, misspelt_call: false };
+        let mut members = Members { raw: [None; 6], misspelt: false, misspelt_call: false, unknown: false };
         let mut seen = [false; 6];
         while let Some(key) = map.next_key::<String>()? {
             let known =
@@ -92,6 +96,7 @@ impl<'de> Visitor<'de> for MembersVisitor {
                     *seen = true;
                 }
                 None => {
+                    members.unknown = true;
                     let meant = MEMBERS.into_iter().find(|name| misspells(&key, name));
                     members.misspelt |= meant.is_some();
                     members.misspelt_call |= matches!(meant, Some("method" | "jsonrpc"));
