@@ -224,9 +224,10 @@ fn what_finds_no_room_in_the_ring_is_counted() {
     assert_eq!(process.line(), "done");
     let lost = stage.hooks.count(weir_ebpf::counter::TASK_EVENTS_LOST).unwrap();
     let told = stage.all().iter().filter(|t| t.event.job == job.id().unwrap()).count() as u64;
-    // Moved, then forked, became another, ended.
-    assert_eq!(told + lost, 1 + 3 * 2200);
-    assert!(lost > 0);
+    // Moved, then forked, became another, ended. Of cgroups that others on the host make meanwhile nothing is told to a full ring
+    // either, and that is counted, too.
+    let (own, others) = (1 + 3 * 2200, 50);
+    assert!(lost > 0 && (own..own + others).contains(&(told + lost)), "{told} told, {lost} lost, of {own}");
     process.go_on();
     process.finish();
 }

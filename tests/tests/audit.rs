@@ -70,9 +70,12 @@ fn a_real_agents_log_is_clean_over_a_changed_key_and_a_kill_until_its_end_is_cut
     let (code, told) = second()?;
     ensure!(code == Some(0), "{code:?} {told}");
 
-    // Somebody with the store's secret takes its last segment away, with all that witnessed it.
-    let cut = world.number("SELECT max(first_seq) FROM batches")?;
+    // The agent ends, and an auditor pins what there is. Then somebody with the store's secret takes the last segment away, with all
+    // that witnessed it.
     world.agent.daemon().terminate()?;
+    let last = world.collector.attempt(&["trust"])?;
+    std::fs::write(&trust_file, &last.stdout)?;
+    let cut = world.number("SELECT max(first_seq) FROM batches")?;
     for (table, number) in
         [("events", "seq + 1"), ("batches", "last_seq + 1"), ("checkpoints", "first_seq + tree_size")]
     {
