@@ -360,15 +360,16 @@ async fn an_mcp_server_over_pipes_is_recorded_once_with_its_lineage_and_without_
     let server = folder.path().join("mcp-server-notes");
     fs::copy("/bin/sh", &server).unwrap();
     let agent = Agent::start(by_cgroup(&job)).await;
-    // The server starts another that would match by itself.
+    // The server starts another that would match by itself. Its parent is there until it is recorded.
     let script = format!(
-        "subprocess.run([{server:?}, '-c', {:?}, '--password', 'correct-horse'])\n",
+        "subprocess.run([{server:?}, '-c', {:?}, '--password', 'correct-horse'])\nwait()\n",
         format!("{} -c true", server.display())
     );
-    let process = Process::within(&job, &script);
+    let mut process = Process::within(&job, &script);
     let parent = process.id();
-    process.finish();
     let event = agent.event("stdio_server_started", |_| true).await;
+    process.go_on();
+    process.finish();
     let detail = &event.detail;
     assert_eq!(detail["pattern"], "mcp-server-*");
     assert!(detail["command_line"].contains("--password [masked:"), "{detail:?}");
