@@ -61,6 +61,9 @@ fn same(message: &Message, value: &Value) {
         _ => member("params"),
     };
     assert_eq!(content.as_ref(), expected, "the content");
+    let known = ["jsonrpc", "id", "method", "params", "result", "error"];
+    let has_others = value.as_object().is_some_and(|all| all.keys().any(|name| !known.contains(&&**name)));
+    assert_eq!(message.has_unknown_member(), has_others, "members of another's");
     if let Some(tool) = message.tool() {
         let name = value.get("params").and_then(|params| params.get("name")).filter(|name| !name.is_null());
         assert_eq!(Value::from(tool), name.cloned().unwrap_or_else(|| "".into()), "the tool");
@@ -85,6 +88,9 @@ fn reads_back(message: &Message) {
         _ => "params",
     };
     member(content, message.content());
+    if message.has_unknown_member() {
+        member("of another", "0");
+    }
     text.push('}');
     match Body::parse(text.as_bytes()) {
         Ok(Body::Single(again)) => assert_eq!(&again, message, "written anew"),
