@@ -141,8 +141,8 @@ const STRICT_RATE: &str = "Under `strict` each call waits for its intent's sync,
 const ADDED: &str = "A call costs the agent three times the CPU that it does where calls follow one another at once: nothing is there to be \
     done together, and each call wakes the threads of two connections and the one that writes the log. A profile has two fifths of the agent's CPU in the kernel \
     (a quarter where calls are carried: sending, receiving, waking; 15% for the log's writes), two fifths in its own code, of which no part is above 3%, and a \
-    ninth in malloc, free and memcpy. What would mend it: fewer wakes, the log written for several calls together (they would wait for one another), and what \
-    mends a call.";
+    ninth in malloc, free and memcpy. The profile is older than the log's waiting for more: what nobody waits for is written within 5 ms, together with \
+    what comes after it, and wakes nobody. What would mend it: fewer wakes of the connections' own threads, and what mends a call.";
 const FRESH_CONNECTIONS: &str = "The server's connection is one that the job's flow before left (`borrowed` in the record), so that one handshake is \
     left of two. A profile has a fifth of the agent's CPU in the kernel, a fifth in malloc, free and memcpy, an eighth on the thread that writes the \
     log (a flow has a record of its own), 6% in the SHA-384 of the cipher that clients prefer, for which this processor has no instruction, and \
@@ -155,8 +155,9 @@ const LARGE_ANSWERS: &str = "An answer of 1 MiB is read whole and parsed, its fi
 const EVENT_STREAMS: &str = "Each event is a message: it is parsed, masked and recorded by itself, twenty for each call here, where other \
     proxies pass on bytes. Events that are there together go out together, and none is held back for another. A profile has a third of the \
     agent's CPU on the thread that writes the log (canonical JSON, SHA-256, CRC); over all threads a fifth is malloc and free, 5% memcpy, 4% \
-    SHA-256, 3% masking and 2% parsing. What would mend more: events of one read handed to the writer of the log together, which would save a \
-    place in the queue and a wake for each, and a record of an event whose texts lie in one buffer.";
+    SHA-256, 3% masking and 2% parsing. The profile is older than the log's waiting for more, which \
+    saves a wake for each. What would mend more: events of one read handed to the writer of the log together, which would save a place in the \
+    queue for each, and a record of an event whose texts lie in one buffer.";
 const MEMORY: &str = "A client's connection that idles has none to its server: between exchanges those wait for all flows of their job, 64 for one \
     server at most. The allocator has two arenas. What is left of a connection are 16 KiB in two buffers of hyper's, which has them of one size \
     whatever is in them, 4 KiB of rustls', and its task; about 30 MiB are there without any. What would mend the rest: HTTP/1.1 with buffers \
