@@ -33,7 +33,6 @@ use crate::ledger::{Ledger, LedgerConfig, Tap};
 use crate::lineage::Lineage;
 use crate::netns::Namespaces;
 use crate::process::Processes;
-use crate::random;
 use crate::select::Selection;
 use crate::share::Shares;
 use crate::ship::{Collector, Exempt, Shipper, Witness};
@@ -42,6 +41,7 @@ use crate::tasks::Tasks;
 use crate::tls::{Minter, UpstreamTls};
 use crate::trust::{Authority, secret};
 use crate::watch::watch;
+use crate::{memory, random};
 use replace::Old;
 
 /// How long flows may finish what they carry when the agent ends.
@@ -229,6 +229,7 @@ impl Agent {
             tokio::spawn(admin::serve(admin, Arc::new(desk), on_duty.clone())),
             tokio::spawn(accounts.clone().run(predecessor, on_duty.clone())),
             tokio::spawn(until(on_duty.clone(), sweep(accounts.clone()))),
+            tokio::spawn(until(on_duty.clone(), give_back(gate.clone()))),
             tokio::spawn(until(
                 on_duty.clone(),
                 watch(hooks.clone(), gate.ledger.clone(), gate.masker.clone()),
@@ -406,6 +407,10 @@ async fn sweep(accounts: Arc<Accounts>) {
             Err(error) => tracing::error!(%error, "cannot look for connects that were never accepted"),
         }
     }
+}
+
+async fn give_back(gate: Arc<Gate>) {
+    memory::give_back_when_idle(|| gate.shares.no_flows()).await;
 }
 
 /// Others may pass through (jobs read the CA's bundle below it), and may not look.

@@ -73,6 +73,11 @@ impl Shares {
         Self { most, all, jobs: Mutex::default() }
     }
 
+    /// Whether no connection is open.
+    pub fn no_flows(&self) -> bool {
+        self.all.flows.all.available_permits() == self.most.flows
+    }
+
     /// The share of the job in this cgroup; the same one for as long as anybody holds it.
     pub fn of(&self, cgroup: u64) -> Arc<Share> {
         let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
@@ -178,6 +183,9 @@ mod tests {
         let others: Vec<_> = (0..3).filter_map(|_| two.flow()).collect();
         assert!(others.len() == 2 && two.flow().is_none());
         drop(taken);
+        assert!(!shares.no_flows());
+        drop(others);
+        assert!(shares.no_flows());
         assert!(two.flow().is_some() && one.flow().is_some());
         let hold = one.hold();
         assert!(hold.is_some() && one.hold().is_none() && two.hold().is_some());

@@ -67,7 +67,8 @@ where
 {
     match manners.protocol {
         Protocol::Http1 => serve_http1(client, manners, tasks, exchange).await,
-        Protocol::Http2 => serve_http2(client, manners, tasks, exchange).await,
+        // Larger than the other, which most connections are.
+        Protocol::Http2 => Box::pin(serve_http2(client, manners, tasks, exchange)).await,
     }
 }
 

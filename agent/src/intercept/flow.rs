@@ -172,7 +172,7 @@ impl Interceptor {
                 Box::pin(self.terminate_tls(stream, hello, opening)).await
             }
             // Which name the client means it says later, and proves never: any of this port's entries covers it.
-            Sniffed::Http(protocol) => match self.dial(opening).await {
+            Sniffed::Http(protocol) => match Box::pin(self.dial(opening)).await {
                 Ok(upstream) => Box::pin(self.terminate_plain(stream, upstream, protocol, opening)).await,
                 Err(error) => {
                     tracing::debug!(%error, "cannot dial a destination");
@@ -342,7 +342,6 @@ impl Interceptor {
         {
             Ok(client) => {
                 let redial = self.redial_tls(opening, wanted, protocol);
-                let client = Box::new(client);
                 self.exchanges(client, upstream, (redial, Some(shelf)), spoken, server, opening).await
             }
             Err(error) => {

@@ -9,15 +9,15 @@ use crate::http::Manners;
 use crate::tls::{AcceptError, Protocol, Replayed, accept};
 
 impl Interceptor {
-    /// Does the handshake with a client as the server of this name.
+    /// Does the handshake with a client as the server of this name. What comes of it is large, and is moved on from here: it is in a box.
     pub(super) async fn greet(
         &self,
         client: Replayed<TcpStream>,
         name: &ServerName<'_>,
         protocol: Protocol,
-    ) -> Result<TlsStream<Replayed<TcpStream>>, AcceptError> {
+    ) -> Result<Box<TlsStream<Replayed<TcpStream>>>, AcceptError> {
         let leaf = self.minter.leaf(name)?;
-        accept(client, &leaf, protocol, self.gate.limits.client_timeout).await
+        accept(client, &leaf, protocol, self.gate.limits.client_timeout).await.map(Box::new)
     }
 
     pub(super) fn manners(&self, protocol: Protocol) -> Manners {
