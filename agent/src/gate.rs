@@ -428,7 +428,7 @@ impl Gate {
     /// What a flow's client or its server sent that could be read in two ways, now that the flow is over: of each the first such thing.
     pub async fn note_framing(&self, flow: &Flow, served: Served) {
         // In boxes: a connection idles with all the place that its end needs, and there is nearly never anything to say.
-        if let Served::Ambiguous(what) = served {
+        if let Some(what) = served.ambiguous() {
             Box::pin(self.note_ambiguous(flow, Direction::ClientToServer, what)).await;
         }
         if let Some(what) = flow.upstream.ambiguous() {

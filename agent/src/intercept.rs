@@ -265,9 +265,12 @@ impl Interceptor {
         };
         let share = self.gate.shares.of(origin.cgroup_id);
         let (interceptor, namespace, tasks) = (self.clone(), namespace.clone(), &self.gate.tasks);
-        if let Some(room) = share.flow() {
+        // A place first: a turn is not to be taken for nothing.
+        if let Some(room) = share.flow()
+            && let Some(turn) = share.calm().turn()
+        {
             return tasks.spawn_closing(async move {
-                interceptor.flow(stream, namespace, origin, share, dialled).await;
+                interceptor.flow((stream, turn), namespace, origin, share, dialled).await;
                 drop(room);
             });
         }

@@ -2,6 +2,8 @@
 //! kept in memory. No job gets more than half of any, so one that takes all it can leaves room for others. A job is
 //! known by the cgroup that the kernel saw it in.
 
+mod calm;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -11,6 +13,8 @@ use crate::config::Limits;
 use crate::gate::MAX_SESSIONS;
 use crate::ledger::MAX_OPEN_RECORDS;
 
+pub use calm::{Calm, FORGIVEN_AFTER, Turn};
+
 /// All that there is to share.
 #[derive(Debug)]
 pub struct Shares {
@@ -19,7 +23,7 @@ pub struct Shares {
     jobs: Mutex<HashMap<u64, Weak<Share>>>,
 }
 
-/// What one job may take, and what it has taken.
+/// What one job may take, what it has taken, and how long it has to wait if it misbehaves.
 #[derive(Debug)]
 pub struct Share {
     flows: Pool,
@@ -27,6 +31,7 @@ pub struct Share {
     holds: Pool,
     sessions: Pool,
     bytes: Pool,
+    calm: Calm,
 }
 
 /// Places taken out of a share, until this is dropped.
@@ -69,6 +74,7 @@ impl Shares {
             holds: pool(holds),
             sessions: pool(MAX_SESSIONS),
             bytes: pool(bytes),
+            calm: Calm::default(),
         };
         Self { most, all, jobs: Mutex::default() }
     }
@@ -95,6 +101,7 @@ impl Shares {
             holds: half(&self.all.holds, self.most.holds),
             sessions: half(&self.all.sessions, MAX_SESSIONS),
             bytes: half(&self.all.bytes, self.most.bytes),
+            calm: Calm::default(),
         });
         jobs.insert(cgroup, Arc::downgrade(&share));
         share
@@ -120,6 +127,11 @@ impl Share {
     /// Room for what is known of a session.
     pub fn session(&self) -> Option<Taken> {
         self.sessions.take(1).map(Taken)
+    }
+
+    /// What becomes of the job's connections after a flood.
+    pub fn calm(&self) -> &Calm {
+        &self.calm
     }
 
     /// Room for content in memory: none yet.

@@ -24,7 +24,8 @@ pub const ATTACKS: [&str; 6] =
 const START: Duration = Duration::from_secs(60);
 const WINDOW: Duration = Duration::from_secs(120);
 
-const ATTACKER: &str = include_str!("../clients/attack.py");
+/// A program in Python: an attack's name and a port are its arguments.
+pub const ATTACKER: &str = include_str!("../clients/attack.py");
 const STEADY: &str = include_str!("../clients/steady.py");
 
 /// An agent without a collector, whose work would be measured too, a server of HTTP/2 for each of two jobs.
@@ -94,14 +95,14 @@ impl Scene {
     }
 
     /// Runs one of the clients.
-    fn job(&mut self, good: bool, script: &str, arguments: &[&str]) -> Result<Job> {
+    fn job(&mut self, attacks: Option<&Cgroup>, script: &str, arguments: &[&str]) -> Result<Job> {
         self.jobs += 1;
         let mut command: Vec<OsString> = vec![self.setup.python().into(), "-c".into(), script.into()];
         command.extend(arguments.iter().map(Into::into));
         let trust = self.agent.trust();
         let plan = JobPlan {
             setup: &self.setup,
-            cgroup: if good { &self.good } else { &self.bad },
+            cgroup: attacks.unwrap_or(&self.good),
             folder: self.folder.path(),
             name: format!("job-{}", self.jobs),
             trust: Some(trust),
@@ -145,7 +146,7 @@ impl Scene {
     /// The times of so many of the good client's calls, in microseconds.
     pub fn window(&mut self, calls: usize) -> Result<Vec<u64>> {
         let (port, calls) = (self.ports[0].to_string(), calls.to_string());
-        let mut job = self.job(true, STEADY, &[&port, &calls])?;
+        let mut job = self.job(None, STEADY, &[&port, &calls])?;
         let exit = job.wait(WINDOW)?;
         ensure!(exit.success(), "the good client failed: {}", job.stderr()?);
         serde_json::from_str(&job.stdout()?).context("the good client's times")
@@ -154,7 +155,9 @@ impl Scene {
     /// The same while an attack goes on.
     pub fn window_with(&mut self, attack: &str, calls: usize) -> Result<Vec<u64>> {
         let port = self.ports[1].to_string();
-        let mut attacker = self.job(false, ATTACKER, &[attack, &port])?;
+        // A job of its own, which nobody knows anything of.
+        let bad = self.bad.child(&format!("{attack}-{}", self.jobs))?;
+        let mut attacker = self.job(Some(&bad), ATTACKER, &[attack, &port])?;
         until("the attack to begin", START, || {
             ensure!(attacker.ended()?.is_none(), "{attack} ended: {}", attacker.stderr()?);
             Ok(attacker.stdout()?.contains("ready").then_some(()))
@@ -164,10 +167,10 @@ impl Scene {
         drop(attacker);
         // It was a child of the worker's.
         until("the attackers to be gone", START, || {
-            for pid in self.bad.pids()? {
+            for pid in bad.pids()? {
                 let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
             }
-            Ok(self.bad.pids()?.is_empty().then_some(()))
+            Ok(bad.pids()?.is_empty().then_some(()))
         })?;
         Ok(times)
     }

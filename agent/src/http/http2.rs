@@ -44,6 +44,11 @@ fn reason_of(error: &(dyn Error + 'static)) -> Reason {
     Reason::INTERNAL_ERROR
 }
 
+/// Whether the other side was thrown out for sending more of what costs it nothing than anybody needs.
+pub(super) fn is_flood(error: &h2::Error) -> bool {
+    error.is_library() && error.is_go_away() && error.reason() == Some(Reason::ENHANCE_YOUR_CALM)
+}
+
 /// What the other side sent that `h2` refused, if that is why there is an error.
 fn refused(error: &h2::Error) -> Option<Ambiguous> {
     let reason = error.reason().filter(|_| error.is_library())?;

@@ -20,7 +20,7 @@ use super::MAX_HEAD;
 use super::body::{Body, BodyError, full};
 use super::guarded::{Guard, Guarded};
 use super::head::takes_events;
-use super::http2::{Accepting, Asked, answer};
+use super::http2::{Accepting, Asked, answer, is_flood};
 use super::received::Received;
 use crate::tasks::Tasks;
 use crate::tls::Protocol;
@@ -38,7 +38,20 @@ pub enum Served {
     /// What came could be read in two ways, and was refused. Over HTTP/1.1 nothing came behind it; over HTTP/2 it is the first of what
     /// was refused, and other streams may have gone on.
     Ambiguous(Ambiguous),
+    /// The client was thrown out, since it sent a flood of what costs it nothing; and what before could be read in two ways.
+    Flooded(Option<Ambiguous>),
     Broken,
+}
+
+impl Served {
+    /// What could be read in two ways, if anything could.
+    pub fn ambiguous(self) -> Option<Ambiguous> {
+        match self {
+            Served::Ambiguous(what) => Some(what),
+            Served::Flooded(what) => what,
+            Served::Closed | Served::Unreadable | Served::Broken => None,
+        }
+    }
 }
 
 /// What a client has to keep to.
@@ -139,7 +152,10 @@ where
 {
     let mut connection = Accepting::new(client);
     let served = exchanges_beside(&mut connection, manners, tasks, exchange).await;
-    connection.ambiguous().map_or(served, Served::Ambiguous)
+    match (served, connection.ambiguous()) {
+        (Served::Flooded(_), what) => Served::Flooded(what),
+        (served, what) => what.map_or(served, Served::Ambiguous),
+    }
 }
 
 async fn exchanges_beside<S, A, E>(
@@ -167,6 +183,7 @@ where
         tokio::select! {
             asked = connection.next() => match asked {
                 Some(Ok(asked)) => begin(asked),
+                Some(Err(error)) if is_flood(&error) => return Served::Flooded(None),
                 Some(Err(_)) => return Served::Broken,
                 None => return Served::Closed,
             },

@@ -28,7 +28,7 @@ use crate::gate::{Broken, Flow, Server};
 use crate::http::{Beginning, Dialled, Redial, Served, Shelf, ShelfKey, Upstream, serve};
 use crate::kernel::{Destination, Origin};
 use crate::netns::Namespace;
-use crate::share::Share;
+use crate::share::{FORGIVEN_AFTER, Share, Turn};
 use crate::tls::{
     ClientHello, Offer, Protocol, Replayed, Scope, Sniffed, Spoken, Unreadable, UpstreamError, sniff,
 };
@@ -86,7 +86,7 @@ impl Interceptor {
     /// Serves one connection to its end, and records it.
     pub(super) async fn flow(
         self: Arc<Self>,
-        stream: TcpStream,
+        (stream, turn): (TcpStream, Turn),
         namespace: Arc<Namespace>,
         origin: Origin,
         share: Arc<Share>,
@@ -98,7 +98,7 @@ impl Interceptor {
         *opening.dialled() = dialled;
         let ending = tokio::select! {
             biased;
-            ending = self.serve(stream, &opening) => ending,
+            ending = self.serve((stream, turn), &opening) => ending,
             () = self.gate.tasks.over() => self.refused(&opening, None, FlowEnd::Broken),
         };
         Box::pin(self.record(opening, ending)).await;
@@ -141,9 +141,10 @@ impl Interceptor {
         }
     }
 
-    async fn serve(self: &Arc<Self>, stream: TcpStream, opening: &Opening) -> Ending {
+    async fn serve(self: &Arc<Self>, (stream, turn): (TcpStream, Turn), opening: &Opening) -> Ending {
         let (address, port) = (opening.destination.ip(), opening.destination.port());
         let _ = stream.set_nodelay(true);
+        turn.come().await;
         if opening.namespace.leads_to_weir(opening.destination, &self.own_ports) {
             // The hooks refuse these by the loopback addresses; the host has others.
             reset(&stream);
@@ -338,18 +339,18 @@ impl Interceptor {
         also.push(opening.destination.ip().to_string());
         let server = Server { name, also, record: record.clone() };
         let spoken = offer.taken(protocol);
-        let (treatment, end) = match Box::pin(self.greet(client, proven.name.name(), spoken.by_client)).await
-        {
-            Ok(client) => {
-                let redial = self.redial_tls(opening, wanted, protocol);
-                self.exchanges(client, upstream, (redial, Some(shelf)), spoken, server, opening).await
-            }
-            Err(error) => {
-                tracing::warn!(server = server.name, %error, "a client's handshake failed");
-                (Treatment::Terminated, FlowEnd::ClientHandshake)
-            }
-        };
-        Ending { server: record, sni, treatment, end, reason: FlowReason::None }
+        let (treatment, end, reason) =
+            match Box::pin(self.greet(client, proven.name.name(), spoken.by_client)).await {
+                Ok(client) => {
+                    let redial = self.redial_tls(opening, wanted, protocol);
+                    self.exchanges(client, upstream, (redial, Some(shelf)), spoken, server, opening).await
+                }
+                Err(error) => {
+                    tracing::warn!(server = server.name, %error, "a client's handshake failed");
+                    (Treatment::Terminated, FlowEnd::ClientHandshake, FlowReason::None)
+                }
+            };
+        Ending { server: record, sni, treatment, end, reason }
     }
 
     async fn terminate_plain(
@@ -376,9 +377,9 @@ impl Interceptor {
         // Whoever speaks HTTP/2 without having asked knows that the server does.
         let spoken = Spoken { by_client: protocol, by_server: protocol };
         let upstream = Beginning::Dialled(Dialled { stream: Box::new(upstream), proven: None });
-        let (treatment, end) =
+        let (treatment, end, reason) =
             self.exchanges(client, upstream, (redial, None), spoken, server, opening).await;
-        Ending { server: record, sni: None, treatment, end, reason: FlowReason::None }
+        Ending { server: record, sni: None, treatment, end, reason }
     }
 
     /// Speaks HTTP with the client until one side closes; each exchange is the gate's.
@@ -390,7 +391,7 @@ impl Interceptor {
         spoken: Spoken,
         server: Server,
         opening: &Opening,
-    ) -> (Treatment, FlowEnd)
+    ) -> (Treatment, FlowEnd, FlowReason)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -398,7 +399,7 @@ impl Interceptor {
         let (id, caller, share) = (opening.id.clone(), opening.caller.clone(), opening.share.clone());
         let upstream = Upstream::new(id.clone(), first, spoken, more, self.gate.tasks.clone());
         let Ok(upstream) = Box::pin(upstream).await else {
-            return (Treatment::Terminated, FlowEnd::UpstreamUnreachable);
+            return (Treatment::Terminated, FlowEnd::UpstreamUnreachable, FlowReason::None);
         };
         let flow = Arc::new(Flow { id, caller, server, upstream, share, tunnels: TaskTracker::new() });
         let client = Watch::counting(client, opening.watched.clone());
@@ -422,7 +423,14 @@ impl Interceptor {
         let end = match served {
             Served::Closed => FlowEnd::Closed,
             Served::Unreadable | Served::Ambiguous(_) => FlowEnd::Unreadable,
-            Served::Broken => FlowEnd::Broken,
+            Served::Broken | Served::Flooded(_) => FlowEnd::Broken,
+        };
+        let reason = match served {
+            Served::Flooded(_) => {
+                self.calm_down(&flow.share);
+                FlowReason::Flooded
+            }
+            _ => FlowReason::None,
         };
         gate.note_framing(&flow, served).await;
         flow.tunnels.close();
@@ -431,7 +439,20 @@ impl Interceptor {
         if flow.upstream.has_borrowed() {
             opening.borrowed.store(true, Ordering::Relaxed);
         }
-        (treatment, end)
+        (treatment, end, reason)
+    }
+
+    /// The job's next connections wait, also if it has no other now.
+    fn calm_down(&self, share: &Arc<Share>) {
+        share.calm().flooded();
+        let (share, tasks) = (share.clone(), self.gate.tasks.clone());
+        self.gate.tasks.spawn(async move {
+            tokio::select! {
+                () = tokio::time::sleep(FORGIVEN_AFTER) => {}
+                () = tasks.retiring() => {}
+            }
+            drop(share);
+        });
     }
 
     fn refused(&self, opening: &Opening, sni: Option<String>, end: FlowEnd) -> Ending {

@@ -211,6 +211,8 @@ labels! {
         Bypass = "bypass",
         /// The client speaks nothing inside TLS that Weir can read.
         NoProtocol = "no_protocol",
+        /// The client sent more of what costs it nothing than anybody needs (requests taken back, parts of one head), and was thrown out.
+        Flooded = "flooded",
     }
 
     /// What the kernel's hooks decided about a connect, in the order of their numbers: each connect of a selected

@@ -127,14 +127,15 @@ pub fn goals(cells: &Cells, masking: &Value, rows: &Value) -> Vec<Goal> {
     ]
 }
 
-const PER_CALL: &str = "A profile of the calls under best_effort has no one place that is slow. A quarter of the agent's CPU is that of the \
-    thread that writes the log. Of the threads that carry calls, a quarter is the kernel's (sending, receiving, waking), a sixth malloc, free and \
-    memcpy, an eighth HTTP (hyper, and the parser before it that looks for ambiguous framing), a ninth TLS, a twelfth the runtime, and masking, \
-    JSON, and the gate's own code 5 to 6% each. An exchange is answered in its connection's own task, which drives the server's connection, too. \
-    What would mend it: another allocator (mimalloc in the system's place took 10 to 30% off a call's time, and added 45 MiB and more with 1,000 \
-    connections); one reader of heads instead of two, which hyper's parser does not let itself be made; and the caller, the same for all calls \
-    of a connection, is written anew in each intent: an event for the connection, to which calls refer, would take it away, and is a change of \
-    the record's form.";
+const PER_CALL: &str = "A profile of the calls under best_effort has no one place that is slow: its first is 8% (waking whom the kernel \
+    has something for), and only four are above 3%. The thread that writes the log takes an eighth to a quarter of the agent's CPU. Of the threads \
+    that carry calls, a quarter to two fifths is the kernel's (sending, receiving, waking, and switching between programs that share two \
+    processors), a sixth malloc, free and memcpy, an eighth HTTP (hyper, and the parser before it that looks for ambiguous framing), a ninth TLS, \
+    a twelfth the runtime, and masking, JSON, and the gate's own code 5 to 6% each. An exchange is answered in its connection's own task, which \
+    drives the server's connection, too. What would mend it: another allocator (jemalloc and tcmalloc took a tenth off a call's CPU, and added 5 \
+    to 20 MiB with 1,000 connections, mimalloc 45 and more); one reader of heads instead of two, which hyper's parser does not let itself be \
+    made; and the caller, the same for all calls of a connection, is written anew in each intent: an event for the connection, to which calls \
+    refer, would take it away, and is a change of the record's form.";
 const STRICT_RATE: &str = "Under `strict` each call waits for its intent's sync, so that 32 connections make no more calls a \
     second than 32 in the time of one sync of this disk: compare with `best_effort`, which differs in nothing else. A disk with a \
     write cache that survives a power cut mends it; so do more connections.";
@@ -153,15 +154,15 @@ const LARGE_ANSWERS: &str = "An answer of 1 MiB is read whole and parsed, its fi
     limits, what the result says), 18% in the digest, 8% in memcpy, 5% on the thread that writes the log; 9% were a copy as text that nobody \
     needed, and is no longer made. What would mend more: one pass for the three.";
 const EVENT_STREAMS: &str = "Each event is a message: it is parsed, masked and recorded by itself, twenty for each call here, where other \
-    proxies pass on bytes. Events that are there together go out together, and none is held back for another. A profile has a third of the \
-    agent's CPU on the thread that writes the log (canonical JSON, SHA-256, CRC); over all threads a fifth is malloc and free, 5% memcpy, 4% \
-    SHA-256, 3% masking and 2% parsing. The profile is older than the log's waiting for more, which \
-    saves a wake for each. What would mend more: events of one read handed to the writer of the log together, which would save a place in the \
-    queue for each, and a record of an event whose texts lie in one buffer.";
+    proxies pass on bytes. Events that are there together go out together, and none is held back for another. A profile has a fifth to a third of \
+    the agent's CPU on the thread that writes the log (canonical JSON, SHA-256, CRC); over all threads a fifth is malloc and free, 4% memcpy, \
+    5% SHA-256 (half of it by the shipper, which proves each segment), 3% masking and 2% parsing; a quarter is the kernel's. How far Envoy is \
+    ahead depends on the machine: the dearer its system calls are, the less. What would mend more: events of one read handed to the writer of \
+    the log together, which would save a place in the queue for each, and a record of an event whose texts lie in one buffer.";
 const MEMORY: &str = "A client's connection that idles has none to its server: between exchanges those wait for all flows of their job, 64 for one \
-    server at most. The allocator has two arenas. What is left of a connection are 16 KiB in two buffers of hyper's, which has them of one size \
-    whatever is in them, 4 KiB of rustls', and its task; about 30 MiB are there without any. What would mend the rest: HTTP/1.1 with buffers \
-    that go when they are empty.";
+    server at most. The allocator has two arenas, and gives pages back when no connection is open; about 20 MiB are there without any. What a \
+    connection keeps are 16 KiB in two buffers of hyper's, which has them of one size whatever is in them, 4 KiB of rustls', 4 KiB more of both \
+    and of the ciphers, and 6 KiB of its task. What would mend the rest: HTTP/1.1 with buffers that go when they are empty.";
 const MASKING: &str = "Not profiled. A text that holds a secret in each member pays for the pseudonyms: one HMAC-SHA-256 for each secret.";
 const ROWS: &str = "A row is made of an event that is read, proven canonical by writing it again, and hashed for its leaf. A profile has a \
     quarter of the time in SHA-256, a fifth in finding where texts end or have escapes (once in reading, once in writing), a tenth in memmove, a tenth \
