@@ -45,7 +45,7 @@ pub(super) struct Opening {
     caller: Arc<Caller<Masked<String>>>,
     pub(super) watched: Arc<Watched>,
     started: Instant,
-    share: Arc<Share>,
+    pub(super) share: Arc<Share>,
     /// It used a server's connection that another flow had dialled.
     borrowed: AtomicBool,
     /// The connection to the server that was made while the client waited, until it is used.
@@ -427,7 +427,7 @@ impl Interceptor {
         };
         let reason = match served {
             Served::Flooded(_) => {
-                self.calm_down(&flow.share);
+                self.calm_down(flow.share.clone());
                 FlowReason::Flooded
             }
             _ => FlowReason::None,
@@ -443,9 +443,9 @@ impl Interceptor {
     }
 
     /// The job's next connections wait, also if it has no other now.
-    fn calm_down(&self, share: &Arc<Share>) {
+    pub(super) fn calm_down(&self, share: Arc<Share>) {
         share.calm().flooded();
-        let (share, tasks) = (share.clone(), self.gate.tasks.clone());
+        let tasks = self.gate.tasks.clone();
         self.gate.tasks.spawn(async move {
             tokio::select! {
                 () = tokio::time::sleep(FORGIVEN_AFTER) => {}

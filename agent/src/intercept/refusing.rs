@@ -10,7 +10,7 @@ use super::Interceptor;
 use super::flow::Opening;
 use super::relay::Watch;
 use crate::gate::Refusal;
-use crate::http::serve;
+use crate::http::{Served, serve};
 use crate::tls::{Offer, Protocol, Replayed, UpstreamError};
 
 impl Interceptor {
@@ -42,6 +42,9 @@ impl Interceptor {
             async move { gate.answer_untrusted(&refusal, request).await }
         };
         let served = serve(client, self.manners(offer.own()), &gate.tasks, exchange).await;
+        if let Served::Flooded(_) = served {
+            self.calm_down(opening.share.clone());
+        }
         tracing::debug!(?served, "a client was told why its server is refused");
     }
 
